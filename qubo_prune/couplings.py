@@ -1,0 +1,132 @@
+"""How a swap kernel reads Q: rows of couplings on demand, for many problems at once.
+
+A kernel works on the *flip cost* ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j``, what pruning i adds to
+the energy given all the others; restoring a pruned i changes it by ``-K_i``. Exchanging kept u
+with pruned p changes the energy by ``K_u - K_p - 2 Q_up``, and pruning or restoring any i moves
+the other costs by ``+- 2 Q_ij``.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qubo_prune.problem import BlockBatch, FactorForm
+
+
+class Couplings(abc.ABC):
+    """Read access to ``2 Q`` of r problems with n variables each."""
+
+    @abc.abstractmethod
+    def rows(self, chosen: Int[Tensor, " r"], out: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """``2 Q[i, :]`` for one variable i per problem, written to ``out``; entry i is undefined."""
+
+    @abc.abstractmethod
+    def pairs(self, first: Int[Tensor, "r a"], second: Int[Tensor, "r b"]) -> Float[Tensor, "r a b"]:
+        """``2 Q_ij`` for lists of variables per problem."""
+
+    @abc.abstractmethod
+    def listed(self, first: Int[Tensor, " p"], second: Int[Tensor, " p"]) -> Float[Tensor, "r p"]:
+        """``2 Q_ij`` along one list of pairs ``(i, j)``, the same for all problems."""
+
+    @abc.abstractmethod
+    def take(self, rows: Tensor) -> Couplings:
+        """The same for some of the problems (positions or a bool mask)."""
+
+
+class SharedCouplings(Couplings):
+    """``2 Q_ij = u_i H_ij u_j`` with one H for all rows: nothing of size n x n per row."""
+
+    def __init__(self, hessian: Tensor, values: Tensor) -> None:
+        self._hessian, self._values = hessian, values
+
+    def rows(self, chosen: Tensor, out: Tensor) -> Tensor:
+        torch.index_select(self._hessian, 0, chosen, out=out)
+        return out.mul_(self._values).mul_(self._values.gather(1, chosen[:, None]))
+
+    def pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        u, v = self._values.gather(1, first), self._values.gather(1, second)
+        return self._hessian[first[:, :, None], second[:, None, :]].mul_(u[:, :, None]).mul_(v[:, None, :])
+
+    def listed(self, first: Tensor, second: Tensor) -> Tensor:
+        return self._values[:, first].mul_(self._values[:, second]).mul_(self._hessian[first, second])
+
+    def take(self, rows: Tensor) -> SharedCouplings:
+        return SharedCouplings(self._hessian, self._values[rows])
+
+
+class DenseCouplings(Couplings):
+    """A matrix ``2 Q`` per problem; ``take`` copies no matrix."""
+
+    def __init__(self, doubled: Tensor, index: Tensor | None = None) -> None:
+        self._doubled = doubled
+        self._index = torch.arange(len(doubled), device=doubled.device) if index is None else index
+
+    def rows(self, chosen: Tensor, out: Tensor) -> Tensor:
+        return out.copy_(self._doubled[self._index, chosen])
+
+    def pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        return self._doubled[self._index[:, None, None], first[:, :, None], second[:, None, :]]
+
+    def listed(self, first: Tensor, second: Tensor) -> Tensor:
+        return self._doubled[self._index[:, None], first[None, :], second[None, :]]
+
+    def take(self, rows: Tensor) -> DenseCouplings:
+        return DenseCouplings(self._doubled, self._index[rows])
+
+
+class FactorCouplings(Couplings):
+    """One problem in factor form, ``2 Q_ij = 2 F_i . F_j`` off the diagonal."""
+
+    def __init__(self, factor: Tensor) -> None:
+        self._factor = factor
+
+    def rows(self, chosen: Tensor, out: Tensor) -> Tensor:
+        return torch.mul(self._factor[chosen] @ self._factor.T, 2, out=out)
+
+    def pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        return 2 * self._factor[first] @ self._factor[second].transpose(1, 2)
+
+    def listed(self, first: Tensor, second: Tensor) -> Tensor:
+        return 2 * (self._factor[first] * self._factor[second]).sum(1)[None, :]
+
+    def take(self, rows: Tensor) -> FactorCouplings:
+        return self
+
+
+def of_batch(
+    batch: BlockBatch, x: Bool[Tensor, "r n"], dtype: torch.dtype
+) -> tuple[Couplings, Float[Tensor, "r n"], Float[Tensor, " r"]]:
+    """Couplings, flip costs ``K`` at x, and each row's mean ``|1/2 u_i^2 H_ii|``, all in ``dtype``.
+
+    Everything is divided by one common scale, so that very large or small Hessians neither
+    overflow nor vanish in single precision; the argmin of a swap is unchanged.
+    """
+    u = batch.values
+    diagonal = batch.hessian.diagonal(dim1=-2, dim2=-1)
+    own = u * u * diagonal / 2
+    costs = batch.linear + u * batch.times_hessian(u * x) + own * (1 - 2 * x.to(own.dtype))
+    scale = float(costs.abs().max()) if costs.numel() else 1.0
+    scale = scale if scale > 0 else 1.0
+    hessian = (batch.hessian / scale).to(dtype)
+    u = u.to(dtype)
+    couplings: Couplings
+    if batch.shared:
+        couplings = SharedCouplings(hessian, u)
+    else:
+        couplings = DenseCouplings(hessian.mul_(u[:, :, None]).mul_(u[:, None, :]))
+    return couplings, (costs / scale).to(dtype), (own.abs().mean(1) / scale).to(dtype)
+
+
+def of_factor(
+    form: FactorForm, x: Bool[Tensor, "1 n"]
+) -> tuple[Couplings, Float[Tensor, "1 n"], Float[Tensor, " 1"]]:
+    """The same for one problem in factor form, in float64."""
+    factor, diagonal = torch.tensor(form.factor), torch.tensor(form.diagonal)
+    point = x[0].to(factor.dtype)
+    own = (factor * factor).sum(1)
+    costs = diagonal + own + 2 * (factor @ (factor.T @ point) - own * point)
+    return FactorCouplings(factor), costs[None, :], (diagonal + own).abs().mean()[None]

@@ -1,0 +1,289 @@
+"""Block coordinate descent on one layer: select, emit, solve, verify, accept, merge; then swaps.
+
+Every row of a layer takes its blocks one after another, each block seeing the rest of its row
+through its linear term; the rows advance together. The layer's energy
+``1/2 tr((W*x) H (W*x)')``, the mean squared output error of the masked layer, never rises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qubo_prune.construction import forward_selection
+from qubo_prune.dispatch import solve_batch
+from qubo_prune.hessian import Gram
+from qubo_prune.layer_state import LayerState
+from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.registry import make_solver
+from qubo_prune.scores import score
+from qubo_prune.selection import borderline_groups, borderline_weights
+from qubo_prune.solver import BatchRequest, BatchResult, Deadline, Solver, derive_seed
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Settings of the descent.
+
+    Attributes:
+        solver: decides the blocks.
+        block_size: weights per block, half of them kept and half pruned.
+        max_sweeps: most blocks a row takes before the whole-row swaps.
+        patience: a row leaves the sweeps after so many blocks in turn that brought nothing; after
+            the first of them its blocks are drawn at random from a wider pool.
+        row_swaps: finish with best swaps over whole rows.
+        seed: of the solver and of random draws.
+    """
+
+    solver: Solver
+    block_size: int = 64
+    max_sweeps: int = 12
+    patience: int = 1
+    row_swaps: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TracePoint:
+    """Progress of a layer: seconds since its descent began, its energy, blocks accepted so far."""
+
+    seconds: float
+    energy: float
+    accepted: int
+
+
+@dataclass(frozen=True, eq=False)
+class DescentResult:
+    """The best mask found and how it came about.
+
+    Attributes:
+        keep: the keep mask.
+        steps: blocks solved (a whole row at the end counts as one).
+        accepted: blocks that lowered the energy.
+        kept_start: why other blocks stayed as they were, as sentences, each with its number.
+        stopped_early: the time budget ended the descent.
+        trace: the energy after each sweep.
+    """
+
+    keep: Bool[Tensor, "d_out d_in"]
+    steps: int
+    accepted: int
+    seconds: float
+    stopped_early: bool
+    kept_start: dict[str, int] = field(default_factory=dict)
+    trace: tuple[TracePoint, ...] = ()
+
+
+def warm_start(
+    kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, pattern: Pattern, density: float, seed: int
+) -> Bool[Tensor, "d_out d_in"]:
+    """A keep mask with exact counts: by a score of :mod:`scores`, or ``greedy`` forward selection.
+
+    ``greedy`` prunes, row by row, the weight that costs least given those pruned before; with the
+    pattern ``layer`` the rows' shares come from Wanda.
+    """
+    keep = keep_highest(score("wanda" if kind == "greedy" else kind, weight, gram, seed), pattern, density)
+    if kind != "greedy":
+        return keep
+    state = LayerState(weight, gram, keep, pattern)
+    state.pruned = forward_selection(state.emit_whole(_everything(state)))
+    return state.keep_mask()
+
+
+def descend(
+    weight: Float[Tensor, "d_out d_in"],
+    gram: Gram,
+    keep: Bool[Tensor, "d_out d_in"],
+    pattern: Pattern,
+    settings: Descent,
+    deadline: Deadline | None = None,
+) -> DescentResult:
+    """Improve a layer's keep mask; every group keeps the count that ``keep`` gives it.
+
+    Args:
+        weight: dense weights.
+        gram: the local Hessian of the layer's inputs.
+        keep: the warm start.
+        pattern: where counts must hold.
+        settings: solver, block size, limits.
+        deadline: anytime limit; the best mask so far is returned when it expires.
+    """
+    return _Run(LayerState(weight, gram, keep, pattern), pattern, settings, deadline or Deadline(None)).result()
+
+
+def _everything(state: LayerState) -> Int[Tensor, " r"]:
+    return torch.arange(len(state.weight), device=state.weight.device)
+
+
+class _Run:
+    """One descent: the layer's state, and the ledger of what was tried."""
+
+    def __init__(self, state: LayerState, pattern: Pattern, settings: Descent, deadline: Deadline) -> None:
+        self._state, self._pattern, self._settings, self._deadline = state, pattern, settings, deadline
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._began = time.perf_counter()
+        self._steps = self._accepted = self._calls = 0
+        self._kept_start: Counter[str] = Counter()
+        self._trace = [TracePoint(0.0, state.energy(), 0)]
+
+    def result(self) -> DescentResult:
+        """Run to the end or to the deadline."""
+        self._sweeps()
+        if self._settings.row_swaps:
+            self._row_swaps(_everything(self._state))
+        if self._pattern.name == "layer":
+            self._exchange_between_rows()
+        return DescentResult(
+            self._state.keep_mask(),
+            self._steps,
+            self._accepted,
+            time.perf_counter() - self._began,
+            self._deadline.expired,
+            dict(self._kept_start),
+            tuple(self._trace),
+        )
+
+    def _sweeps(self) -> None:
+        """Give every active row one block after another until none improves."""
+        active = _everything(self._state)
+        misses = torch.zeros(len(active), dtype=torch.long, device=active.device)
+        for _ in range(self._settings.max_sweeps):
+            if not len(active) or self._deadline.expired:
+                break
+            for rows in active.split(self._rows_per_batch()):
+                improved = self._sweep(rows, misses[rows])
+                misses[rows] = torch.where(improved, 0, misses[rows] + 1)
+                if self._deadline.expired:
+                    break
+            active = active[misses[active] < self._settings.patience]
+            self._note_progress()
+
+    def _rows_per_batch(self) -> int:
+        """Rows whose blocks fit the processor's cache (a GPU takes far more)."""
+        entries = 2**21 if self._state.weight.device.type == "cpu" else 2**28
+        return max(16, entries // self._settings.block_size**2)
+
+    def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"]) -> Bool[Tensor, " r"]:
+        """Solve one block in each of some rows; which of them improved."""
+        improved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        kinds = self._state.pruned[rows].sum(1)
+        half, d = self._settings.block_size // 2, self._state.weight.shape[1]
+        # blocks of one batch have one shape; rows that are nearly dense or empty go apart
+        short = torch.minimum(kinds, d - kinds) < half
+        for part in (~short, short):
+            movable = part & (kinds > 0) & (kinds < d)
+            if movable.any():
+                improved[movable] = self._solve_blocks(rows[movable], misses[movable], kinds[movable])
+        return improved
+
+    def _solve_blocks(
+        self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Int[Tensor, " r"]
+    ) -> Bool[Tensor, " r"]:
+        state, size = self._state, self._settings.block_size
+        costs, pruned = state.flip_costs(rows), state.pruned[rows]
+        if state.groups is not None:
+            count = min(size // self._pattern.of, len(state.groups))
+            if count == 0:
+                return torch.zeros_like(rows, dtype=torch.bool)
+            columns = borderline_groups(costs, pruned, state.groups, count, misses, self._generator)
+            labels = torch.arange(count, device=rows.device).repeat_interleave(self._pattern.of)
+        else:
+            kept_side = min(size // 2, int((state.weight.shape[1] - num_pruned).min()))
+            pruned_side = min(size - size // 2, int(num_pruned.min()))
+            columns = borderline_weights(costs, pruned, kept_side, pruned_side, misses, self._generator)
+            labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=rows.device)
+        start = pruned.gather(1, columns)
+        request = BatchRequest(
+            state.emit(rows, columns, labels), start, self._next_seed(), self._deadline.remaining
+        )
+        answer = self._accept(solve_batch(self._settings.solver, request))
+        changed = (answer.assignments != start).any(1)
+        state.move(rows[changed], pruned.scatter(1, columns, answer.assignments)[changed])
+        return changed
+
+    def _next_seed(self) -> int:
+        self._calls += 1
+        return derive_seed(self._settings.seed, self._calls)
+
+    def _accept(self, answer: BatchResult) -> BatchResult:
+        """Book a verified answer."""
+        assert answer.change is not None  # dispatch fills it in
+        self._steps += len(answer.change)
+        self._accepted += int((answer.change < 0).sum())
+        self._kept_start.update(
+            f"{status.value} ({detail})" if detail else status.value for status, detail in answer.failures.values()
+        )
+        return answer
+
+    def _note_progress(self) -> None:
+        self._trace.append(
+            TracePoint(time.perf_counter() - self._began, self._state.energy(), self._accepted)
+        )
+
+    def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
+        """Best swaps over whole rows, from the shared Gram."""
+        if self._deadline.expired or not len(rows):
+            return
+        start = self._state.pruned[rows]
+        request = BatchRequest(
+            self._state.emit_whole(rows), start, self._next_seed(), self._deadline.remaining
+        )
+        answer = self._accept(solve_batch(make_solver("greedy"), request))
+        changed = (answer.assignments != start).any(1)
+        self._state.move(rows[changed], answer.assignments[changed])
+        self._note_progress()
+
+    def _exchange_between_rows(self) -> None:
+        """Move budget from row to row: prune in one, restore in another, while that lowers the energy.
+
+        Rows are not coupled, so exchanges of disjoint pairs of rows add up exactly. Rows that
+        changed are swapped to an optimum of their own again.
+        """
+        state = self._state
+        for _ in range(100):
+            if self._deadline.expired:
+                return
+            costs = state.flip_costs(_everything(state))
+            cost, cheap = costs.masked_fill(state.pruned, torch.inf).min(1)
+            gain, dear = costs.masked_fill(~state.pruned, -torch.inf).max(1)
+            giver, taker = _match_rows(cost, gain, float(state.energy()) * 1e-12)
+            if not len(giver):
+                return
+            rows = torch.cat([giver, taker])
+            columns = torch.cat([cheap[giver], dear[taker]])
+            pruned = state.pruned[rows]
+            pruned[torch.arange(len(rows)), columns] = torch.arange(len(rows), device=rows.device) < len(giver)
+            state.move(rows, pruned)
+            self._steps += len(giver)
+            self._accepted += len(giver)
+            self._row_swaps(rows.sort().values)
+
+
+def _match_rows(
+    cost: Float[Tensor, " r"], gain: Float[Tensor, " r"], least: float
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
+    """Pairs of distinct rows, each row once: the cheapest to prune in with the dearest to restore in."""
+    by_cost, by_gain = cost.argsort(stable=True).tolist(), gain.argsort(descending=True, stable=True).tolist()
+    costs, gains = cost.tolist(), gain.tolist()
+    used: set[int] = set()
+    givers, takers = [], []
+    i = j = 0
+    while i < len(by_cost) and j < len(by_gain):
+        if by_cost[i] in used:
+            i += 1
+        elif by_gain[j] in used or by_gain[j] == by_cost[i]:
+            j += 1
+        elif costs[by_cost[i]] - gains[by_gain[j]] < -least:
+            givers.append(by_cost[i])
+            takers.append(by_gain[j])
+            used.update((by_cost[i], by_gain[j]))
+        else:
+            break
+    return torch.tensor(givers, device=cost.device, dtype=torch.long), torch.tensor(
+        takers, device=cost.device, dtype=torch.long
+    )

@@ -1,0 +1,24 @@
+"""Errors whose message says what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuboPruneError(Exception):
+    """Base class of the errors this package raises on purpose."""
+
+
+class InputError(QuboPruneError, ValueError):
+    """The caller gave something that cannot be used; the command line exits with code 2."""
+
+
+class SolverError(QuboPruneError):
+    """A solver could not be loaded, or answered with something that is not a solution."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for the nearest names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -1,0 +1,92 @@
+"""The state of one layer while its mask is searched: what emission and selection read."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qubo_prune.emission import emit_rows, emit_whole_rows
+from qubo_prune.hessian import Gram
+from qubo_prune.masks import Pattern
+from qubo_prune.problem import BlockBatch
+
+
+class LayerState:
+    """Mask, field and flip costs of a layer, in float64, over the inputs that are alive.
+
+    Inputs that are always zero cost nothing, so warm starts prune them first; they take no part
+    in the search and stay as the warm start left them.
+
+    Attributes:
+        weight: ``(d_out, d)`` dense weights on the d alive inputs.
+        hessian: ``(d, d)``.
+        pruned: ``(d_out, d)`` the current ``x``.
+        field: ``(d_out, d)``, ``(weight * pruned) @ hessian``: the loss gradient with its sign turned.
+        labels: ``(d,)`` group of each column, 0 to num_groups-1.
+        groups: ``(g, m)`` columns of the n:m groups whose inputs are all alive; ``None`` otherwise.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "d_out d_in"],
+        gram: Gram,
+        keep: Bool[Tensor, "d_out d_in"],
+        pattern: Pattern,
+    ) -> None:
+        device, d_in = gram.matrix.device, weight.shape[1]
+        self._keep, self._alive = keep.to(device), (~gram.dead).nonzero()[:, 0]
+        self.weight, self.pruned = weight.to(device, torch.float64), ~self._keep
+        self.hessian, labels = gram.matrix, pattern.labels(d_in).to(device)
+        if len(self._alive) < d_in:
+            self.weight, self.pruned = self.weight[:, self._alive], self.pruned[:, self._alive]
+            self.hessian, labels = self.hessian[self._alive][:, self._alive], labels[self._alive]
+        names, self.labels = torch.unique(labels, return_inverse=True)
+        self.num_groups = len(names)
+        self.groups = _complete_groups(self.labels, pattern.of) if pattern.of else None
+        self._own = self.weight.square() * self.hessian.diagonal() / 2
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Recompute the field from the mask, dropping the rounding of many small updates."""
+        self.field = (self.weight * self.pruned) @ self.hessian
+
+    def energy(self) -> float:
+        """``1/2 tr((W*x) H (W*x)')``, the mean squared output error of the masked layer."""
+        return float((self.weight * self.pruned * self.field).sum() / 2)
+
+    def flip_costs(self, rows: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
+        """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` of whole rows: what pruning i adds."""
+        own = self._own[rows]
+        costs = torch.addcmul(own, self.weight[rows], self.field[rows])
+        return costs.sub_(own.mul_(2).mul_(self.pruned[rows]))
+
+    def emit(self, rows: Int[Tensor, " r"], columns: Int[Tensor, "r n"], labels: Int[Tensor, " n"]) -> BlockBatch:
+        """One block QUBO per row over the given columns, each seeing the rest of its row."""
+        groups = int(labels.max()) + 1
+        return emit_rows(
+            self.weight[rows], self.pruned[rows], self.hessian, self.field[rows], columns, labels, groups
+        )
+
+    def emit_whole(self, rows: Int[Tensor, " r"]) -> BlockBatch:
+        """One problem per row over all its weights, sharing one Hessian."""
+        return emit_whole_rows(
+            self.weight[rows], self.pruned[rows], self.hessian, self.labels, self.num_groups, self.field[rows]
+        )
+
+    def move(self, rows: Int[Tensor, " r"], pruned: Bool[Tensor, "r d"]) -> None:
+        """Set whole rows of the mask and update their field by what changed."""
+        step = self.weight[rows] * (pruned.to(torch.int8) - self.pruned[rows].to(torch.int8))
+        self.field[rows] += step @ self.hessian
+        self.pruned[rows] = pruned
+
+    def keep_mask(self) -> Bool[Tensor, "d_out d_in"]:
+        """The keep mask of the whole layer, dead inputs as they were."""
+        keep = self._keep.clone()
+        keep[:, self._alive] = ~self.pruned
+        return keep
+
+
+def _complete_groups(labels: Int[Tensor, " d"], size: int) -> Int[Tensor, "g m"]:
+    full = torch.bincount(labels) == size
+    return full[labels].nonzero()[:, 0].reshape(-1, size)

@@ -1,0 +1,167 @@
+"""Keep masks (``True`` = keep): patterns with exact counts, and their bit-packed files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from qubo_prune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where the budget is balanced.
+
+    ``row``: every output row holds ``round(density * d_in)`` weights. ``layer``: the whole matrix
+    holds ``round(density * d_out * d_in)``. ``n:m``: every m consecutive weights along d_in hold n.
+    ``round`` is Python's (halves go to the even number).
+    """
+
+    name: str
+    keep: int = 0
+    of: int = 0
+
+    @classmethod
+    def parse(cls, text: str | Pattern) -> Pattern:
+        """Read ``"row"``, ``"layer"`` or ``"n:m"`` such as ``"2:4"``."""
+        if isinstance(text, Pattern):
+            return text
+        if text in ("row", "layer"):
+            return cls(text)
+        match = re.fullmatch(r"(\d+):(\d+)", text)
+        if match is None or not 0 < int(match[1]) <= int(match[2]):
+            raise InputError(
+                f"The pattern {text!r} is not known; use 'row', 'layer' or n:m with 0 < n <= m such as '2:4'."
+            )
+        return cls(text, int(match[1]), int(match[2]))
+
+    def check(self, density: float, name: str = "", d_in: int | None = None) -> None:
+        """Raise :class:`InputError` if the density or a layer's width contradicts the pattern."""
+        if not 0 < density <= 1:
+            raise InputError(
+                f"The density is {density}; it is the kept share and must be above 0 and at most 1, "
+                "for example 0.5 to prune half of the weights."
+            )
+        if self.of and abs(density - self.keep / self.of) > 1e-9:
+            raise InputError(
+                f"The pattern {self.name} keeps {self.keep / self.of:g} of the weights but the density is "
+                f"{density:g}; give density {self.keep / self.of:g} or another pattern."
+            )
+        if self.of and d_in is not None and d_in % self.of:
+            raise InputError(
+                f"The layer {name!r} has {d_in} inputs, which {self.of} does not divide; use another "
+                f"pattern than {self.name} or exclude that layer."
+            )
+
+    def labels(self, d_in: int) -> Int[Tensor, " d_in"]:
+        """Group number of each column within a row (one group for ``row`` and ``layer``)."""
+        return torch.arange(d_in) // (self.of or d_in)
+
+    def num_kept(self, shape: tuple[int, int], density: float) -> int:
+        """The exact number of weights a layer of that shape keeps."""
+        rows, d_in = shape
+        if self.name == "layer":
+            return round(density * rows * d_in)
+        return rows * (d_in // self.of * self.keep if self.of else round(density * d_in))
+
+
+def keep_highest(
+    scores: Float[Tensor, "r d_in"], pattern: Pattern, density: float
+) -> Bool[Tensor, "r d_in"]:
+    """Keep exactly the pattern's count of highest scores; of equal ones the later column stays."""
+    shape = scores.shape
+    if pattern.name == "layer":
+        grouped = scores.reshape(1, -1)
+    else:
+        grouped = scores.reshape(-1, pattern.of or shape[1])
+    per_group = pattern.num_kept((shape[0], shape[1]), density) // len(grouped)
+    order = grouped.argsort(dim=1, stable=True)
+    keep = torch.ones_like(grouped, dtype=torch.bool)
+    keep.scatter_(1, order[:, : grouped.shape[1] - per_group], False)
+    return keep.reshape(shape)
+
+
+class KeepMasks(Mapping[str, Tensor]):
+    """Keep masks by parameter name, held bit-packed (1 bit a weight); items are bool tensors."""
+
+    def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
+        self._packed: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
+        for name, mask in (masks or {}).items():
+            self[name] = mask
+
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        if mask.dtype != torch.bool:
+            raise InputError(f"The mask {name!r} has type {mask.dtype}; masks are bool, True = keep.")
+        self._packed[name] = (tuple(mask.shape), np.packbits(mask.cpu().numpy()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape, packed = self._packed[name]
+        bits = np.unpackbits(packed, count=int(np.prod(shape)))
+        return torch.from_numpy(bits.astype(bool)).reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file of packed bits; shapes stand in its metadata."""
+        from safetensors.numpy import save_file
+
+        shapes = {name: list(shape) for name, (shape, _) in self._packed.items()}
+        metadata = {"format": "qubo_prune.keep_masks.v1", "shapes": json.dumps(shapes)}
+        save_file({name: packed for name, (_, packed) in self._packed.items()}, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> KeepMasks:
+        """Read what :meth:`save` wrote; raises :class:`InputError` if it is not such a file."""
+        from safetensors import SafetensorError, safe_open
+
+        masks = cls()
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != "qubo_prune.keep_masks.v1":
+                    raise InputError(f"{path} holds no keep masks; pass a masks.safetensors of this package.")
+                for name, shape in json.loads(metadata["shapes"]).items():
+                    packed = file.get_tensor(name)
+                    if packed.dtype != np.uint8 or packed.size != (int(np.prod(shape)) + 7) // 8:
+                        raise InputError(f"{path}: mask {name!r} does not fit its shape {shape}.")
+                    masks._packed[name] = (tuple(shape), packed)
+        except FileNotFoundError:
+            raise InputError(f"There is no mask file {path}.") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a readable safetensors file: {error}.") from error
+        return masks
+
+    def apply(self, model: nn.Module) -> None:
+        """Set the pruned weights of a model to zero, in place."""
+        with torch.no_grad():
+            for name, parameter in self._parameters(model):
+                parameter.masked_fill_(~self[name].to(parameter.device), 0)
+
+    def verify(self, model: nn.Module) -> dict[str, int]:
+        """Count, by parameter name, the pruned weights that are not zero; empty if all is well."""
+        wrong = {}
+        for name, parameter in self._parameters(model):
+            count = int(((parameter != 0) & ~self[name].to(parameter.device)).sum())
+            if count:
+                wrong[name] = count
+        return wrong
+
+    def _parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, (shape, _) in self._packed.items():
+            if name not in parameters or tuple(parameters[name].shape) != shape:
+                given = tuple(parameters[name].shape) if name in parameters else "missing"
+                raise InputError(f"The mask {name!r} has shape {shape}, the model's parameter is {given}.")
+            yield name, parameters[name]

@@ -1,0 +1,283 @@
+"""The block QUBO: what a layer emits and what a solver decides.
+
+``x_i = 1`` means *prune* weight i, everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from qubo_prune.errors import InputError
+
+
+def _float64(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Copy ``values`` to a read-only float64 array, refusing what is not finite."""
+    array = np.array(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} holds NaN or infinite values; only finite numbers are allowed.")
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class FactorForm:
+    """``Q = diag(diagonal) + factor @ factor.T`` without the n x n matrix.
+
+    ``diagonal`` has shape ``(n,)``, ``factor`` ``(n, rank)``; both are copied to float64.
+    """
+
+    diagonal: NDArray[np.float64]
+    factor: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "diagonal", _float64(self.diagonal, "FactorForm.diagonal"))
+        object.__setattr__(self, "factor", _float64(self.factor, "FactorForm.factor"))
+        if self.diagonal.ndim != 1 or self.factor.ndim != 2 or len(self.factor) != len(self.diagonal):
+            raise InputError(
+                f"FactorForm got diagonal {self.diagonal.shape} and factor {self.factor.shape}; "
+                "pass shapes (n,) and (n, rank)."
+            )
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class BlockQubo:
+    """Minimise ``E(x) = offset + x' Q x`` over binary x, subject to exact counts.
+
+    ``sum(x[labels == g]) = num_pruned[g]`` for every group g; the groups are disjoint and cover
+    the n variables. Linear terms stand on the diagonal of Q. Energies are in the units of the
+    local Hessian's loss.
+
+    Args:
+        q: ``(n, n)`` matrix or :class:`FactorForm`. An unsymmetric matrix is replaced by
+            ``(Q + Q') / 2``, which has the same energies.
+        num_pruned: how many variables are 1: one integer for a single group, or one per group.
+        offset: constant term of the energy.
+        labels: ``(n,)`` group number of each variable, 0 to g-1; one group if left out.
+
+    Raises:
+        InputError: shapes disagree, values are not finite, or a count cannot be met.
+
+    >>> problem = BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1)
+    >>> problem.energy([1, 0]), problem.energy([0, 1])
+    (1.0, 3.0)
+    """
+
+    q: NDArray[np.float64] | FactorForm
+    num_pruned: tuple[int, ...]
+    offset: float
+    labels: NDArray[np.int64]
+
+    def __init__(
+        self,
+        q: ArrayLike | FactorForm,
+        num_pruned: int | Sequence[int],
+        offset: float = 0.0,
+        labels: ArrayLike | None = None,
+    ) -> None:
+        form = q if isinstance(q, FactorForm) else _symmetric(q)
+        n = len(form.diagonal) if isinstance(form, FactorForm) else len(form)
+        groups = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
+        groups.flags.writeable = False
+        counts = (num_pruned,) if isinstance(num_pruned, (int, np.integer)) else tuple(num_pruned)
+        _check_counts(n, groups, counts)
+        if not np.isfinite(offset):
+            raise InputError(f"offset is {offset}; only a finite number is allowed.")
+        object.__setattr__(self, "q", form)
+        object.__setattr__(self, "num_pruned", tuple(int(m) for m in counts))
+        object.__setattr__(self, "offset", float(offset))
+        object.__setattr__(self, "labels", groups)
+
+    @property
+    def num_variables(self) -> int:
+        """n, the number of weights the block decides."""
+        return len(self.labels)
+
+    @property
+    def num_groups(self) -> int:
+        """How many counts the assignment must meet."""
+        return len(self.num_pruned)
+
+    @cached_property
+    def diagonal(self) -> NDArray[np.float64]:
+        """``Q_ii``, shape ``(n,)``."""
+        if isinstance(self.q, FactorForm):
+            return self.q.diagonal + (self.q.factor**2).sum(axis=1)
+        return np.diagonal(self.q)
+
+    def dense(self) -> NDArray[np.float64]:
+        """Q as an ``(n, n)`` float64 matrix (built on each call for the factor form)."""
+        if isinstance(self.q, FactorForm):
+            return np.diag(self.q.diagonal) + self.q.factor @ self.q.factor.T
+        return self.q
+
+    def energy(self, x: ArrayLike) -> float | NDArray[np.float64]:
+        """``offset + x'Qx`` in float64: a float for one ``(n,)`` x, an array for ``(k, n)``."""
+        points = np.asarray(x, dtype=np.float64)
+        if points.ndim not in (1, 2) or points.shape[-1] != self.num_variables:
+            raise InputError(
+                f"x has shape {points.shape}; pass ({self.num_variables},) or (k, {self.num_variables})."
+            )
+        if isinstance(self.q, FactorForm):
+            projected = points @ self.q.factor
+            quadratic = (points * points) @ self.q.diagonal + (projected * projected).sum(axis=-1)
+        else:
+            quadratic = ((points @ self.q) * points).sum(axis=-1)
+        energies = quadratic + self.offset
+        return float(energies) if points.ndim == 1 else np.asarray(energies)
+
+    def counts(self, x: ArrayLike) -> NDArray[np.int64]:
+        """How many variables of each group are 1 in x ``(n,)``."""
+        chosen = np.asarray(x).astype(bool)
+        return np.bincount(self.labels[chosen], minlength=self.num_groups)
+
+    def is_feasible(self, x: ArrayLike) -> bool:
+        """True if x is binary, has n entries and meets every count."""
+        point = np.asarray(x)
+        if point.shape != (self.num_variables,) or not np.isin(point, (0, 1)).all():
+            return False
+        return bool((self.counts(point) == self.num_pruned).all())
+
+    def __repr__(self) -> str:
+        form = "factor form" if isinstance(self.q, FactorForm) else "dense"
+        count = self.num_pruned[0] if self.num_groups == 1 else f"{self.num_groups} groups"
+        return f"BlockQubo({self.num_variables} variables, prune {count}, {form}, offset {self.offset:.6g})"
+
+
+def _symmetric(q: ArrayLike) -> NDArray[np.float64]:
+    matrix = _float64(q, "Q")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"Q has shape {matrix.shape}; pass a square (n, n) matrix or a FactorForm.")
+    if np.array_equal(matrix, matrix.T):
+        return matrix
+    symmetric = (matrix + matrix.T) / 2
+    symmetric.flags.writeable = False
+    return symmetric
+
+
+def _check_counts(n: int, labels: NDArray[np.int64], counts: Sequence[int]) -> None:
+    if labels.shape != (n,):
+        raise InputError(f"labels has shape {labels.shape}; pass one group number for each of {n} variables.")
+    if n and (labels.min() < 0 or labels.max() >= len(counts)):
+        raise InputError(f"labels go from {labels.min()} to {labels.max()}, but {len(counts)} counts are given.")
+    sizes = np.bincount(labels, minlength=len(counts))
+    for group, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        if count != int(count) or not 0 <= count <= size:
+            raise InputError(
+                f"num_pruned is {count} in group {group}, which has {size} variables; "
+                f"pass a whole number from 0 to {size}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class BlockBatch:
+    """Many block QUBOs of one layer, one per weight row, sharing one Gram block or not.
+
+    Row r minimises ``E_r(x) = 1/2 (u*x)' H (u*x) + l'x + offset`` with ``u = values[r]``,
+    ``l = linear[r]``; that is ``Q_ij = 1/2 u_i H_ij u_j`` and ``Q_ii = 1/2 u_i^2 H_ii + l_i``.
+    Q itself is formed on demand by :meth:`problem`, so a thousand whole rows of 1024 weights take
+    8 MB where their matrices would take 8 GB.
+
+    Args:
+        hessian: ``(n, n)``, one block of the local Hessian shared by all rows, or ``(r, n, n)``.
+        values: ``(r, n)``, the value ``u`` that each weight takes if it is kept.
+        linear: ``(r, n)``.
+        offset: ``(r,)``.
+        labels: ``(n,)`` group number of each variable, 0 to g-1, the same in all rows.
+        num_pruned: ``(r, g)`` exact counts.
+    """
+
+    hessian: Float[Tensor, "n n"] | Float[Tensor, "r n n"]
+    values: Float[Tensor, "r n"]
+    linear: Float[Tensor, "r n"]
+    offset: Float[Tensor, " r"]
+    labels: Int[Tensor, " n"]
+    num_pruned: Int[Tensor, "r g"]
+
+    @property
+    def num_rows(self) -> int:
+        """r, the number of problems."""
+        return self.values.shape[0]
+
+    @property
+    def num_variables(self) -> int:
+        """n, the number of weights each problem decides."""
+        return self.values.shape[1]
+
+    @property
+    def num_groups(self) -> int:
+        """g, the number of counts each assignment must meet."""
+        return self.num_pruned.shape[1]
+
+    @property
+    def shared(self) -> bool:
+        """True if one ``(n, n)`` Hessian block serves all rows."""
+        return self.hessian.ndim == 2
+
+    def times_hessian(self, vectors: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """``H v`` for every row, in the dtype of the Hessian."""
+        vectors = vectors.to(self.hessian.dtype)
+        if self.shared:
+            return vectors @ self.hessian
+        return torch.bmm(self.hessian, vectors.unsqueeze(2)).squeeze(2)
+
+    def energy(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
+        """``E_r(x_r)`` of every row."""
+        masked = self.values * x
+        quadratic = (masked * self.times_hessian(masked)).sum(1) / 2
+        return quadratic + (self.linear * x).sum(1) + self.offset
+
+    def energy_change(self, old: Bool[Tensor, "r n"], new: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
+        """``E_r(new) - E_r(old)``, without the cancellation of two large energies.
+
+        Uses ``y'Hy - z'Hz = (y - z)'H(y + z)`` with ``y = u*new`` and ``z = u*old``.
+        """
+        sign = new.to(self.values.dtype) - old.to(self.values.dtype)
+        step, total = self.values * sign, self.values * (new.to(self.values.dtype) + old)
+        return (total * self.times_hessian(step)).sum(1) / 2 + (self.linear * sign).sum(1)
+
+    def counts(self, x: Bool[Tensor, "r n"]) -> Int[Tensor, "r g"]:
+        """How many variables of each group are 1, row by row."""
+        result = torch.zeros_like(self.num_pruned)
+        return result.scatter_add_(1, self.labels.expand_as(x), x.to(result.dtype))
+
+    @classmethod
+    def of(cls, problem: BlockQubo) -> BlockBatch:
+        """A batch of one row that has the energies of a dense problem (``u = 1``, ``H = 2 Q``)."""
+        return cls(
+            hessian=torch.tensor(2 * problem.dense()),
+            values=torch.ones(1, problem.num_variables, dtype=torch.float64),
+            linear=torch.zeros(1, problem.num_variables, dtype=torch.float64),
+            offset=torch.tensor([problem.offset], dtype=torch.float64),
+            labels=torch.tensor(problem.labels),
+            num_pruned=torch.tensor([problem.num_pruned]),
+        )
+
+    def rows(self, selected: slice) -> BlockBatch:
+        """The problems of a slice of rows, as views."""
+        return dataclasses.replace(
+            self,
+            hessian=self.hessian if self.shared else self.hessian[selected],
+            values=self.values[selected],
+            linear=self.linear[selected],
+            offset=self.offset[selected],
+            num_pruned=self.num_pruned[selected],
+        )
+
+    def problem(self, row: int) -> BlockQubo:
+        """The dense :class:`BlockQubo` of one row."""
+        hessian = self.hessian if self.shared else self.hessian[row]
+        u = self.values[row]
+        q = (u[:, None] * hessian * u[None, :] / 2).double()
+        q.diagonal().add_(self.linear[row])
+        return BlockQubo(
+            q.cpu().numpy(), self.num_pruned[row].tolist(), float(self.offset[row]), self.labels.cpu().numpy()
+        )

@@ -1,0 +1,126 @@
+"""Finds solvers by name: every one, the built-in ones too, enters through an entry point.
+
+A name is that of an entry point in the group ``qubo_prune.solvers``, or ``package.module:Class``.
+Nothing is imported until it is asked for, and a plug-in that fails to import breaks no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Iterable
+from typing import Any
+
+from qubo_prune.errors import InputError, SolverError, did_you_mean
+from qubo_prune.solver import Capabilities, Solver
+
+GROUP = "qubo_prune.solvers"
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverInfo:
+    """One entry of the registry: ``error`` says why a solver cannot be used here."""
+
+    name: str
+    target: str
+    distribution: str
+    capabilities: Capabilities | None = None
+    error: str | None = None
+
+
+def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
+    return importlib.metadata.entry_points(group=GROUP)
+
+
+def _origin(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "an unknown distribution"
+
+
+def _by_name() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """Entry points grouped by name; two with one target (an install seen twice) count once."""
+    found: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
+    for entry in _entry_points():
+        found.setdefault(entry.name, {}).setdefault(entry.value, entry)
+    return {name: list(entries.values()) for name, entries in sorted(found.items())}
+
+
+def solver_class(name: str) -> type[Solver]:
+    """The solver class of that name.
+
+    Raises:
+        InputError: no such name (the message gives near ones).
+        SolverError: two plug-ins share the name, or the plug-in cannot be imported.
+    """
+    entries = _by_name()
+    if ":" in name:
+        target = name
+    elif name not in entries:
+        raise InputError(
+            f"There is no solver {name!r}{did_you_mean(name, entries)}; installed are "
+            f"{', '.join(entries) or 'none'}, and 'package.module:Class' names any other."
+        )
+    else:
+        target = _only(name, entries[name]).value
+    return _load(name, target)
+
+
+def _only(
+    name: str, entries: list[importlib.metadata.EntryPoint]
+) -> importlib.metadata.EntryPoint:
+    if len(entries) > 1:
+        given = " and ".join(f"{e.value} (from {_origin(e)})" for e in entries)
+        raise SolverError(f"The solver name {name!r} is claimed by {given}; uninstall one of them.")
+    return entries[0]
+
+
+def _load(name: str, target: str) -> type[Solver]:
+    module, _, attribute = target.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a plug-in does at import is its own failure
+        raise SolverError(
+            f"The solver {name!r} ({target}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Solver)):
+        raise SolverError(f"The solver {name!r} ({target}) is not a subclass of qubo_prune.Solver.")
+    return loaded
+
+
+def make_solver(solver: str | Solver, **settings: Any) -> Solver:
+    """A solver instance from a name and its settings; an instance is passed through.
+
+    Raises:
+        TypeError: the solver has no such setting (the message gives near ones).
+    """
+    if isinstance(solver, Solver):
+        if settings:
+            raise TypeError(f"{solver!r} is already made; pass settings {sorted(settings)} to its class.")
+        return solver
+    cls = solver_class(solver)
+    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    for setting in settings:
+        if setting not in known:
+            raise TypeError(
+                f"The solver {solver!r} has no setting {setting!r}{did_you_mean(setting, known)}; "
+                f"it has {', '.join(known) or 'none'}."
+            )
+    return cls(**settings)
+
+
+def describe_solvers() -> list[SolverInfo]:
+    """Every registered solver with its capabilities, or the reason why it cannot be used."""
+    infos = []
+    for name, entries in _by_name().items():
+        entry = entries[0]
+        info = SolverInfo(name, entry.value, _origin(entry))
+        try:
+            infos.append(dataclasses.replace(info, capabilities=solver_class(name).capabilities))
+        except SolverError as error:
+            infos.append(dataclasses.replace(info, error=str(error)))
+    return infos
+
+
+def available_solvers() -> list[str]:
+    """Names of the solvers that can be used here, sorted."""
+    return [info.name for info in describe_solvers() if info.error is None]

@@ -1,0 +1,216 @@
+"""What a solver back-end is: one class, one method, data that says what it can do."""
+
+from __future__ import annotations
+
+import abc
+import enum
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qubo_prune.problem import BlockBatch, BlockQubo
+
+
+class Deadline:
+    """A wall-clock budget in seconds that starts when it is made; ``None`` never expires."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left, never negative; ``None`` without a limit."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        """True once the budget is used up."""
+        return self._end is not None and time.monotonic() >= self._end
+
+
+def derive_seed(seed: int, *path: int) -> int:
+    """An independent 63-bit seed for a part of a run, the same for the same ``seed`` and ``path``."""
+    return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Status(enum.Enum):
+    """How a solve ended. The values are sentences for people."""
+
+    OPTIMAL = "The assignment is a proven optimum."
+    LOCAL_OPTIMUM = "No swap of the solver's neighbourhood improves the assignment."
+    FEASIBLE = "The assignment is feasible; nothing is known of its quality."
+    TIME_LIMIT = "The time limit was reached; the assignment is the best found by then."
+    NOT_IMPROVED = "The solver's answer was worse than the warm start, which was kept."
+    INFEASIBLE = "The solver's answer was not a feasible assignment; the warm start was kept."
+    FAILED = "The solver raised an error; the warm start was kept."
+
+    @property
+    def kept_warm_start(self) -> bool:
+        """True if the solver's own answer was discarded."""
+        return self in (Status.NOT_IMPROVED, Status.INFEASIBLE, Status.FAILED)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a solver declares about itself; dispatch, lists and tests are derived from it.
+
+    Attributes:
+        exact: a run without a time limit proves the optimum.
+        cardinality: counts are met natively, without a penalty.
+        batched: ``solve_batch`` is faster than a loop over ``solve``.
+        stochastic: the answer depends on the seed.
+        factor_form: accepts :class:`~qubo_prune.problem.FactorForm` without building n x n.
+        max_variables: larger problems are refused; ``None`` for no limit.
+        devices: where its tensors may live.
+    """
+
+    exact: bool = False
+    cardinality: bool = True
+    batched: bool = False
+    stochastic: bool = True
+    factor_form: bool = False
+    max_variables: int | None = None
+    devices: tuple[str, ...] = ("cpu",)
+
+
+@dataclass(frozen=True, eq=False)
+class SolveRequest:
+    """One problem to solve.
+
+    Attributes:
+        problem: the block QUBO.
+        warm_start: a feasible assignment ``(n,)`` to start from, or ``None``.
+        seed: every random choice of the solver follows from it.
+        time_limit: wall-clock seconds, or ``None``.
+        num_answers: how many assignments the caller would like, best first.
+    """
+
+    problem: BlockQubo
+    warm_start: NDArray[np.bool_] | None = None
+    seed: int = 0
+    time_limit: float | None = None
+    num_answers: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SolveResult:
+    """What a solver answers.
+
+    Attributes:
+        assignments: ``(k, n)`` bool, best first, True = prune.
+        energies: ``(k,)`` energies; dispatch recomputes them in float64.
+        status: how the solve ended.
+        lower_bound: a proven lower bound of the energy, if there is one.
+        seconds: wall-clock time of the solve.
+        solver: name of the solver (filled in by dispatch).
+        info: solver-specific data, and what dispatch had to do instead.
+    """
+
+    assignments: NDArray[np.bool_]
+    energies: NDArray[np.float64]
+    status: Status
+    lower_bound: float | None = None
+    seconds: float = 0.0
+    solver: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def assignment(self) -> NDArray[np.bool_]:
+        """The best assignment, ``(n,)``, True = prune."""
+        return self.assignments[0]
+
+    @property
+    def energy(self) -> float:
+        """The energy of :attr:`assignment`."""
+        return float(self.energies[0])
+
+    def __repr__(self) -> str:
+        bound = "" if self.lower_bound is None else f", lower bound {self.lower_bound:.6g}"
+        return (
+            f"SolveResult(energy {self.energy:.6g}{bound}, prunes {int(self.assignment.sum())} of "
+            f"{len(self.assignment)}, {self.seconds:.3g} s, {self.solver or 'solver'}: {self.status.value})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class BatchRequest:
+    """Many problems of one layer; ``warm_start`` ``(r, n)`` meets every count."""
+
+    problems: BlockBatch
+    warm_start: Bool[Tensor, "r n"]
+    seed: int = 0
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BatchResult:
+    """One assignment ``(r, n)`` per row, and one status for each row that needs one.
+
+    ``failures`` maps a row to the status that explains why its warm start was kept and a detail.
+    ``change`` is the float64 energy change against the warm start, filled in by dispatch.
+    """
+
+    assignments: Bool[Tensor, "r n"]
+    failures: Mapping[int, tuple[Status, str]] = field(default_factory=dict)
+    change: Float[Tensor, " r"] | None = None
+
+
+class Solver(abc.ABC):
+    """Turns block QUBOs into assignments; knows nothing of layers or models.
+
+    Subclasses are frozen dataclasses whose fields are their settings. Only :meth:`solve` must be
+    written; the framework owns seeds, re-scoring and fallback. To change a solver, wrap it.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    @abc.abstractmethod
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        """Solve one problem."""
+
+    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
+        """Solve one problem per row; this default calls :meth:`solve` row by row.
+
+        A row whose solve raises, or that the time limit leaves out, keeps its warm start and is
+        listed in ``failures``.
+        """
+        clock = Deadline(request.time_limit)
+        answers = request.warm_start.clone()
+        failures: dict[int, tuple[Status, str]] = {}
+        rows = request.problems.num_rows
+        for row in range(rows):
+            if clock.expired:
+                failures.update({late: (Status.TIME_LIMIT, "") for late in range(row, rows)})
+                break
+            single = SolveRequest(
+                request.problems.problem(row),
+                to_numpy_bool(request.warm_start[row]),
+                derive_seed(request.seed, row),
+                None if clock.remaining is None else clock.remaining / (rows - row),
+            )
+            try:
+                answer = self.solve(single).assignment
+                answers[row] = torch.as_tensor(np.asarray(answer)).to(answers)
+            except Exception as error:  # a stranger's solver may raise anything; it costs one block
+                failures[row] = (Status.FAILED, f"{type(error).__name__}: {error}")
+        return BatchResult(answers, failures)
+
+
+def single_answer(
+    problem: BlockQubo, x: NDArray[np.bool_], status: Status, **fields: Any
+) -> SolveResult:
+    """A :class:`SolveResult` with one assignment, its energy computed from the problem."""
+    x = np.asarray(x, dtype=bool)
+    return SolveResult(x[None, :], np.array([problem.energy(x)]), status, **fields)
+
+
+def to_numpy_bool(x: Tensor) -> NDArray[np.bool_]:
+    """A bool tensor as a numpy array on the host."""
+    return np.asarray(x.to(torch.bool).cpu().numpy())

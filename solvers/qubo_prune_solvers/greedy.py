@@ -1,0 +1,219 @@
+"""Best-swap descent for many problems at once, in torch: the same code on CPU and CUDA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qubo_prune.construction import select_forward
+from qubo_prune.couplings import Couplings, of_batch, of_factor
+from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
+from qubo_prune.solver import (
+    BatchRequest,
+    BatchResult,
+    Capabilities,
+    Deadline,
+    Solver,
+    SolveRequest,
+    SolveResult,
+    Status,
+    single_answer,
+    to_numpy_bool,
+)
+
+
+@dataclass(frozen=True)
+class Greedy(Solver):
+    """Swap a kept weight with a pruned one of its group while that lowers the energy.
+
+    Exchanging kept u with pruned p changes the energy by ``K_u - K_p - 2 Q_up`` with the flip costs
+    ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j``. The cheapest u is paired with its best p; when that
+    fails, all pairs of the ``candidates`` best of either side are tried. Problems with several
+    groups scan all pairs within the groups. O(n) per swap, and no n x n matrix for whole rows that
+    share one Gram block.
+
+    Without a warm start it begins from greedy forward selection.
+
+    Attributes:
+        candidates: how many of either side are paired in batches (single problems try all pairs).
+        precision: of the descent in batches; energies are re-scored in float64 by the framework.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batched=True, stochastic=False, factor_form=True, devices=("cpu", "cuda")
+    )
+
+    candidates: int = 8
+    precision: Literal["single", "double"] = "single"
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        problem, clock = request.problem, Deadline(request.time_limit)
+        start = self._start(problem) if request.warm_start is None else torch.tensor(request.warm_start)[None, :]
+        if isinstance(problem.q, FactorForm):
+            couplings, costs, scale = of_factor(problem.q, start)
+        else:
+            couplings, costs, scale = of_batch(BlockBatch.of(problem), start, torch.float64)
+        pairs = _group_pairs(torch.tensor(problem.labels), problem.num_groups)
+        x = _descend(couplings, costs, start, scale, pairs, problem.num_variables, clock)
+        status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
+        return single_answer(problem, to_numpy_bool(x[0]), status)
+
+    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
+        batch, clock = request.problems, Deadline(request.time_limit)
+        dtype = torch.float32 if self.precision == "single" else torch.float64
+        pairs = _group_pairs(batch.labels, batch.num_groups)
+        answers = []
+        for rows in _chunks(batch, batch.num_variables if pairs is None else len(pairs[0])):
+            start = request.warm_start[rows]
+            couplings, costs, scale = of_batch(batch.rows(rows), start, dtype)
+            answers.append(_descend(couplings, costs, start, scale, pairs, self.candidates, clock))
+        return BatchResult(torch.cat(answers) if answers else request.warm_start)
+
+    @staticmethod
+    def _start(problem: BlockQubo) -> Bool[Tensor, "1 n"]:
+        nothing = torch.zeros(1, problem.num_variables, dtype=torch.bool)
+        if isinstance(problem.q, FactorForm):
+            couplings, costs, _ = of_factor(problem.q, nothing)
+        else:
+            couplings, costs, _ = of_batch(BlockBatch.of(problem), nothing, torch.float64)
+        return select_forward(
+            couplings, costs, torch.tensor(problem.labels), torch.tensor([problem.num_pruned])
+        )
+
+
+def _chunks(batch: BlockBatch, entries_per_row: int) -> list[slice]:
+    """Slices of rows whose working arrays stay in the processor's cache (one slice on a GPU)."""
+    entries = 2**18 if batch.values.device.type == "cpu" else 2**28
+    step = max(16, entries // max(1, entries_per_row))
+    return [slice(at, at + step) for at in range(0, batch.num_rows, step)]
+
+
+def _group_pairs(labels: Int[Tensor, " n"], num_groups: int) -> tuple[Tensor, Tensor] | None:
+    """All ordered pairs of different variables of one group; ``None`` for a single group."""
+    if num_groups <= 1:
+        return None
+    same = labels[:, None] == labels[None, :]
+    first, second = same.fill_diagonal_(False).nonzero(as_tuple=True)
+    return first, second
+
+
+def _descend(
+    couplings: Couplings,
+    costs: Float[Tensor, "r n"],
+    start: Bool[Tensor, "r n"],
+    scale: Float[Tensor, " r"],
+    pairs: tuple[Tensor, Tensor] | None,
+    candidates: int,
+    clock: Deadline,
+) -> Bool[Tensor, "r n"]:
+    """Descend every row to a swap optimum, over the listed ``pairs`` or over one group."""
+    answer = start.clone()
+    if start.shape[1] < 2 or (pairs is not None and not len(pairs[0])):
+        return answer
+    # gains below the rounding of the costs would let a row cycle
+    threshold = -scale * (1e-5 if costs.dtype == torch.float32 else 1e-12)
+    state = _Rows(couplings, costs, start, threshold)
+    listed = None if pairs is None else couplings.listed(*pairs)
+    for _ in range(32 * start.shape[1]):
+        if not len(state) or clock.expired:
+            break
+        active = _pivot_step(state) if pairs is None or listed is None else _pairs_step(state, pairs, listed)
+        idle = ~active
+        # setting rows aside copies the rest: wait until a quarter of them has stopped
+        if 4 * int(idle.sum()) < len(state):
+            continue
+        going = active if pairs is not None else active | _candidate_step(state, idle, candidates)
+        state.keep_only(going, answer)
+        listed = None if listed is None else listed[going]
+    answer[state.index] = state.x
+    return answer
+
+
+class _Rows:
+    """The rows still descending: assignment, flip costs and their bookkeeping."""
+
+    def __init__(self, couplings: Couplings, costs: Tensor, start: Tensor, threshold: Tensor) -> None:
+        self.couplings, self.costs, self.threshold = couplings, costs, threshold
+        self.x = start.clone()
+        self.index = torch.arange(len(start), device=start.device)
+        # added to the costs, these leave only the kept (pruned) weights finite
+        self.bar_pruned = torch.zeros_like(costs).masked_fill_(start, torch.inf)
+        self.bar_kept = torch.zeros_like(costs).masked_fill_(~start, -torch.inf)
+        self._buffers = [torch.empty_like(costs) for _ in range(3)]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def buffer(self, number: int) -> Tensor:
+        """Working memory for one ``(rows, n)`` array: allocating it anew costs more than using it."""
+        return self._buffers[number][: len(self)]
+
+    def keep_only(self, rows: Tensor, answer: Tensor) -> None:
+        """Write the rows that are done to ``answer`` and forget them (``rows``: bool, the others)."""
+        done = ~rows
+        answer[self.index[done]] = self.x[done]
+        for name in ("costs", "threshold", "x", "index", "bar_pruned", "bar_kept"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.couplings = self.couplings.take(rows)
+
+    def swap(self, kept: Tensor, pruned: Tensor, coupling: Tensor, active: Tensor) -> None:
+        """Prune ``kept`` and restore ``pruned`` in the rows that are ``active``; O(n) a row."""
+        u, p, where = kept[:, None], pruned[:, None], active[:, None]
+        cost_u, cost_p = self.costs.gather(1, u), self.costs.gather(1, p)
+        step = self.couplings.rows(kept, self.buffer(1)).sub_(self.couplings.rows(pruned, self.buffer(2)))
+        self.costs.add_(step.mul_(where))
+        # the rows of Q hold their own diagonal, so these two are set apart
+        coupling = torch.where(where, coupling[:, None], 0)
+        self.costs.scatter_(1, u, cost_u - coupling).scatter_(1, p, cost_p + coupling)
+        now_u, now_p = self.x.gather(1, u) | where, self.x.gather(1, p) & ~where
+        for place, now in ((u, now_u), (p, now_p)):
+            zero = torch.zeros_like(cost_u)
+            self.x.scatter_(1, place, now)
+            self.bar_pruned.scatter_(1, place, zero.masked_fill(now, torch.inf))
+            self.bar_kept.scatter_(1, place, zero.masked_fill(~now, -torch.inf))
+
+
+def _pivot_step(state: _Rows) -> Bool[Tensor, " r"]:
+    """Swap the cheapest kept weight of each row with its best partner; which rows gained."""
+    cost, kept = torch.add(state.costs, state.bar_pruned, out=state.buffer(0)).min(1)
+    partner = state.couplings.rows(kept, state.buffer(1)).add_(state.costs).add_(state.bar_kept)
+    gain, pruned = partner.max(1)
+    active = cost - gain < state.threshold
+    state.swap(kept, pruned, gain - state.costs.gather(1, pruned[:, None])[:, 0], active)
+    return active
+
+
+def _candidate_step(state: _Rows, rows: Bool[Tensor, " r"], candidates: int) -> Bool[Tensor, " r"]:
+    """In some rows, swap the best pair among the ``candidates`` best of either side; which gained."""
+    at = rows.nonzero()[:, 0]
+    k = min(candidates, state.x.shape[1])
+    cost, kept = (state.costs[at] + state.bar_pruned[at]).topk(k, dim=1, largest=False)
+    gain, pruned = (state.costs[at] + state.bar_kept[at]).topk(k, dim=1)
+    coupling = state.couplings.take(at).pairs(kept, pruned)
+    change = cost[:, :, None] - gain[:, None, :] - coupling
+    best, pair = change.flatten(1).min(1)
+    chosen = [torch.zeros_like(state.index) for _ in range(2)]
+    chosen[0][at] = kept.gather(1, (pair // k)[:, None])[:, 0]
+    chosen[1][at] = pruned.gather(1, (pair % k)[:, None])[:, 0]
+    couple, active = torch.zeros_like(state.threshold), torch.zeros_like(rows)
+    couple[at] = coupling.flatten(1).gather(1, pair[:, None])[:, 0]
+    active[at] = best < state.threshold[at]
+    state.swap(chosen[0], chosen[1], couple, active)
+    return active
+
+
+def _pairs_step(
+    state: _Rows, pairs: tuple[Tensor, Tensor], listed: Float[Tensor, "r pairs"]
+) -> Bool[Tensor, " r"]:
+    """Swap the best of the listed pairs of each row; which rows gained."""
+    cost = torch.add(state.costs, state.bar_pruned, out=state.buffer(0)).index_select(1, pairs[0])
+    gain = torch.add(state.costs, state.bar_kept, out=state.buffer(0)).index_select(1, pairs[1])
+    best, pair = cost.sub_(gain).sub_(listed).min(1)
+    active = best < state.threshold
+    coupling = listed.gather(1, pair[:, None])[:, 0]
+    state.swap(pairs[0][pair], pairs[1][pair], coupling, active)
+    return active
