@@ -59,23 +59,27 @@ class SharedCouplings(Couplings):
 
 
 class DenseCouplings(Couplings):
-    """A matrix ``2 Q`` per problem; ``take`` copies no matrix."""
+    """``2 Q_ij = u_i H_ij u_j`` with a Hessian per problem, read where needed and never rescaled."""
 
-    def __init__(self, doubled: Tensor, index: Tensor | None = None) -> None:
-        self._doubled = doubled
-        self._index = torch.arange(len(doubled), device=doubled.device) if index is None else index
+    def __init__(self, hessian: Tensor, values: Tensor, index: Tensor | None = None) -> None:
+        self._hessian, self._values = hessian, values
+        self._index = torch.arange(len(values), device=values.device) if index is None else index
 
     def rows(self, chosen: Tensor, out: Tensor) -> Tensor:
-        return out.copy_(self._doubled[self._index, chosen])
+        out.copy_(self._hessian[self._index, chosen])
+        return out.mul_(self._values).mul_(self._values.gather(1, chosen[:, None]))
 
     def pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        return self._doubled[self._index[:, None, None], first[:, :, None], second[:, None, :]]
+        block = self._hessian[self._index[:, None, None], first[:, :, None], second[:, None, :]]
+        u, v = self._values.gather(1, first), self._values.gather(1, second)
+        return block.to(u.dtype).mul_(u[:, :, None]).mul_(v[:, None, :])
 
     def listed(self, first: Tensor, second: Tensor) -> Tensor:
-        return self._doubled[self._index[:, None], first[None, :], second[None, :]]
+        along = self._hessian[self._index[:, None], first[None, :], second[None, :]]
+        return along.to(self._values.dtype).mul_(self._values[:, first]).mul_(self._values[:, second])
 
     def take(self, rows: Tensor) -> DenseCouplings:
-        return DenseCouplings(self._doubled, self._index[rows])
+        return DenseCouplings(self._hessian, self._values[rows], self._index[rows])
 
 
 class FactorCouplings(Couplings):
@@ -105,19 +109,17 @@ def of_batch(
     Everything is divided by one common scale, so that very large or small Hessians neither
     overflow nor vanish in single precision; the argmin of a swap is unchanged.
     """
-    u = batch.values
-    diagonal = batch.hessian.diagonal(dim1=-2, dim2=-1)
-    own = u * u * diagonal / 2
-    costs = batch.linear + u * batch.times_hessian(u * x) + own * (1 - 2 * x.to(own.dtype))
+    u, now = batch.values, x.to(batch.values.dtype)
+    own = u * u * batch.hessian.diagonal(dim1=-2, dim2=-1) / 2
+    costs = torch.addcmul(batch.linear, u, batch.times_hessian(u * now)).add_(own)
+    costs.addcmul_(own, now, value=-2)
     scale = float(costs.abs().max()) if costs.numel() else 1.0
     scale = scale if scale > 0 else 1.0
-    hessian = (batch.hessian / scale).to(dtype)
-    u = u.to(dtype)
     couplings: Couplings
     if batch.shared:
-        couplings = SharedCouplings(hessian, u)
+        couplings = SharedCouplings((batch.hessian / scale).to(dtype), u.to(dtype))
     else:
-        couplings = DenseCouplings(hessian.mul_(u[:, :, None]).mul_(u[:, None, :]))
+        couplings = DenseCouplings(batch.hessian, (u / scale**0.5).to(dtype))
     return couplings, (costs / scale).to(dtype), (own.abs().mean(1) / scale).to(dtype)
 
 

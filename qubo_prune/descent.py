@@ -42,7 +42,7 @@ class Descent:
 
     solver: Solver
     block_size: int = 64
-    max_sweeps: int = 12
+    max_sweeps: int = 2
     patience: int = 1
     row_swaps: bool = True
     seed: int = 0
@@ -91,7 +91,7 @@ def warm_start(
     if kind != "greedy":
         return keep
     state = LayerState(weight, gram, keep, pattern)
-    state.pruned = forward_selection(state.emit_whole(_everything(state)))
+    state.x = forward_selection(state.emit_whole(_everything(state))).to(state.x.dtype)
     return state.keep_mask()
 
 
@@ -155,7 +155,7 @@ class _Run:
         for _ in range(self._settings.max_sweeps):
             if not len(active) or self._deadline.expired:
                 break
-            for rows in active.split(self._rows_per_batch()):
+            for rows in active.split(self._rows_per_batch(self._settings.block_size**2)):
                 improved = self._sweep(rows, misses[rows])
                 misses[rows] = torch.where(improved, 0, misses[rows] + 1)
                 if self._deadline.expired:
@@ -163,15 +163,15 @@ class _Run:
             active = active[misses[active] < self._settings.patience]
             self._note_progress()
 
-    def _rows_per_batch(self) -> int:
-        """Rows whose blocks fit the processor's cache (a GPU takes far more)."""
+    def _rows_per_batch(self, entries_per_row: int) -> int:
+        """Rows whose arrays fit the processor's cache (a GPU takes far more)."""
         entries = 2**21 if self._state.weight.device.type == "cpu" else 2**28
-        return max(16, entries // self._settings.block_size**2)
+        return max(16, entries // entries_per_row)
 
     def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"]) -> Bool[Tensor, " r"]:
         """Solve one block in each of some rows; which of them improved."""
         improved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        kinds = self._state.pruned[rows].sum(1)
+        kinds = self._state.x[rows].sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
         # blocks of one batch have one shape; rows that are nearly dense or empty go apart
         short = torch.minimum(kinds, d - kinds) < half
@@ -182,39 +182,38 @@ class _Run:
         return improved
 
     def _solve_blocks(
-        self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Int[Tensor, " r"]
+        self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"]
     ) -> Bool[Tensor, " r"]:
         state, size = self._state, self._settings.block_size
-        costs, pruned = state.flip_costs(rows), state.pruned[rows]
+        costs, x = state.flip_costs(rows), state.x[rows]
         if state.groups is not None:
             count = min(size // self._pattern.of, len(state.groups))
             if count == 0:
                 return torch.zeros_like(rows, dtype=torch.bool)
-            columns = borderline_groups(costs, pruned, state.groups, count, misses, self._generator)
+            columns = borderline_groups(costs, x, state.groups, count, misses, self._generator)
             labels = torch.arange(count, device=rows.device).repeat_interleave(self._pattern.of)
         else:
             kept_side = min(size // 2, int((state.weight.shape[1] - num_pruned).min()))
             pruned_side = min(size - size // 2, int(num_pruned.min()))
-            columns = borderline_weights(costs, pruned, kept_side, pruned_side, misses, self._generator)
+            columns = borderline_weights(costs, x, kept_side, pruned_side, misses, self._generator)
             labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=rows.device)
-        start = pruned.gather(1, columns)
         request = BatchRequest(
-            state.emit(rows, columns, labels), start, self._next_seed(), self._deadline.remaining
+            state.emit(rows, columns, labels), x.gather(1, columns) > 0, self._next_seed(), self._deadline.remaining
         )
-        answer = self._accept(solve_batch(self._settings.solver, request))
-        changed = (answer.assignments != start).any(1)
-        state.move(rows[changed], pruned.scatter(1, columns, answer.assignments)[changed])
-        return changed
+        answer = self._book(solve_batch(self._settings.solver, request))
+        return self._merge(rows, x.scatter(1, columns, answer.assignments.to(x.dtype)))
+
+    def _merge(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"]) -> Bool[Tensor, " r"]:
+        improved = self._state.merge(rows, x)
+        self._accepted += int(improved.sum())
+        return improved
 
     def _next_seed(self) -> int:
         self._calls += 1
         return derive_seed(self._settings.seed, self._calls)
 
-    def _accept(self, answer: BatchResult) -> BatchResult:
-        """Book a verified answer."""
-        assert answer.change is not None  # dispatch fills it in
-        self._steps += len(answer.change)
-        self._accepted += int((answer.change < 0).sum())
+    def _book(self, answer: BatchResult) -> BatchResult:
+        self._steps += len(answer.assignments)
         self._kept_start.update(
             f"{status.value} ({detail})" if detail else status.value for status, detail in answer.failures.values()
         )
@@ -227,15 +226,15 @@ class _Run:
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
         """Best swaps over whole rows, from the shared Gram."""
-        if self._deadline.expired or not len(rows):
-            return
-        start = self._state.pruned[rows]
-        request = BatchRequest(
-            self._state.emit_whole(rows), start, self._next_seed(), self._deadline.remaining
-        )
-        answer = self._accept(solve_batch(make_solver("greedy"), request))
-        changed = (answer.assignments != start).any(1)
-        self._state.move(rows[changed], answer.assignments[changed])
+        swaps = make_solver("greedy")
+        for part in rows.split(self._rows_per_batch(self._state.weight.shape[1])):
+            if self._deadline.expired:
+                break
+            request = BatchRequest(
+                self._state.emit_whole(part), self._state.x[part] > 0, self._next_seed(), self._deadline.remaining
+            )
+            answer = self._book(solve_batch(swaps, request))
+            self._merge(part, answer.assignments.to(self._state.x.dtype))
         self._note_progress()
 
     def _exchange_between_rows(self) -> None:
@@ -249,16 +248,16 @@ class _Run:
             if self._deadline.expired:
                 return
             costs = state.flip_costs(_everything(state))
-            cost, cheap = costs.masked_fill(state.pruned, torch.inf).min(1)
-            gain, dear = costs.masked_fill(~state.pruned, -torch.inf).max(1)
+            cost, cheap = costs.masked_fill(state.x > 0, torch.inf).min(1)
+            gain, dear = costs.masked_fill(state.x == 0, -torch.inf).max(1)
             giver, taker = _match_rows(cost, gain, float(state.energy()) * 1e-12)
             if not len(giver):
                 return
             rows = torch.cat([giver, taker])
             columns = torch.cat([cheap[giver], dear[taker]])
-            pruned = state.pruned[rows]
-            pruned[torch.arange(len(rows)), columns] = torch.arange(len(rows), device=rows.device) < len(giver)
-            state.move(rows, pruned)
+            x = state.x[rows]
+            x[torch.arange(len(rows)), columns] = (torch.arange(len(rows)) < len(giver)).to(x)
+            state.move(rows, x)
             self._steps += len(giver)
             self._accepted += len(giver)
             self._row_swaps(rows.sort().values)

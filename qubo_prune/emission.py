@@ -82,7 +82,7 @@ def emit_block(
 
 def emit_rows(
     weight: Float[Tensor, "r d_in"],
-    pruned: Bool[Tensor, "r d_in"],
+    x: Float[Tensor, "r d_in"],
     hessian: Float[Tensor, "d_in d_in"],
     field: Float[Tensor, "r d_in"],
     columns: Int[Tensor, "r n"],
@@ -93,39 +93,41 @@ def emit_rows(
 
     Args:
         weight: the dense weights ``w0`` of r rows.
-        pruned: current ``x`` of whole rows.
+        x: current masks of whole rows, 1 = pruned.
         hessian: the layer's Gram matrix.
-        field: ``(weight * pruned) @ hessian``, the gradient with its sign turned.
+        field: ``(weight * x) @ hessian``, the gradient with its sign turned.
         columns: the weights of each row's block.
         labels: their group numbers, 0 to num_groups-1, the same in all rows.
     """
-    d_in = hessian.shape[0]
-    flat = (columns[:, :, None] * d_in + columns[:, None, :]).reshape(-1)
-    block = hessian.reshape(-1).index_select(0, flat).reshape(*columns.shape, -1)
-    u = weight.gather(1, columns)
-    x = pruned.gather(1, columns)
-    inside = u * x
+    # half as wide an index moves half the memory, the cost of this step
+    flat = (columns.int() * hessian.shape[0])[:, :, None] + columns.int()[:, None, :]
+    block = hessian.reshape(-1).index_select(0, flat.reshape(-1)).reshape(flat.shape)
+    u, x_block = weight.gather(1, columns), x.gather(1, columns)
+    inside = u * x_block
     coupled = torch.bmm(block, inside.unsqueeze(2)).squeeze(2)
     # g + H a on the block is -(field - coupled): what the pruned weights outside it pull
     linear = u * (field.gather(1, columns) - coupled)
-    offset = -((inside * coupled).sum(1) / 2 + (linear * x).sum(1))
-    return BlockBatch(block, u, linear, offset, labels, _counts(x, labels, num_groups))
-
-
-def _counts(x: Tensor, labels: Tensor, num_groups: int) -> Tensor:
-    counts = torch.zeros(len(x), num_groups, dtype=torch.long, device=x.device)
-    return counts.scatter_add_(1, labels.expand_as(x), x.long())
+    offset = -((inside * coupled).sum(1) / 2 + (linear * x_block).sum(1))
+    return BlockBatch(block, u, linear, offset, labels, _counts(x_block, labels, num_groups))
 
 
 def emit_whole_rows(
     weight: Float[Tensor, "r d_in"],
-    pruned: Bool[Tensor, "r d_in"],
+    x: Float[Tensor, "r d_in"],
     hessian: Float[Tensor, "d_in d_in"],
+    field: Float[Tensor, "r d_in"],
     labels: Int[Tensor, " d_in"],
     num_groups: int,
-    field: Float[Tensor, "r d_in"],
 ) -> BlockBatch:
     """Whole rows on their shared Gram: no linear term, and no n x n matrix per row."""
-    offset = -((weight * pruned) * field).sum(1) / 2
-    counts = _counts(pruned, labels, num_groups)
-    return BlockBatch(hessian, weight, torch.zeros_like(weight), offset, labels, counts)
+    offset = -(weight * x * field).sum(1) / 2
+    return BlockBatch(
+        hessian, weight, torch.zeros_like(weight), offset, labels, _counts(x, labels, num_groups)
+    )
+
+
+def _counts(
+    x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int
+) -> Int[Tensor, "r g"]:
+    counts = torch.zeros(len(x), num_groups, dtype=x.dtype, device=x.device)
+    return counts.index_add_(1, labels, x).long()

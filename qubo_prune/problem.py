@@ -231,6 +231,7 @@ class BlockBatch:
 
     def energy(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
         """``E_r(x_r)`` of every row."""
+        x = x.to(self.values.dtype)
         masked = self.values * x
         quadratic = (masked * self.times_hessian(masked)).sum(1) / 2
         return quadratic + (self.linear * x).sum(1) + self.offset
@@ -240,14 +241,15 @@ class BlockBatch:
 
         Uses ``y'Hy - z'Hz = (y - z)'H(y + z)`` with ``y = u*new`` and ``z = u*old``.
         """
-        sign = new.to(self.values.dtype) - old.to(self.values.dtype)
-        step, total = self.values * sign, self.values * (new.to(self.values.dtype) + old)
+        before, after = old.to(self.values.dtype), new.to(self.values.dtype)
+        sign = after - before
+        step, total = self.values * sign, self.values * after.add_(before)
         return (total * self.times_hessian(step)).sum(1) / 2 + (self.linear * sign).sum(1)
 
     def counts(self, x: Bool[Tensor, "r n"]) -> Int[Tensor, "r g"]:
         """How many variables of each group are 1, row by row."""
-        result = torch.zeros_like(self.num_pruned)
-        return result.scatter_add_(1, self.labels.expand_as(x), x.to(result.dtype))
+        result = torch.zeros(x.shape[0], self.num_groups, device=x.device)
+        return result.index_add_(1, self.labels, x.float()).long()
 
     @classmethod
     def of(cls, problem: BlockQubo) -> BlockBatch:

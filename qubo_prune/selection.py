@@ -8,13 +8,16 @@ that gain most if restored, and are chosen anew in every sweep, so they overlap.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+# added to the cost of a weight of the wrong kind; finite, since inf * 0 is not a number
+_BARRED = 1e280
 
 
 def borderline_weights(
     costs: Float[Tensor, "r d"],
-    pruned: Bool[Tensor, "r d"],
+    x: Float[Tensor, "r d"],
     num_kept: int,
     num_pruned: int,
     misses: Int[Tensor, " r"] | None = None,
@@ -24,14 +27,19 @@ def borderline_weights(
 
     Args:
         costs: flip costs ``K`` (what pruning a weight adds to the energy).
-        pruned: current ``x``; each row must hold at least the asked number of either kind.
+        x: current mask, 1 = pruned; each row must hold at least the asked number of either kind.
         misses: blocks in a row that brought nothing; such a row draws at random from the
             ``misses + 1`` times as many best candidates instead of taking the same block again.
         generator: source of that draw.
     """
-    kept_side = _best(costs.masked_fill(pruned, torch.inf), num_kept, misses, generator)
-    pruned_side = _best((-costs).masked_fill(~pruned, torch.inf), num_pruned, misses, generator)
+    kept_side = _best(_barrier(x).add_(costs), num_kept, misses, generator)
+    pruned_side = _best(_barrier(1 - x).sub_(costs), num_pruned, misses, generator)
     return torch.cat([kept_side, pruned_side], dim=1)
+
+
+def _barrier(x: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
+    """Zero where x is 0, prohibitive where it is 1."""
+    return x * _BARRED
 
 
 def _best(
@@ -44,14 +52,14 @@ def _best(
     pool = keys.topk(widest, dim=1, largest=False)
     draw = torch.rand(pool.indices.shape, generator=generator).to(keys.device)
     place = torch.arange(widest, device=keys.device)
-    allowed = (place < count * (misses[:, None] + 1)) & pool.values.isfinite()
+    allowed = (place < count * (misses[:, None] + 1)) & (pool.values < _BARRED / 2)
     chosen = draw.masked_fill(~allowed, 2.0).topk(count, dim=1, largest=False).indices
     return pool.indices.gather(1, chosen)
 
 
 def borderline_groups(
     costs: Float[Tensor, "r d"],
-    pruned: Bool[Tensor, "r d"],
+    x: Float[Tensor, "r d"],
     groups: Int[Tensor, "g m"],
     count: int,
     misses: Int[Tensor, " r"] | None = None,
@@ -66,7 +74,7 @@ def borderline_groups(
         groups: ``(g, m)`` columns of each group.
     """
     shape = (len(costs), *groups.shape)
-    cheapest = costs.masked_fill(pruned, torch.inf)[:, groups.flatten()].reshape(shape).amin(2)
-    dearest = costs.masked_fill(~pruned, -torch.inf)[:, groups.flatten()].reshape(shape).amax(2)
+    cheapest = _barrier(x).add_(costs)[:, groups.flatten()].reshape(shape).amin(2)
+    dearest = _barrier(1 - x).sub_(costs).neg_()[:, groups.flatten()].reshape(shape).amax(2)
     chosen = _best(cheapest - dearest, count, misses, generator)
     return groups[chosen].flatten(1)

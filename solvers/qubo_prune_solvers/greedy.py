@@ -117,16 +117,24 @@ def _descend(
     # gains below the rounding of the costs would let a row cycle
     threshold = -scale * (1e-5 if costs.dtype == torch.float32 else 1e-12)
     state = _Rows(couplings, costs, start, threshold)
-    listed = None if pairs is None else couplings.listed(*pairs)
-    for _ in range(32 * start.shape[1]):
+    # a row needs weights of both kinds; from here on each row has a partner for every weight
+    movable = start.any(1) & ~start.all(1)
+    if not movable.all():
+        state.keep_only(movable, answer)
+    listed = None if pairs is None else state.couplings.listed(*pairs)
+    for step in range(64 * start.shape[1]):
         if not len(state) or clock.expired:
             break
-        active = _pivot_step(state) if pairs is None or listed is None else _pairs_step(state, pairs, listed)
-        idle = ~active
+        if pairs is None or listed is None:
+            gained = _pivot_step(state, prune_first=step % 2 == 0)
+            stuck = state.count_misses(gained) >= 2
+        else:
+            gained = _pairs_step(state, pairs, listed)
+            stuck = ~gained
         # setting rows aside copies the rest: wait until a quarter of them has stopped
-        if 4 * int(idle.sum()) < len(state):
+        if 4 * int(stuck.sum()) < len(state):
             continue
-        going = active if pairs is not None else active | _candidate_step(state, idle, candidates)
+        going = ~stuck if pairs is not None else ~stuck | _candidate_step(state, stuck, candidates)
         state.keep_only(going, answer)
         listed = None if listed is None else listed[going]
     answer[state.index] = state.x
@@ -134,76 +142,112 @@ def _descend(
 
 
 class _Rows:
-    """The rows still descending: assignment, flip costs and their bookkeeping."""
+    """The rows still descending: flip costs, mask and their bookkeeping.
+
+    The mask is held as two barriers that are added to the costs (comparisons with bool masks are
+    many times slower): ``bar_pruned`` leaves the kept weights eligible for the lowest cost,
+    ``bar_kept`` the pruned ones for the highest.
+    """
+
+    _BAR = 1e30
 
     def __init__(self, couplings: Couplings, costs: Tensor, start: Tensor, threshold: Tensor) -> None:
         self.couplings, self.costs, self.threshold = couplings, costs, threshold
-        self.x = start.clone()
         self.index = torch.arange(len(start), device=start.device)
-        # added to the costs, these leave only the kept (pruned) weights finite
-        self.bar_pruned = torch.zeros_like(costs).masked_fill_(start, torch.inf)
-        self.bar_kept = torch.zeros_like(costs).masked_fill_(~start, -torch.inf)
+        self.misses = torch.zeros_like(threshold)
+        self.bar_pruned = start.to(costs.dtype).mul_(self._BAR)
+        self.bar_kept = self.bar_pruned - self._BAR
         self._buffers = [torch.empty_like(costs) for _ in range(3)]
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.index)
+
+    @property
+    def x(self) -> Bool[Tensor, "r n"]:
+        """The current assignments."""
+        return self.bar_pruned > 0
 
     def buffer(self, number: int) -> Tensor:
         """Working memory for one ``(rows, n)`` array: allocating it anew costs more than using it."""
         return self._buffers[number][: len(self)]
 
+    def count_misses(self, gained: Tensor) -> Tensor:
+        """Steps in turn that brought a row nothing, this one included."""
+        self.misses.add_(1).mul_((~gained).to(self.misses.dtype))
+        return self.misses
+
     def keep_only(self, rows: Tensor, answer: Tensor) -> None:
         """Write the rows that are done to ``answer`` and forget them (``rows``: bool, the others)."""
-        done = ~rows
-        answer[self.index[done]] = self.x[done]
-        for name in ("costs", "threshold", "x", "index", "bar_pruned", "bar_kept"):
-            setattr(self, name, getattr(self, name)[rows])
-        self.couplings = self.couplings.take(rows)
+        done = (~rows).nonzero()[:, 0]
+        answer[self.index[done]] = self.bar_pruned[done] > 0
+        left = rows.nonzero()[:, 0]
+        for name in ("costs", "threshold", "index", "misses", "bar_pruned", "bar_kept"):
+            setattr(self, name, getattr(self, name).index_select(0, left))
+        self.couplings = self.couplings.take(left)
 
     def swap(self, kept: Tensor, pruned: Tensor, coupling: Tensor, active: Tensor) -> None:
-        """Prune ``kept`` and restore ``pruned`` in the rows that are ``active``; O(n) a row."""
-        u, p, where = kept[:, None], pruned[:, None], active[:, None]
-        cost_u, cost_p = self.costs.gather(1, u), self.costs.gather(1, p)
-        step = self.couplings.rows(kept, self.buffer(1)).sub_(self.couplings.rows(pruned, self.buffer(2)))
-        self.costs.add_(step.mul_(where))
-        # the rows of Q hold their own diagonal, so these two are set apart
-        coupling = torch.where(where, coupling[:, None], 0)
-        self.costs.scatter_(1, u, cost_u - coupling).scatter_(1, p, cost_p + coupling)
-        now_u, now_p = self.x.gather(1, u) | where, self.x.gather(1, p) & ~where
-        for place, now in ((u, now_u), (p, now_p)):
-            zero = torch.zeros_like(cost_u)
-            self.x.scatter_(1, place, now)
-            self.bar_pruned.scatter_(1, place, zero.masked_fill(now, torch.inf))
-            self.bar_kept.scatter_(1, place, zero.masked_fill(~now, -torch.inf))
+        """Prune ``kept`` and restore ``pruned`` in the rows that are ``active``; O(n) a row.
+
+        Expects ``2 Q`` along ``kept`` in buffer 1 and along ``pruned`` in buffer 2.
+        """
+        on = active.to(self.costs.dtype)[:, None]
+        both = torch.stack([kept, pruned], dim=1)
+        # the rows of Q hold their own diagonal, so the costs of the two are set apart
+        shift = coupling[:, None] * on
+        own = self.costs.gather(1, both).add_(torch.cat([-shift, shift], dim=1))
+        step = self.buffer(1).sub_(self.buffer(2))
+        self.costs.addcmul_(step, on).scatter_(1, both, own)
+        bars = torch.cat([on, 1 - on], dim=1).mul_(self._BAR)
+        self.bar_pruned.scatter_(1, both, bars)
+        self.bar_kept.scatter_(1, both, bars.sub_(self._BAR))
 
 
-def _pivot_step(state: _Rows) -> Bool[Tensor, " r"]:
-    """Swap the cheapest kept weight of each row with its best partner; which rows gained."""
-    cost, kept = torch.add(state.costs, state.bar_pruned, out=state.buffer(0)).min(1)
-    partner = state.couplings.rows(kept, state.buffer(1)).add_(state.costs).add_(state.bar_kept)
-    gain, pruned = partner.max(1)
-    active = cost - gain < state.threshold
-    state.swap(kept, pruned, gain - state.costs.gather(1, pruned[:, None])[:, 0], active)
-    return active
+def _pivot_step(state: _Rows, prune_first: bool) -> Bool[Tensor, " r"]:
+    """Swap one extreme weight of each row with its best partner; which rows gained.
+
+    ``prune_first`` starts from the kept weight that is cheapest to prune, otherwise from the pruned
+    one that gains most if restored.
+    """
+    if prune_first:
+        cost, kept = torch.add(state.costs, state.bar_pruned, out=state.buffer(0)).min(1)
+        row = state.couplings.rows(kept, state.buffer(1))
+        gain, pruned = torch.add(row, state.costs, out=state.buffer(0)).add_(state.bar_kept).max(1)
+        state.couplings.rows(pruned, state.buffer(2))
+        coupling = row.gather(1, pruned[:, None])[:, 0]
+    else:
+        gain, pruned = torch.add(state.costs, state.bar_kept, out=state.buffer(0)).max(1)
+        row = state.couplings.rows(pruned, state.buffer(2))
+        cost, kept = torch.sub(state.costs, row, out=state.buffer(0)).add_(state.bar_pruned).min(1)
+        state.couplings.rows(kept, state.buffer(1))
+        coupling = row.gather(1, kept[:, None])[:, 0]
+    gained = cost - gain < state.threshold
+    state.swap(kept, pruned, coupling, gained)
+    return gained
 
 
 def _candidate_step(state: _Rows, rows: Bool[Tensor, " r"], candidates: int) -> Bool[Tensor, " r"]:
     """In some rows, swap the best pair among the ``candidates`` best of either side; which gained."""
     at = rows.nonzero()[:, 0]
-    k = min(candidates, state.x.shape[1])
-    cost, kept = (state.costs[at] + state.bar_pruned[at]).topk(k, dim=1, largest=False)
-    gain, pruned = (state.costs[at] + state.bar_kept[at]).topk(k, dim=1)
+    k = min(candidates, state.costs.shape[1])
+    costs = state.costs.index_select(0, at)
+    cost, kept = (costs + state.bar_pruned.index_select(0, at)).topk(k, dim=1, largest=False)
+    gain, pruned = costs.add_(state.bar_kept.index_select(0, at)).topk(k, dim=1)
     coupling = state.couplings.take(at).pairs(kept, pruned)
-    change = cost[:, :, None] - gain[:, None, :] - coupling
-    best, pair = change.flatten(1).min(1)
-    chosen = [torch.zeros_like(state.index) for _ in range(2)]
-    chosen[0][at] = kept.gather(1, (pair // k)[:, None])[:, 0]
-    chosen[1][at] = pruned.gather(1, (pair % k)[:, None])[:, 0]
-    couple, active = torch.zeros_like(state.threshold), torch.zeros_like(rows)
-    couple[at] = coupling.flatten(1).gather(1, pair[:, None])[:, 0]
-    active[at] = best < state.threshold[at]
-    state.swap(chosen[0], chosen[1], couple, active)
-    return active
+    best, pair = (cost[:, :, None] - gain[:, None, :] - coupling).flatten(1).min(1)
+    gained = torch.zeros_like(rows)
+    gained[at] = best < state.threshold[at]
+    if gained.any():
+        # rows left out keep their entries: swap() needs a kept and a pruned weight of each
+        first, second = state.bar_pruned.min(1).indices, state.bar_kept.max(1).indices
+        first[at] = kept.gather(1, (pair // k)[:, None])[:, 0]
+        second[at] = pruned.gather(1, (pair % k)[:, None])[:, 0]
+        couple = torch.zeros_like(state.threshold)
+        couple[at] = coupling.flatten(1).gather(1, pair[:, None])[:, 0]
+        state.couplings.rows(first, state.buffer(1))
+        state.couplings.rows(second, state.buffer(2))
+        state.swap(first, second, couple, gained)
+        state.misses.masked_fill_(gained, 0)
+    return gained
 
 
 def _pairs_step(
@@ -214,6 +258,10 @@ def _pairs_step(
     gain = torch.add(state.costs, state.bar_kept, out=state.buffer(0)).index_select(1, pairs[1])
     best, pair = cost.sub_(gain).sub_(listed).min(1)
     active = best < state.threshold
-    coupling = listed.gather(1, pair[:, None])[:, 0]
-    state.swap(pairs[0][pair], pairs[1][pair], coupling, active)
+    # the best pair of a row that does not gain may be no pair of a kept and a pruned weight
+    first = torch.where(active, pairs[0][pair], state.bar_pruned.min(1).indices)
+    second = torch.where(active, pairs[1][pair], state.bar_kept.max(1).indices)
+    state.couplings.rows(first, state.buffer(1))
+    state.couplings.rows(second, state.buffer(2))
+    state.swap(first, second, listed.gather(1, pair[:, None])[:, 0], active)
     return active
