@@ -72,16 +72,23 @@ class Pattern:
             return round(density * rows * d_in)
         return rows * (d_in // self.of * self.keep if self.of else round(density * d_in))
 
+    def groups(self, matrix: Tensor) -> Tensor:
+        """A matrix ``(d_out, d_in)`` as ``(groups, size)``, one row per budget."""
+        return matrix.reshape(1, -1) if self.name == "layer" else matrix.reshape(-1, self.of or matrix.shape[1])
+
+    def violations(self, keep: Bool[Tensor, "r d_in"], density: float) -> int:
+        """How many groups do not hold exactly the asked number of weights."""
+        grouped = self.groups(keep)
+        wanted = self.num_kept((keep.shape[0], keep.shape[1]), density) // max(1, len(grouped))
+        return int((grouped.sum(1) != wanted).sum())
+
 
 def keep_highest(
     scores: Float[Tensor, "r d_in"], pattern: Pattern, density: float
 ) -> Bool[Tensor, "r d_in"]:
     """Keep exactly the pattern's count of highest scores; of equal ones the later column stays."""
     shape = scores.shape
-    if pattern.name == "layer":
-        grouped = scores.reshape(1, -1)
-    else:
-        grouped = scores.reshape(-1, pattern.of or shape[1])
+    grouped = pattern.groups(scores)
     per_group = pattern.num_kept((shape[0], shape[1]), density) // len(grouped)
     order = grouped.argsort(dim=1, stable=True)
     keep = torch.ones_like(grouped, dtype=torch.bool)

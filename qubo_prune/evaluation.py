@@ -1,0 +1,77 @@
+"""Perplexity of a causal language model on held-out text."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qubo_prune.errors import InputError
+from qubo_prune.progress import Progress
+from qubo_prune.text import token_windows
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``exp`` of the mean negative log-likelihood of the predicted tokens.
+
+    Attributes:
+        perplexity: the figure.
+        tokens: how many tokens were predicted (each window predicts all but its first).
+        windows: number of windows.
+        length: tokens per window.
+        source: the text.
+        seconds: wall-clock time.
+    """
+
+    perplexity: float
+    tokens: int
+    windows: int
+    length: int
+    source: str
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data."""
+        return asdict(self)
+
+
+def perplexity(
+    model: nn.Module, tokens: Int[Tensor, "windows length"], source: str = "", progress: Progress | None = None
+) -> Perplexity:
+    """Perplexity over windows of token ids, each scored on its own.
+
+    Args:
+        model: maps ``(1, length)`` token ids to an output with ``logits`` ``(1, length, vocabulary)``.
+        tokens: the windows; length at least 2.
+        source: name of the text, for the result.
+    """
+    if tokens.shape[1] < 2:
+        raise InputError(f"The windows have {tokens.shape[1]} token; at least 2 are needed to predict one.")
+    began, total = time.perf_counter(), 0.0
+    device = next(model.parameters()).device
+    with torch.no_grad(), (progress or Progress()).task("perplexity", len(tokens)) as advance:
+        for window in tokens:
+            ids = window[None, :].to(device)
+            logits = model(ids).logits[0, :-1].float()
+            total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            advance(1, "")
+    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    seconds = time.perf_counter() - began
+    value = math.exp(total / count) if total / count < 700 else math.inf
+    return Perplexity(value, count, tokens.shape[0], tokens.shape[1], source, seconds)
+
+
+def evaluate(
+    model: nn.Module, tokenizer: Any, text: str = "pydoc", samples: int = 24, sequence_length: int = 512,
+    progress: Progress | None = None,
+) -> Perplexity:  # fmt: skip
+    """Perplexity on a text source (see :func:`qubo_prune.text.read_text`)."""
+    windows = token_windows(tokenizer, text, "evaluation", samples, sequence_length)
+    return perplexity(model, windows.tokens, text, progress)

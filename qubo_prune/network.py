@@ -1,0 +1,360 @@
+"""Streams calibration data through a model block by block and hands out each layer's Gram.
+
+A transformer's stack of decoder layers is found by its structure; the arguments that the model
+gives to each of them are captured once, generically, and the stack is then run block by block. In
+a block, layers are taken in the order in which they run, those that read the same input together,
+and each sees inputs computed by the already pruned layers before it. A model without such a stack
+is one single block.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qubo_prune.errors import InputError
+from qubo_prune.hessian import Gram, GramAccumulator
+from qubo_prune.layers import Layer, is_prunable, within
+
+
+@dataclass
+class Seconds:
+    """Where the time of a run went."""
+
+    forward: float = 0.0
+    hessian: float = 0.0
+    search: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Arguments of one call; ``slot`` says where the hidden states go (a position or a name)."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    slot: int | str | None = None
+
+    def run(self, module: nn.Module, hidden: Tensor | None = None) -> Any:
+        """Call the module, with the hidden states in their place."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        if isinstance(self.slot, int):
+            args[self.slot] = hidden
+        elif self.slot is not None:
+            kwargs[self.slot] = hidden
+        return module(*args, **kwargs)
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+def as_call(batch: Any) -> Call:
+    """A batch of model inputs as a call: a tensor, a sequence of positional or a mapping of named ones."""
+    if isinstance(batch, Mapping):
+        return Call((), batch)
+    if isinstance(batch, (tuple, list)):
+        return Call(tuple(batch), {})
+    return Call((batch,), {})
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Layers of a block that read the same input, and how often a forward pass calls them."""
+
+    layers: tuple[Layer, ...]
+    calls: int
+
+
+Visit = Callable[[Layer, Gram], None]
+
+
+def stream(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds) -> None:
+    """Visit every layer with its Gram, in the order in which the layers run.
+
+    ``visit`` may change the layer's weight; everything behind it sees the change.
+
+    Args:
+        model: the model; it is run without gradients, in evaluation mode, without a cache.
+        layers: the layers to visit.
+        batches: model inputs (see :func:`as_call`), all held in memory.
+        visit: called with each layer and its Gram.
+        seconds: times are added to its fields.
+    """
+    calls = [as_call(batch) for batch in batches]
+    with torch.no_grad(), _evaluating(model):
+        left = list(layers)
+        stack = find_stack(model, layers)
+        if stack is not None:
+            recorded = _timed(seconds, lambda: _record_stack(stack, model, calls))
+            if recorded is not None:
+                inside = {id(layer) for block in stack for layer in within(layers, block)}
+                left = [layer for layer in left if id(layer) not in inside]
+                _stream_stack(stack, layers, recorded, visit, seconds)
+        if left:
+            _visit_block(model, left, calls, [None] * len(calls), visit, seconds)
+
+
+def _timed(seconds: Seconds, run: Callable[[], Any]) -> Any:
+    """Run and book the time as forward, less what was booked as Hessian inside."""
+    began, inside = time.perf_counter(), seconds.hessian
+    try:
+        return run()
+    finally:
+        seconds.forward += time.perf_counter() - began - (seconds.hessian - inside)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without key-value caches; the model's own settings come back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    model.eval()
+    if cached:
+        config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        if cached:
+            config.use_cache = cached  # type: ignore[union-attr]
+
+
+def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | None:
+    """The model's longest run of like blocks: the outermost list that holds most of the weights."""
+    wanted = {id(layer.module): layer.parameter.numel() for layer in layers}
+    best, most = None, 0
+    for module in model.modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+            continue
+        blocks = list(module)
+        if len({type(block) for block in blocks}) > 1 or is_prunable(blocks[0]):
+            continue
+        held = sum(wanted.get(id(part), 0) for part in module.modules())
+        if held > most:
+            best, most = blocks, held
+    return best
+
+
+@dataclass
+class _Recording:
+    """What the model gives to each block of its stack, for every batch."""
+
+    hidden: list[Tensor] = field(default_factory=list)
+    calls: list[list[Call]] = field(default_factory=list)
+
+
+def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Call]) -> _Recording | None:
+    """Capture the calls of every block; ``None`` if the blocks are not a chain of like maps.
+
+    The first batch runs in full to learn the order of the blocks and the form of their outputs.
+    For the others each block is replaced by a pass-through, so recording costs next to nothing.
+    """
+    recording = _Recording(calls=[[] for _ in blocks])
+    order: list[int] = []
+    forms: list[tuple[Any, ...] | None] = []  # what a block returns besides its hidden states
+
+    def record(number: int, original: Callable[..., Any], first: bool) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = _with_slot(args, kwargs)
+            order.append(number)
+            hidden = _hidden_of(call)
+            if number == 0:
+                recording.hidden.append(hidden)
+            recording.calls[number].append(_interned(call, recording.calls[number]))
+            if first:
+                output = original(*args, **kwargs)
+                if not _maps_to_its_like(hidden, output):
+                    raise _NotAChain
+                forms.append(None if isinstance(output, Tensor) else tuple(output[1:]))
+                return output
+            if number == len(blocks) - 1:
+                raise _Stop
+            return hidden if forms[number] is None else (hidden, *forms[number])
+
+        return forward
+
+    for position, call in enumerate(calls):
+        del order[:]
+        with _replaced(blocks, lambda n, original, first=position == 0: record(n, original, first)):
+            try:
+                call.run(model)
+            except _Stop:
+                pass
+            except _NotAChain:
+                return None
+        if order != list(range(len(blocks))):
+            return None
+    return recording
+
+
+class _NotAChain(Exception):
+    """A block does not map hidden states to hidden states of the same shape."""
+
+
+def _maps_to_its_like(hidden: Tensor, output: Any) -> bool:
+    tensor = _first_tensor(output)
+    return tensor is not None and tensor.shape == hidden.shape
+
+
+def _with_slot(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A call whose slot is its first floating point tensor."""
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
+            return Call(args, kwargs, place)
+    raise _NotAChain
+
+
+def _hidden_of(call: Call) -> Tensor:
+    value = call.args[call.slot] if isinstance(call.slot, int) else call.kwargs[str(call.slot)]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _interned(call: Call, earlier: Sequence[Call]) -> Call:
+    """The call without its hidden states, sharing equal tensors with the call of an earlier batch."""
+    like = earlier[-1] if earlier else None
+    args = [
+        None if place == call.slot else _shared(value, like.args[place] if like and place < len(like.args) else None)
+        for place, value in enumerate(call.args)
+    ]
+    kwargs = {
+        name: None if name == call.slot else _shared(value, like.kwargs.get(name) if like else None)
+        for name, value in call.kwargs.items()
+    }
+    return Call(tuple(args), kwargs, call.slot)
+
+
+def _shared(value: Any, like: Any) -> Any:
+    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):
+        return tuple(_shared(v, w) for v, w in zip(value, like, strict=True))
+    if isinstance(value, Tensor) and isinstance(like, Tensor) and value.dtype == like.dtype:
+        return like if torch.equal(value, like) else value
+    return value
+
+
+@contextmanager
+def _replaced(blocks: list[nn.Module], make: Callable[[int, Callable[..., Any]], Any]) -> Iterator[None]:
+    """Replace the forward of each block for the time being."""
+    own = [block.__dict__.get("forward") for block in blocks]
+    for number, block in enumerate(blocks):
+        block.__dict__["forward"] = make(number, block.forward)
+    try:
+        yield
+    finally:
+        for block, before in zip(blocks, own, strict=True):
+            if before is None:
+                del block.__dict__["forward"]
+            else:  # a library such as accelerate had wrapped it
+                block.__dict__["forward"] = before
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """The hidden states among the outputs of a block."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    return None
+
+
+def _stream_stack(
+    blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, visit: Visit, seconds: Seconds
+) -> None:
+    hidden = recorded.hidden
+    last = max(n for n, block in enumerate(blocks) if any(True for _ in within(layers, block)))
+    for number, block in enumerate(blocks[: last + 1]):
+        calls, recorded.calls[number] = recorded.calls[number], []
+        inside = list(within(layers, block))
+        if inside:
+            _visit_block(block, inside, calls, hidden, visit, seconds)
+        if number < last:
+            for batch, call in enumerate(calls):
+                output = _timed(seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]  # noqa: B023
+                tensor = _first_tensor(output)
+                assert tensor is not None
+                hidden[batch] = tensor
+
+
+def _visit_block(
+    block: nn.Module,
+    layers: Sequence[Layer],
+    calls: Sequence[Call],
+    hidden: Sequence[Tensor | None],
+    visit: Visit,
+    seconds: Seconds,
+) -> None:
+    """Visit the layers of a block stage by stage."""
+    stages = _timed(seconds, lambda: find_stages(block, layers, calls[0], hidden[0]))
+    for stage in stages:
+        gram = _accumulate(block, stage, calls, hidden, seconds)
+        for layer in stage.layers:
+            visit(layer, gram)
+
+
+def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None) -> list[Stage]:
+    """Group the layers by the input they read in one forward pass, in the order of their calls.
+
+    Layers that this pass does not reach come last, each for itself.
+    """
+    reads: dict[int, list[Any]] = {}
+
+    def note(number: int) -> Callable[..., None]:
+        # the tensors are held, so that an address is not used twice
+        return lambda module, args, kwargs: reads.setdefault(number, []).append(_input_of(args, kwargs))
+
+    handles = [
+        layer.module.register_forward_pre_hook(note(number), with_kwargs=True)
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        call.run(block, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: dict[Any, list[int]] = {}
+    for number, inputs in reads.items():
+        tensor = inputs[0]
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
+        groups.setdefault(same if len(inputs) == 1 else number, []).append(number)
+    stages = [Stage(tuple(layers[n] for n in members), len(reads[members[0]])) for members in groups.values()]
+    return stages + [Stage((layer,), 0) for number, layer in enumerate(layers) if number not in reads]
+
+
+def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _accumulate(
+    block: nn.Module, stage: Stage, calls: Sequence[Call], hidden: Sequence[Tensor | None], seconds: Seconds
+) -> Gram:
+    """The Gram of a stage's common input over all batches; each pass stops once it is seen."""
+    leader = stage.layers[0]
+    gram = GramAccumulator(leader.name)
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        gram.add(_input_of(args, kwargs))
+        seconds.hessian += time.perf_counter() - began
+        if stage.calls == 1:
+            raise _Stop
+
+    handle = leader.module.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        for call, state in zip(calls, hidden, strict=True):
+            try:
+                _timed(seconds, lambda c=call, h=state: c.run(block, h))  # type: ignore[misc]
+            except _Stop:
+                continue
+    finally:
+        handle.remove()
+    return gram.finish(leader.shape[1], leader.parameter.device)
+

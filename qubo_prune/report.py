@@ -1,0 +1,282 @@
+"""What a pruning run did: as data, as a table, as HTML, as ``report.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import io
+import json
+import platform
+import re
+import resource
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from qubo_prune.descent import TracePoint
+from qubo_prune.masks import KeepMasks
+
+_PACKAGES = ("qubo-prune", "torch", "transformers", "numpy", "dimod", "ortools", "qiskit-optimization")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of a run.
+
+    Attributes:
+        name: dotted path in the model.
+        shape: ``(d_out, d_in)``.
+        kept: weights the mask keeps.
+        density: kept share.
+        error_before: mean squared output error with the warm start, summed over outputs.
+        error_after: the same with the final mask.
+        output_power: mean squared output of the dense layer on the same inputs; relative errors
+            are shares of it.
+        steps: blocks solved.
+        accepted: blocks that lowered the energy.
+        seconds: time of the mask search.
+        solver: who decided the blocks (empty if nobody did).
+        tokens: calibration tokens the layer saw.
+        dead_inputs: inputs that were zero in all of them.
+        stopped_early: the time budget ended the search.
+        notes: what was done instead of what was asked, as sentences, each with its number.
+        trace: energy against time.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    kept: int
+    density: float
+    error_before: float
+    error_after: float
+    output_power: float
+    steps: int
+    accepted: int
+    seconds: float
+    solver: str
+    tokens: int
+    dead_inputs: int
+    stopped_early: bool = False
+    notes: dict[str, int] = field(default_factory=dict)
+    trace: tuple[TracePoint, ...] = ()
+
+    @property
+    def relative_before(self) -> float:
+        """``error_before / output_power``."""
+        return _share(self.error_before, self.output_power)
+
+    @property
+    def relative_after(self) -> float:
+        """``error_after / output_power``."""
+        return _share(self.error_after, self.output_power)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the relative errors as plain data."""
+        relative = {"relative_before": self.relative_before, "relative_after": self.relative_after}
+        return dataclasses.asdict(self) | relative
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Outcome of :func:`qubo_prune.prune`.
+
+    Attributes:
+        layers: one entry per pruned layer, in the order they were pruned.
+        model: name of the model.
+        settings: the arguments of the run, seed included.
+        calibration: source, windows and token count.
+        seconds: ``forward``, ``hessian``, ``search`` and ``total`` wall-clock seconds.
+        masks: the keep masks by parameter name (saved apart, not part of :meth:`to_dict`).
+        peak_memory_bytes: highest resident memory of the process so far.
+        versions: of Python and the packages that matter.
+        machine: processor and operating system.
+    """
+
+    layers: tuple[LayerReport, ...]
+    model: str
+    settings: dict[str, Any]
+    calibration: dict[str, Any]
+    seconds: dict[str, float]
+    masks: KeepMasks = field(default_factory=KeepMasks, repr=False)
+    peak_memory_bytes: int = field(default_factory=lambda: peak_memory())
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    machine: dict[str, Any] = field(default_factory=lambda: machine())
+
+    @property
+    def density(self) -> float:
+        """Kept share of all weights in the pruned layers."""
+        return _share(sum(layer.kept for layer in self.layers), sum(_size(layer) for layer in self.layers))
+
+    @property
+    def error_before(self) -> float:
+        """Layer output errors of the warm start, summed over the layers."""
+        return sum(layer.error_before for layer in self.layers)
+
+    @property
+    def error_after(self) -> float:
+        """Layer output errors of the final masks, summed over the layers."""
+        return sum(layer.error_after for layer in self.layers)
+
+    @property
+    def relative_error(self) -> float:
+        """:attr:`error_after` as a share of the summed output power."""
+        return _share(self.error_after, sum(layer.output_power for layer in self.layers))
+
+    @property
+    def relative_error_before(self) -> float:
+        """:attr:`error_before` as a share of the summed output power."""
+        return _share(self.error_before, sum(layer.output_power for layer in self.layers))
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the layers."""
+        return {
+            "layers": len(self.layers),
+            "weights": sum(_size(layer) for layer in self.layers),
+            "kept": sum(layer.kept for layer in self.layers),
+            "density": self.density,
+            "error_before": self.error_before,
+            "error_after": self.error_after,
+            "relative_before": self.relative_error_before,
+            "relative_after": self.relative_error,
+            "steps": sum(layer.steps for layer in self.layers),
+            "accepted": sum(layer.accepted for layer in self.layers),
+            "stopped_early": sum(layer.stopped_early for layer in self.layers),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the masks, as plain data for JSON."""
+        return {
+            "model": self.model,
+            "settings": self.settings,
+            "calibration": self.calibration,
+            "seconds": self.seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "totals": self.totals(),
+            "layers": [layer.to_dict() for layer in self.layers],
+            "versions": self.versions,
+            "machine": self.machine,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write ``report.json``."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    def table(self, full: bool = False) -> Table:
+        """A table of all layers, or by kind of layer (numbers in names folded together)."""
+        table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
+        table.add_column("layer", overflow="fold")
+        for column in ("layers", "density", "error before", "after", "ratio", "blocks", "search s"):
+            table.add_column(column, justify="right")
+        groups: dict[str, list[LayerReport]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.name if full else _kind(layer.name), []).append(layer)
+        for name, members in groups.items():
+            table.add_row(*_row(name, members))
+        table.add_section()
+        table.add_row(*_row("all", list(self.layers)))
+        return table
+
+    def _title(self) -> str:
+        pattern, solver = self.settings.get("pattern", ""), self.settings.get("solver", "")
+        method = self.settings.get("method", "")
+        by = f"{method} blocks by {solver}" if method == "icbs" else method
+        return f"{self.model}: {by}, pattern {pattern}, density {self.density:.4f}"
+
+    def _caption(self) -> str:
+        seconds = self.seconds
+        return (
+            f"errors relative to the layers' outputs; {self.calibration.get('tokens', 0)} calibration tokens of "
+            f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: forward {seconds.get('forward', 0):.0f}, "
+            f"Hessians {seconds.get('hessian', 0):.0f}, search {seconds.get('search', 0):.0f}; "
+            f"peak {self.peak_memory_bytes / 2**30:.2f} GiB"
+        )
+
+    def __str__(self) -> str:
+        return _rendered(self.table(), 100)
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        head = "".join(f"<th>{html.escape(str(column.header))}</th>" for column in table.columns)
+        cells = zip(*(list(column.cells) for column in table.columns), strict=True)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells
+        )
+        return (
+            f"<table><caption>{html.escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table><p>{html.escape(self._caption())}</p>"
+        )
+
+
+def _size(layer: LayerReport) -> int:
+    return layer.shape[0] * layer.shape[1]
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
+
+
+def _row(name: str, members: list[LayerReport]) -> tuple[str, ...]:
+    power = sum(layer.output_power for layer in members)
+    before, after = sum(layer.error_before for layer in members), sum(layer.error_after for layer in members)
+    density = _share(sum(layer.kept for layer in members), sum(_size(layer) for layer in members))
+    return (
+        name, str(len(members)), f"{density:.4f}", f"{_share(before, power):.5f}", f"{_share(after, power):.5f}",
+        f"{_share(after, before):.3f}", str(sum(layer.steps for layer in members)),
+        f"{sum(layer.seconds for layer in members):.1f}",
+    )  # fmt: skip
+
+
+def _rendered(table: Table, width: int) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table)
+    return stream.getvalue().rstrip()
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and operating system."""
+    import torch
+
+    return {
+        "system": platform.system(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return match[1] if match else platform.machine()

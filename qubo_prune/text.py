@@ -1,0 +1,135 @@
+"""Text sources and token windows for calibration and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from qubo_prune.errors import InputError
+
+Purpose = Literal["calibration", "evaluation"]
+_JOIN = "\n\n"
+
+
+def read_text(source: str, purpose: Purpose) -> str:
+    """The text of a source, documents joined by an empty line.
+
+    Args:
+        source: ``pydoc`` (Python's own documentation: every second topic for calibration, the others
+            for evaluation), a text file, a folder of ``.txt`` files (read in the order of their
+            names, subfolders too), or the id of a Hugging Face data set, optionally with
+            configuration and split: ``name``, ``name:config`` or ``name:config:split``.
+        purpose: only matters to ``pydoc``, so that its two halves are disjoint.
+
+    Raises:
+        InputError: there is no such source, or it is not readable as text.
+    """
+    if source == "pydoc":
+        return _pydoc(purpose)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    if path.is_dir():
+        files = sorted(path.rglob("*.txt"))
+        if not files:
+            raise InputError(f"The folder {source!r} holds no .txt file; give a folder of text files.")
+        return _JOIN.join(_read_file(file) for file in files)
+    if path.is_absolute() or source.startswith(".") or path.suffix in (".txt", ".md", ".json", ".csv"):
+        raise InputError(
+            f"There is no text {source!r}; give a text file, a folder of .txt files, a data set id or 'pydoc'."
+        )
+    return _data_set(source)
+
+
+def _pydoc(purpose: Purpose) -> str:
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)[0 if purpose == "calibration" else 1 :: 2]
+    return _JOIN.join(topics[name] for name in names)
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it.") from error
+
+
+def _data_set(source: str) -> str:
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"{source!r} is no file or folder here, and reading data sets by id needs one more package: "
+            "pip install 'qubo-prune[hub]'."
+        ) from None
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # the library raises whatever its network and file layers raise
+        raise InputError(
+            f"{source!r} is no file or folder here and could not be loaded as a data set id "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); give a text file, a folder or 'pydoc'."
+        ) from error
+    column = "text" if "text" in rows.column_names else None
+    if column is None:
+        raise InputError(f"The data set {source!r} has columns {rows.column_names}; one named 'text' is needed.")
+    return _JOIN.join(str(value) for value in rows[column])
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Token windows cut from a text.
+
+    Attributes:
+        tokens: ``(windows, length)`` token ids.
+        source: where the text came from.
+        available: how many tokens the text has.
+    """
+
+    tokens: Int[Tensor, "windows length"]
+    source: str
+    available: int
+
+    def describe(self) -> dict[str, Any]:
+        """Source, sizes and a hash of the tokens, for reports."""
+        digest = hashlib.sha256(self.tokens.numpy().astype("<i8").tobytes()).hexdigest()
+        windows, length = self.tokens.shape
+        return {
+            "source": self.source,
+            "windows": windows,
+            "length": length,
+            "tokens": windows * length,
+            "tokens_available": self.available,
+            "sha256": digest,
+        }
+
+
+def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, length: int) -> Windows:
+    """Cut ``count`` windows of ``length`` tokens, evenly spread over the text, without overlap.
+
+    No special tokens are added; windows may cross documents.
+
+    Raises:
+        InputError: the text has fewer than ``count * length`` tokens.
+    """
+    for name, value in (("samples", count), ("sequence length", length)):
+        if value < 1:
+            raise InputError(f"The {name} is {value}; it must be at least 1.")
+    text = read_text(source, purpose)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
+    whole = len(ids) // length
+    if whole < count:
+        raise InputError(
+            f"The text {source!r} has {len(ids)} tokens, but {count} windows of {length} need "
+            f"{count * length}; give more text or lower the samples or the sequence length."
+        )
+    starts = [at * whole // count * length for at in range(count)]
+    return Windows(torch.tensor([ids[s : s + length] for s in starts]), source, len(ids))
