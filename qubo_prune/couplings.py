@@ -9,6 +9,7 @@ the other costs by ``+- 2 Q_ij``.
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,8 +34,12 @@ class Couplings(abc.ABC):
         """``2 Q_ij`` along one list of pairs ``(i, j)``, the same for all problems."""
 
     @abc.abstractmethod
-    def take(self, rows: Tensor) -> Couplings:
-        """The same for some of the problems (positions or a bool mask)."""
+    def take(self, rows: Int[Tensor, " k"]) -> Couplings:
+        """The same for some of the problems."""
+
+    @abc.abstractmethod
+    def joined(self, parts: list[Any]) -> Couplings:
+        """The same for several takes of one batch, one after another."""
 
 
 class SharedCouplings(Couplings):
@@ -55,7 +60,10 @@ class SharedCouplings(Couplings):
         return self._values[:, first].mul_(self._values[:, second]).mul_(self._hessian[first, second])
 
     def take(self, rows: Tensor) -> SharedCouplings:
-        return SharedCouplings(self._hessian, self._values[rows])
+        return SharedCouplings(self._hessian, self._values.index_select(0, rows))
+
+    def joined(self, parts: list[SharedCouplings]) -> SharedCouplings:
+        return SharedCouplings(self._hessian, torch.cat([part._values for part in parts]))
 
 
 class DenseCouplings(Couplings):
@@ -79,7 +87,11 @@ class DenseCouplings(Couplings):
         return along.to(self._values.dtype).mul_(self._values[:, first]).mul_(self._values[:, second])
 
     def take(self, rows: Tensor) -> DenseCouplings:
-        return DenseCouplings(self._hessian, self._values[rows], self._index[rows])
+        return DenseCouplings(self._hessian, self._values.index_select(0, rows), self._index[rows])
+
+    def joined(self, parts: list[DenseCouplings]) -> DenseCouplings:
+        values, index = torch.cat([part._values for part in parts]), torch.cat([part._index for part in parts])
+        return DenseCouplings(self._hessian, values, index)
 
 
 class FactorCouplings(Couplings):
@@ -98,6 +110,9 @@ class FactorCouplings(Couplings):
         return 2 * (self._factor[first] * self._factor[second]).sum(1)[None, :]
 
     def take(self, rows: Tensor) -> FactorCouplings:
+        return self
+
+    def joined(self, parts: list[FactorCouplings]) -> FactorCouplings:
         return self
 
 

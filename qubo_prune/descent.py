@@ -7,8 +7,10 @@ through its linear term; the rows advance together. The layer's energy
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +25,7 @@ from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.registry import make_solver
 from qubo_prune.scores import score
 from qubo_prune.selection import borderline_groups, borderline_weights
-from qubo_prune.solver import BatchRequest, BatchResult, Deadline, Solver, derive_seed
+from qubo_prune.solver import BatchRequest, Deadline, Solver, Status, derive_seed
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Descent:
 
     solver: Solver
     block_size: int = 64
-    max_sweeps: int = 2
+    max_sweeps: int = 1
     patience: int = 1
     row_swaps: bool = True
     seed: int = 0
@@ -113,11 +115,22 @@ def descend(
         settings: solver, block size, limits.
         deadline: anytime limit; the best mask so far is returned when it expires.
     """
-    return _Run(LayerState(weight, gram, keep, pattern), pattern, settings, deadline or Deadline(None)).result()
+    state = LayerState(weight, gram, keep, pattern)
+    return _Run(state, pattern, settings, deadline or Deadline(None)).result()
 
 
 def _everything(state: LayerState) -> Int[Tensor, " r"]:
     return torch.arange(len(state.weight), device=state.weight.device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What became of one problem per row in some rows."""
+
+    rows: Int[Tensor, " r"]
+    change: Float[Tensor, " r"]
+    steps: int
+    failures: tuple[tuple[Status, str], ...] = ()
 
 
 class _Run:
@@ -125,18 +138,18 @@ class _Run:
 
     def __init__(self, state: LayerState, pattern: Pattern, settings: Descent, deadline: Deadline) -> None:
         self._state, self._pattern, self._settings, self._deadline = state, pattern, settings, deadline
-        self._generator = torch.Generator().manual_seed(settings.seed)
         self._began = time.perf_counter()
-        self._steps = self._accepted = self._calls = 0
+        self._steps = self._accepted = self._rounds = 0
         self._kept_start: Counter[str] = Counter()
-        self._trace = [TracePoint(0.0, state.energy(), 0)]
+        self._energy = state.energy()
+        self._trace = [TracePoint(0.0, self._energy, 0)]
 
     def result(self) -> DescentResult:
         """Run to the end or to the deadline."""
         self._sweeps()
         if self._settings.row_swaps:
             self._row_swaps(_everything(self._state))
-        if self._pattern.name == "layer":
+        if self._pattern.name == "layer" and self._state.x.numel():
             self._exchange_between_rows()
         return DescentResult(
             self._state.keep_mask(),
@@ -148,6 +161,27 @@ class _Run:
             tuple(self._trace),
         )
 
+    def _round(
+        self, solve_part: Callable[[Tensor, int], _Outcome], rows: Int[Tensor, " r"], entries: int
+    ) -> list[_Outcome]:
+        """Solve one problem in each of some rows, so many rows at once as suits the memory; book it."""
+        self._rounds += 1
+        limit = max(16, (2**20 if rows.device.type == "cpu" else 2**27) // max(1, entries))
+        outcomes = []
+        for part, some in enumerate(rows.split(limit)):
+            if self._deadline.expired:
+                break
+            outcome = solve_part(some, derive_seed(self._settings.seed, self._rounds, part))
+            outcomes.append(outcome)
+            self._steps += outcome.steps
+            self._accepted += int((outcome.change < 0).sum())
+            self._energy += float(outcome.change.sum())
+            self._kept_start.update(
+                f"{status.value} ({detail})" if detail else status.value for status, detail in outcome.failures
+            )
+        self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted))
+        return outcomes
+
     def _sweeps(self) -> None:
         """Give every active row one block after another until none improves."""
         active = _everything(self._state)
@@ -155,87 +189,66 @@ class _Run:
         for _ in range(self._settings.max_sweeps):
             if not len(active) or self._deadline.expired:
                 break
-            for rows in active.split(self._rows_per_batch(self._settings.block_size**2)):
-                improved = self._sweep(rows, misses[rows])
-                misses[rows] = torch.where(improved, 0, misses[rows] + 1)
-                if self._deadline.expired:
-                    break
+            # the Hessian of each row's block fills the memory, but most steps read only rows of it
+            entries = self._settings.block_size**2 // 4
+            for outcome in self._round(lambda rows, seed: self._sweep(rows, misses[rows], seed), active, entries):
+                rows = outcome.rows
+                misses[rows] = torch.where(outcome.change < 0, 0, misses[rows] + 1)
             active = active[misses[active] < self._settings.patience]
-            self._note_progress()
 
-    def _rows_per_batch(self, entries_per_row: int) -> int:
-        """Rows whose arrays fit the processor's cache (a GPU takes far more)."""
-        entries = 2**21 if self._state.weight.device.type == "cpu" else 2**28
-        return max(16, entries // entries_per_row)
-
-    def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"]) -> Bool[Tensor, " r"]:
-        """Solve one block in each of some rows; which of them improved."""
-        improved = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        kinds = self._state.x[rows].sum(1)
+    def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
+        """Solve one block in each of some rows."""
+        change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        steps, failures = 0, []
+        num_pruned = self._state.x[rows].sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
         # blocks of one batch have one shape; rows that are nearly dense or empty go apart
-        short = torch.minimum(kinds, d - kinds) < half
+        short = torch.minimum(num_pruned, d - num_pruned) < half
         for part in (~short, short):
-            movable = part & (kinds > 0) & (kinds < d)
+            movable = part & (num_pruned > 0) & (num_pruned < d)
             if movable.any():
-                improved[movable] = self._solve_blocks(rows[movable], misses[movable], kinds[movable])
-        return improved
+                outcome = self._solve_blocks(rows[movable], misses[movable], num_pruned[movable], seed)
+                change[movable] = outcome.change
+                steps, failures = steps + outcome.steps, [*failures, *outcome.failures]
+        return _Outcome(rows, change, steps, tuple(failures))
 
     def _solve_blocks(
-        self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"]
-    ) -> Bool[Tensor, " r"]:
+        self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"], seed: int
+    ) -> _Outcome:
         state, size = self._state, self._settings.block_size
         costs, x = state.flip_costs(rows), state.x[rows]
+        draw = torch.Generator().manual_seed(seed)
         if state.groups is not None:
             count = min(size // self._pattern.of, len(state.groups))
             if count == 0:
-                return torch.zeros_like(rows, dtype=torch.bool)
-            columns = borderline_groups(costs, x, state.groups, count, misses, self._generator)
+                return _Outcome(rows, torch.zeros_like(num_pruned), 0)
+            columns = borderline_groups(costs, x, state.groups, count, misses, draw)
             labels = torch.arange(count, device=rows.device).repeat_interleave(self._pattern.of)
         else:
             kept_side = min(size // 2, int((state.weight.shape[1] - num_pruned).min()))
             pruned_side = min(size - size // 2, int(num_pruned.min()))
-            columns = borderline_weights(costs, x, kept_side, pruned_side, misses, self._generator)
+            columns = borderline_weights(costs, x, kept_side, pruned_side, misses, draw)
             labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=rows.device)
-        request = BatchRequest(
-            state.emit(rows, columns, labels), x.gather(1, columns) > 0, self._next_seed(), self._deadline.remaining
-        )
-        answer = self._book(solve_batch(self._settings.solver, request))
-        return self._merge(rows, x.scatter(1, columns, answer.assignments.to(x.dtype)))
-
-    def _merge(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"]) -> Bool[Tensor, " r"]:
-        improved = self._state.merge(rows, x)
-        self._accepted += int(improved.sum())
-        return improved
-
-    def _next_seed(self) -> int:
-        self._calls += 1
-        return derive_seed(self._settings.seed, self._calls)
-
-    def _book(self, answer: BatchResult) -> BatchResult:
-        self._steps += len(answer.assignments)
-        self._kept_start.update(
-            f"{status.value} ({detail})" if detail else status.value for status, detail in answer.failures.values()
-        )
-        return answer
-
-    def _note_progress(self) -> None:
-        self._trace.append(
-            TracePoint(time.perf_counter() - self._began, self._state.energy(), self._accepted)
-        )
+        start = x.gather(1, columns) > 0
+        request = BatchRequest(state.emit(rows, columns, labels), start, seed, self._deadline.remaining)
+        answer = solve_batch(self._settings.solver, request)
+        better = answer.change < 0
+        state.move(rows[better], x.scatter(1, columns, answer.assignments.to(x.dtype))[better])
+        return _Outcome(rows, answer.change, len(rows), tuple(answer.failures.values()))
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
         """Best swaps over whole rows, from the shared Gram."""
-        swaps = make_solver("greedy")
-        for part in rows.split(self._rows_per_batch(self._state.weight.shape[1])):
-            if self._deadline.expired:
-                break
-            request = BatchRequest(
-                self._state.emit_whole(part), self._state.x[part] > 0, self._next_seed(), self._deadline.remaining
-            )
-            answer = self._book(solve_batch(swaps, request))
-            self._merge(part, answer.assignments.to(self._state.x.dtype))
-        self._note_progress()
+        swaps, state = make_solver("greedy"), self._state
+
+        def swap(part: Tensor, seed: int) -> _Outcome:
+            request = BatchRequest(state.emit_whole(part), state.x[part] > 0, seed, self._deadline.remaining)
+            answer = solve_batch(swaps, request)
+            # nothing but the exchange between rows follows, which refreshes the field
+            state.move(part, answer.assignments.to(state.x.dtype), update_field=False)
+            return _Outcome(part, answer.change, len(part), tuple(answer.failures.values()))
+
+        if not self._deadline.expired:
+            self._round(swap, rows, state.weight.shape[1])
 
     def _exchange_between_rows(self) -> None:
         """Move budget from row to row: prune in one, restore in another, while that lowers the energy.
@@ -247,10 +260,11 @@ class _Run:
         for _ in range(100):
             if self._deadline.expired:
                 return
+            state.refresh()
             costs = state.flip_costs(_everything(state))
             cost, cheap = costs.masked_fill(state.x > 0, torch.inf).min(1)
             gain, dear = costs.masked_fill(state.x == 0, -torch.inf).max(1)
-            giver, taker = _match_rows(cost, gain, float(state.energy()) * 1e-12)
+            giver, taker = _match_rows(cost, gain, self._energy * 1e-12)
             if not len(giver):
                 return
             rows = torch.cat([giver, taker])
@@ -258,6 +272,7 @@ class _Run:
             x = state.x[rows]
             x[torch.arange(len(rows)), columns] = (torch.arange(len(rows)) < len(giver)).to(x)
             state.move(rows, x)
+            self._energy += float((cost[giver] - gain[taker]).sum())
             self._steps += len(giver)
             self._accepted += len(giver)
             self._row_swaps(rows.sort().values)

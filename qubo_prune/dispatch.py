@@ -61,13 +61,15 @@ def solve(
         raise InputError(f"time_limit is {time_limit}; pass a positive number of seconds or None.")
     began = time.perf_counter()
     try:
-        result = chosen.solve(SolveRequest(problem, start, seed, time_limit))
+        # the solver gets a copy of the start, which has to survive whatever the solver does to it
+        result = chosen.solve(SolveRequest(problem, None if start is None else start.copy(), seed, time_limit))
+        feasible = _feasible(problem, result)
     except InputError:
         raise
     except Exception as error:  # a stranger's solver may raise anything
         result = _fallback(problem, start, name, Status.FAILED, f"{type(error).__name__}: {error}", error)
     else:
-        result = _verified(problem, start, name, result)
+        result = _verified(problem, start, name, result, feasible)
     return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
 
 
@@ -91,11 +93,21 @@ def _checked_start(problem: BlockQubo, warm_start: ArrayLike) -> NDArray[np.bool
     return point.astype(bool)
 
 
+def _feasible(problem: BlockQubo, result: object) -> list[NDArray[np.bool_]]:
+    """The answers that are binary and meet every count."""
+    if not isinstance(result, SolveResult):
+        raise TypeError(f"it answered with a {type(result).__name__} instead of a SolveResult")
+    return [np.asarray(x).astype(bool) for x in result.assignments if problem.is_feasible(x)]
+
+
 def _verified(
-    problem: BlockQubo, start: NDArray[np.bool_] | None, name: str, result: SolveResult
+    problem: BlockQubo,
+    start: NDArray[np.bool_] | None,
+    name: str,
+    result: SolveResult,
+    feasible: list[NDArray[np.bool_]],
 ) -> SolveResult:
-    """Keep the feasible answers, score them in float64, order them, fall back on the start."""
-    feasible = [np.asarray(x).astype(bool) for x in result.assignments if problem.is_feasible(x)]
+    """Score the feasible answers in float64, order them, fall back on the start."""
     if not feasible:
         return _fallback(problem, start, name, Status.INFEASIBLE, "no answer meets the counts")
     assignments = np.stack(feasible)
@@ -128,7 +140,8 @@ def solve_batch(solver: Solver, request: BatchRequest) -> BatchResult:
     """
     start = request.warm_start
     try:
-        result = solver.solve_batch(request)
+        # the solver gets a copy of the start, which has to survive whatever the solver does to it
+        result = solver.solve_batch(dataclasses.replace(request, warm_start=start.clone()))
         answer = result.assignments.to(start.device)
         if answer.shape != start.shape or answer.dtype != torch.bool:
             raise SolverError(

@@ -66,7 +66,7 @@ class GramAccumulator:
 
     def finish(self, d_in: int, device: torch.device | None = None) -> Gram:
         """The Gram of everything added; all zeros if nothing was."""
-        if self._sum is None:
+        if self._sum is None or self.tokens == 0:
             where = _hessian_device(device or torch.device("cpu"))
             return Gram(torch.zeros(d_in, d_in, dtype=torch.float64, device=where), 0)
         # X'X is symmetric up to the rounding of the product

@@ -75,27 +75,15 @@ class LayerState:
             self.weight[rows], self.x[rows], self.hessian, self.field[rows], self.labels, self.num_groups
         )
 
-    def merge(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"]) -> Bool[Tensor, " r"]:
-        """Take new whole rows of the mask where they lower the layer's energy; which rows moved.
+    def move(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"], update_field: bool = True) -> None:
+        """Set whole rows of the mask.
 
-        The change is computed anew from the whole row, ``S f' + 1/2 S H S'`` for a step S of the
-        pruned weights, so that rounding in a block can never raise the energy of the layer.
+        ``update_field=False`` saves a product with the Hessian where nothing reads the field any
+        more; :meth:`refresh` must be called before anything does.
         """
-        pull = self._pull(rows, x)
-        step = self.weight[rows] * (x - self.x[rows])
-        better = (step * torch.add(self.field[rows], pull, alpha=0.5)).sum(1) < 0
-        self.field[rows[better]] += pull[better]
-        self.x[rows[better]] = x[better]
-        return better
-
-    def move(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"]) -> None:
-        """Set whole rows of the mask, whatever that does to the energy."""
-        self.field[rows] += self._pull(rows, x)
+        if update_field:
+            self.field[rows] += (self.weight[rows] * (x - self.x[rows])) @ self.hessian
         self.x[rows] = x
-
-    def _pull(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
-        """What the field of some rows changes by if their mask becomes ``x``."""
-        return (self.weight[rows] * (x - self.x[rows])) @ self.hessian
 
     def keep_mask(self) -> Bool[Tensor, "d_out d_in"]:
         """The keep mask of the whole layer, dead inputs as they were."""

@@ -90,9 +90,13 @@ def keep_highest(
     shape = scores.shape
     grouped = pattern.groups(scores)
     per_group = pattern.num_kept((shape[0], shape[1]), density) // len(grouped)
-    order = grouped.argsort(dim=1, stable=True)
-    keep = torch.ones_like(grouped, dtype=torch.bool)
-    keep.scatter_(1, order[:, : grouped.shape[1] - per_group], False)
+    num_pruned = grouped.shape[1] - per_group
+    if num_pruned == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    last = grouped.kthvalue(num_pruned, dim=1, keepdim=True).values
+    below, equal = grouped < last, grouped == last
+    short = num_pruned - below.sum(1, keepdim=True)
+    keep = ~(below | (equal & (equal.cumsum(1) <= short)))
     return keep.reshape(shape)
 
 
@@ -148,6 +152,10 @@ class KeepMasks(Mapping[str, Tensor]):
             raise InputError(f"There is no mask file {path}.") from None
         except SafetensorError as error:
             raise InputError(f"{path} is not a readable safetensors file: {error}.") from error
+        except InputError:
+            raise
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not list the shapes of its masks; write it anew.") from error
         return masks
 
     def apply(self, model: nn.Module) -> None:

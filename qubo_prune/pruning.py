@@ -44,7 +44,7 @@ def prune(
     solver: str | Solver = "greedy",
     warm_start: str | Mapping[str, Tensor] = "wanda",
     block_size: int = 64,
-    max_sweeps: int = 2,
+    max_sweeps: int = 1,
     max_time: float | str | None = None,
     seed: int = 0,
     samples: int = 32,
@@ -127,12 +127,16 @@ def prune(
     return report
 
 
-def save_pruned(loaded: LoadedModel, target: Path, report: Report) -> None:
-    """Write model, tokenizer, ``report.json`` and ``masks.safetensors`` to a folder, all or nothing."""
+def save_pruned(
+    loaded: LoadedModel, target: Path, report: Report, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write model, tokenizer, ``report.json``, ``masks.safetensors`` and ``texts``, all or nothing."""
 
     def write_rest(folder: Path) -> None:
         report.save(folder / "report.json")
         report.masks.save(folder / "masks.safetensors")
+        for name, content in (texts or {}).items():
+            (folder / name).write_text(content + "\n", encoding="utf-8")
 
     save_model(loaded, target, write_rest)
 
@@ -278,12 +282,13 @@ class _Run:
         plan, began = self._plan, time.perf_counter()
         weight = layer.matrix().to(gram.matrix.device)
         start = self._warm_start(layer, weight, gram)
-        before = float(gram.output_error(weight * ~start).sum())
-        result = DescentResult(start, 0, 0, 0.0, False, trace=(TracePoint(0.0, before, 0),))
         if plan.descent is not None:
             deadline = Deadline(self._allowance(layer))
             result = descend(weight, gram, start, plan.pattern, plan.descent, deadline)
+        else:
+            result = DescentResult(start, 0, 0, 0.0, False)
         after = float(gram.output_error(weight * ~result.keep).sum())
+        before = result.trace[0].energy if result.trace else after
         power = float(gram.output_error(weight).sum())
         self._removed.append(layer.prune(result.keep))
         stored = result.keep.T if layer.transposed else result.keep

@@ -30,7 +30,7 @@ class SolverInfo:
 
 
 def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
-    return importlib.metadata.entry_points(group=GROUP)
+    return list(importlib.metadata.entry_points(group=GROUP))
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> str:

@@ -201,7 +201,7 @@ class Report:
         )
 
     def __str__(self) -> str:
-        return _rendered(self.table(), 100)
+        return rendered(self.table(), 100)
 
     def __rich__(self) -> Table:
         return self.table()
@@ -238,7 +238,8 @@ def _row(name: str, members: list[LayerReport]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _rendered(table: Table, width: int) -> str:
+def rendered(table: Table, width: int) -> str:
+    """A table as plain text."""
     stream = io.StringIO()
     Console(file=stream, width=width).print(table)
     return stream.getvalue().rstrip()

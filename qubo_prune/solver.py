@@ -37,7 +37,7 @@ class Deadline:
 
 def derive_seed(seed: int, *path: int) -> int:
     """An independent 63-bit seed for a part of a run, the same for the same ``seed`` and ``path``."""
-    return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Status(enum.Enum):
@@ -159,7 +159,7 @@ class BatchResult:
 
     assignments: Bool[Tensor, "r n"]
     failures: Mapping[int, tuple[Status, str]] = field(default_factory=dict)
-    change: Float[Tensor, " r"] | None = None
+    change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
 
 
 class Solver(abc.ABC):
@@ -197,7 +197,8 @@ class Solver(abc.ABC):
             )
             try:
                 answer = self.solve(single).assignment
-                answers[row] = torch.as_tensor(np.asarray(answer)).to(answers)
+                # a copy, since torch takes no view with negative strides
+                answers[row] = torch.as_tensor(np.array(answer, order="C")).to(answers)
             except Exception as error:  # a stranger's solver may raise anything; it costs one block
                 failures[row] = (Status.FAILED, f"{type(error).__name__}: {error}")
         return BatchResult(answers, failures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -87,7 +88,7 @@ class Greedy(Solver):
 
 def _chunks(batch: BlockBatch, entries_per_row: int) -> list[slice]:
     """Slices of rows whose working arrays stay in the processor's cache (one slice on a GPU)."""
-    entries = 2**18 if batch.values.device.type == "cpu" else 2**28
+    entries = 2**20 if batch.values.device.type == "cpu" else 2**28
     step = max(16, entries // max(1, entries_per_row))
     return [slice(at, at + step) for at in range(0, batch.num_rows, step)]
 
@@ -120,25 +121,33 @@ def _descend(
     # a row needs weights of both kinds; from here on each row has a partner for every weight
     movable = start.any(1) & ~start.all(1)
     if not movable.all():
-        state.keep_only(movable, answer)
-    listed = None if pairs is None else state.couplings.listed(*pairs)
-    for step in range(64 * start.shape[1]):
-        if not len(state) or clock.expired:
-            break
-        if pairs is None or listed is None:
-            gained = _pivot_step(state, prune_first=step % 2 == 0)
-            stuck = state.count_misses(gained) >= 2
+        state.take(~movable).write(answer)
+        state = state.take(movable)
+    while len(state) and not clock.expired:
+        if pairs is not None:
+            stuck = _run_until_stuck(state, lambda rows: _pairs_step(rows, pairs), 1, clock)
         else:
-            gained = _pairs_step(state, pairs, listed)
-            stuck = ~gained
-        # setting rows aside copies the rest: wait until a quarter of them has stopped
-        if 4 * int(stuck.sum()) < len(state):
-            continue
-        going = ~stuck if pairs is not None else ~stuck | _candidate_step(state, stuck, candidates)
-        state.keep_only(going, answer)
-        listed = None if listed is None else listed[going]
-    answer[state.index] = state.x
+            stuck = _run_until_stuck(state, _pivot_step, 2, clock)
+        gained = _candidate_step(stuck, candidates) if pairs is None else torch.zeros_like(stuck.misses) > 0
+        stuck.take(~gained).write(answer)
+        state = stuck.take(gained)
+    state.write(answer)
     return answer
+
+
+def _run_until_stuck(
+    state: _Rows, step: Callable[[_Rows], Tensor], patience: int, clock: Deadline
+) -> _Rows:
+    """Repeat a step until every row has missed ``patience`` times in turn; all the rows again."""
+    parked, taken = [], 0
+    while len(state) and not clock.expired and taken < 64 * state.costs.shape[1]:
+        stuck = state.count_misses(step(state)) >= patience
+        taken += 1
+        # setting rows aside copies the others: wait until an eighth of them is stuck
+        if 8 * int(stuck.sum()) >= len(state):
+            parked.append(state.take(stuck))
+            state = state.take(~stuck)
+    return _Rows.joined([*parked, state])
 
 
 class _Rows:
@@ -152,38 +161,49 @@ class _Rows:
     _BAR = 1e30
 
     def __init__(self, couplings: Couplings, costs: Tensor, start: Tensor, threshold: Tensor) -> None:
-        self.couplings, self.costs, self.threshold = couplings, costs, threshold
-        self.index = torch.arange(len(start), device=start.device)
-        self.misses = torch.zeros_like(threshold)
-        self.bar_pruned = start.to(costs.dtype).mul_(self._BAR)
-        self.bar_kept = self.bar_pruned - self._BAR
-        self._buffers = [torch.empty_like(costs) for _ in range(3)]
+        index = torch.arange(len(start), device=start.device)
+        bar_pruned = start.to(costs.dtype).mul_(self._BAR)
+        self._set(couplings, index, costs, threshold, torch.zeros_like(threshold), bar_pruned, bar_pruned - self._BAR)
+
+    def _set(self, couplings: Couplings, *arrays: Tensor) -> None:
+        self.couplings = couplings
+        self.index, self.costs, self.threshold, self.misses, self.bar_pruned, self.bar_kept = arrays
+        self.steps = 0
+        # allocating working memory anew in every step costs more than using it
+        self.buffers = [torch.empty_like(self.costs) for _ in range(3)]
+
+    def _arrays(self) -> tuple[Tensor, ...]:
+        return self.index, self.costs, self.threshold, self.misses, self.bar_pruned, self.bar_kept
 
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
-    def x(self) -> Bool[Tensor, "r n"]:
-        """The current assignments."""
-        return self.bar_pruned > 0
+    def take(self, rows: Bool[Tensor, " r"]) -> _Rows:
+        """Some of the rows."""
+        at = rows.nonzero()[:, 0]
+        taken = object.__new__(_Rows)
+        taken._set(self.couplings.take(at), *(array.index_select(0, at) for array in self._arrays()))
+        taken.steps = self.steps
+        return taken
 
-    def buffer(self, number: int) -> Tensor:
-        """Working memory for one ``(rows, n)`` array: allocating it anew costs more than using it."""
-        return self._buffers[number][: len(self)]
+    @staticmethod
+    def joined(parts: list[_Rows]) -> _Rows:
+        """Rows that were set apart, together again."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = object.__new__(_Rows)
+        couplings = parts[0].couplings.joined([part.couplings for part in parts])
+        whole._set(couplings, *(torch.cat(arrays) for arrays in zip(*(p._arrays() for p in parts), strict=True)))
+        return whole
+
+    def write(self, answer: Bool[Tensor, "all n"]) -> None:
+        """Put the assignments of these rows into their place."""
+        answer[self.index] = self.bar_pruned > 0
 
     def count_misses(self, gained: Tensor) -> Tensor:
         """Steps in turn that brought a row nothing, this one included."""
-        self.misses.add_(1).mul_((~gained).to(self.misses.dtype))
-        return self.misses
-
-    def keep_only(self, rows: Tensor, answer: Tensor) -> None:
-        """Write the rows that are done to ``answer`` and forget them (``rows``: bool, the others)."""
-        done = (~rows).nonzero()[:, 0]
-        answer[self.index[done]] = self.bar_pruned[done] > 0
-        left = rows.nonzero()[:, 0]
-        for name in ("costs", "threshold", "index", "misses", "bar_pruned", "bar_kept"):
-            setattr(self, name, getattr(self, name).index_select(0, left))
-        self.couplings = self.couplings.take(left)
+        self.steps += 1
+        return self.misses.add_(1).mul_((~gained).to(self.misses.dtype))
 
     def swap(self, kept: Tensor, pruned: Tensor, coupling: Tensor, active: Tensor) -> None:
         """Prune ``kept`` and restore ``pruned`` in the rows that are ``active``; O(n) a row.
@@ -195,73 +215,91 @@ class _Rows:
         # the rows of Q hold their own diagonal, so the costs of the two are set apart
         shift = coupling[:, None] * on
         own = self.costs.gather(1, both).add_(torch.cat([-shift, shift], dim=1))
-        step = self.buffer(1).sub_(self.buffer(2))
+        step = self.buffers[1].sub_(self.buffers[2])
         self.costs.addcmul_(step, on).scatter_(1, both, own)
         bars = torch.cat([on, 1 - on], dim=1).mul_(self._BAR)
         self.bar_pruned.scatter_(1, both, bars)
         self.bar_kept.scatter_(1, both, bars.sub_(self._BAR))
 
 
-def _pivot_step(state: _Rows, prune_first: bool) -> Bool[Tensor, " r"]:
+def _pivot_step(state: _Rows) -> Bool[Tensor, " r"]:
     """Swap one extreme weight of each row with its best partner; which rows gained.
 
-    ``prune_first`` starts from the kept weight that is cheapest to prune, otherwise from the pruned
-    one that gains most if restored.
+    Starts in turn from the kept weight that is cheapest to prune and from the pruned one that gains
+    most if restored.
     """
-    if prune_first:
-        cost, kept = torch.add(state.costs, state.bar_pruned, out=state.buffer(0)).min(1)
-        row = state.couplings.rows(kept, state.buffer(1))
-        gain, pruned = torch.add(row, state.costs, out=state.buffer(0)).add_(state.bar_kept).max(1)
-        state.couplings.rows(pruned, state.buffer(2))
+    if state.steps % 2 == 0:
+        cost, kept = _lowest(torch.add(state.costs, state.bar_pruned, out=state.buffers[0]))
+        row = state.couplings.rows(kept, state.buffers[1])
+        gain, pruned = _highest(torch.add(row, state.costs, out=state.buffers[0]).add_(state.bar_kept))
+        state.couplings.rows(pruned, state.buffers[2])
         coupling = row.gather(1, pruned[:, None])[:, 0]
     else:
-        gain, pruned = torch.add(state.costs, state.bar_kept, out=state.buffer(0)).max(1)
-        row = state.couplings.rows(pruned, state.buffer(2))
-        cost, kept = torch.sub(state.costs, row, out=state.buffer(0)).add_(state.bar_pruned).min(1)
-        state.couplings.rows(kept, state.buffer(1))
+        gain, pruned = _highest(torch.add(state.costs, state.bar_kept, out=state.buffers[0]))
+        row = state.couplings.rows(pruned, state.buffers[2])
+        cost, kept = _lowest(torch.sub(state.costs, row, out=state.buffers[0]).add_(state.bar_pruned))
+        state.couplings.rows(kept, state.buffers[1])
         coupling = row.gather(1, kept[:, None])[:, 0]
     gained = cost - gain < state.threshold
     state.swap(kept, pruned, coupling, gained)
     return gained
 
 
-def _candidate_step(state: _Rows, rows: Bool[Tensor, " r"], candidates: int) -> Bool[Tensor, " r"]:
-    """In some rows, swap the best pair among the ``candidates`` best of either side; which gained."""
-    at = rows.nonzero()[:, 0]
+def _lowest(values: Float[Tensor, "r n"]) -> tuple[Float[Tensor, " r"], Int[Tensor, " r"]]:
+    """Minimum of each row and its place.
+
+    Torch's reduction without the place is eight times as fast as the one with it, so wide rows are
+    first reduced to 32 columns of interleaved entries, and the place is sought in the best one.
+    """
+    rows, n = values.shape
+    if n % 32 or n < 256:
+        least = values.min(1)
+        return least.values, least.indices
+    strands = values.view(rows, n // 32, 32)
+    column = strands.amin(1).min(1).indices
+    strand = strands.gather(2, column[:, None, None].expand(-1, n // 32, 1))[:, :, 0]
+    least = strand.min(1)
+    return least.values, least.indices * 32 + column
+
+
+def _highest(values: Float[Tensor, "r n"]) -> tuple[Float[Tensor, " r"], Int[Tensor, " r"]]:
+    """Maximum of each row and its place; ``values`` are overwritten."""
+    least, place = _lowest(values.neg_())
+    return least.neg_(), place
+
+
+def _candidate_step(state: _Rows, candidates: int) -> Bool[Tensor, " r"]:
+    """Swap the best pair among the ``candidates`` best of either side; which rows gained."""
+    if not len(state):
+        return state.misses > 0
     k = min(candidates, state.costs.shape[1])
-    costs = state.costs.index_select(0, at)
-    cost, kept = (costs + state.bar_pruned.index_select(0, at)).topk(k, dim=1, largest=False)
-    gain, pruned = costs.add_(state.bar_kept.index_select(0, at)).topk(k, dim=1)
-    coupling = state.couplings.take(at).pairs(kept, pruned)
+    cost, kept = torch.add(state.costs, state.bar_pruned, out=state.buffers[0]).topk(k, dim=1, largest=False)
+    gain, pruned = torch.add(state.costs, state.bar_kept, out=state.buffers[0]).topk(k, dim=1)
+    coupling = state.couplings.pairs(kept, pruned)
     best, pair = (cost[:, :, None] - gain[:, None, :] - coupling).flatten(1).min(1)
-    gained = torch.zeros_like(rows)
-    gained[at] = best < state.threshold[at]
-    if gained.any():
-        # rows left out keep their entries: swap() needs a kept and a pruned weight of each
-        first, second = state.bar_pruned.min(1).indices, state.bar_kept.max(1).indices
-        first[at] = kept.gather(1, (pair // k)[:, None])[:, 0]
-        second[at] = pruned.gather(1, (pair % k)[:, None])[:, 0]
-        couple = torch.zeros_like(state.threshold)
-        couple[at] = coupling.flatten(1).gather(1, pair[:, None])[:, 0]
-        state.couplings.rows(first, state.buffer(1))
-        state.couplings.rows(second, state.buffer(2))
-        state.swap(first, second, couple, gained)
-        state.misses.masked_fill_(gained, 0)
+    gained = best < state.threshold
+    first = kept.gather(1, (pair // k)[:, None])[:, 0]
+    second = pruned.gather(1, (pair % k)[:, None])[:, 0]
+    # of rows that do not gain, the first candidates: swap() needs a kept and a pruned weight
+    first, second = torch.where(gained, first, kept[:, 0]), torch.where(gained, second, pruned[:, 0])
+    state.couplings.rows(first, state.buffers[1])
+    state.couplings.rows(second, state.buffers[2])
+    state.swap(first, second, coupling.flatten(1).gather(1, pair[:, None])[:, 0], gained)
+    state.misses.zero_()
     return gained
 
 
-def _pairs_step(
-    state: _Rows, pairs: tuple[Tensor, Tensor], listed: Float[Tensor, "r pairs"]
-) -> Bool[Tensor, " r"]:
+def _pairs_step(state: _Rows, pairs: tuple[Tensor, Tensor]) -> Bool[Tensor, " r"]:
     """Swap the best of the listed pairs of each row; which rows gained."""
-    cost = torch.add(state.costs, state.bar_pruned, out=state.buffer(0)).index_select(1, pairs[0])
-    gain = torch.add(state.costs, state.bar_kept, out=state.buffer(0)).index_select(1, pairs[1])
+    cost = torch.add(state.costs, state.bar_pruned, out=state.buffers[0]).index_select(1, pairs[0])
+    gain = torch.add(state.costs, state.bar_kept, out=state.buffers[0]).index_select(1, pairs[1])
+    listed = state.couplings.listed(*pairs)
     best, pair = cost.sub_(gain).sub_(listed).min(1)
-    active = best < state.threshold
+    gained = best < state.threshold
     # the best pair of a row that does not gain may be no pair of a kept and a pruned weight
-    first = torch.where(active, pairs[0][pair], state.bar_pruned.min(1).indices)
-    second = torch.where(active, pairs[1][pair], state.bar_kept.max(1).indices)
-    state.couplings.rows(first, state.buffer(1))
-    state.couplings.rows(second, state.buffer(2))
-    state.swap(first, second, listed.gather(1, pair[:, None])[:, 0], active)
-    return active
+    first = torch.where(gained, pairs[0][pair], state.bar_pruned.min(1).indices)
+    second = torch.where(gained, pairs[1][pair], state.bar_kept.max(1).indices)
+    state.couplings.rows(first, state.buffers[1])
+    state.couplings.rows(second, state.buffers[2])
+    state.swap(first, second, listed.gather(1, pair[:, None])[:, 0], gained)
+    return gained

@@ -1,0 +1,233 @@
+"""The command line. Every option mirrors an argument of the Python call of the same name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Prune neural networks through block QUBOs: any solver decides, block coordinate descent merges.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class Method(str, Enum):
+    """How masks are chosen."""
+
+    icbs = "icbs"
+    magnitude = "magnitude"
+    wanda = "wanda"
+
+
+Model = Annotated[str, typer.Argument(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")]
+Density = Annotated[float, typer.Option(help="Kept share of each budget, above 0 and at most 1.")]
+PatternOption = Annotated[str, typer.Option(help="Where the budget is balanced: row, layer, or n:m such as 2:4.")]
+SolverOption = Annotated[str, typer.Option(help="Who decides the blocks: a name, or package.module:Class.")]
+Calibration = Annotated[
+    str, typer.Option(help="Calibration text: a file, a folder of .txt files, a data set id, or pydoc.")
+]
+Samples = Annotated[int, typer.Option(help="Calibration windows.")]
+Length = Annotated[int, typer.Option(help="Tokens per window.")]
+Seed = Annotated[int, typer.Option(help="Every random choice follows from it.")]
+MaxTime = Annotated[
+    str | None, typer.Option(help="Wall-clock budget of the run such as 90s, 5m, 1h; the best masks so far count.")
+]
+Device = Annotated[str, typer.Option(help="Where the model lives: cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="Type of the loaded weights: auto, float32, bfloat16, float16.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def _plain_errors(nothing_written: str) -> Iterator[None]:
+    """Bad input ends with one sentence and exit code 2, an interrupt with 130; no traceback."""
+    from qubo_prune.errors import QuboPruneError
+
+    try:
+        yield
+    except QuboPruneError as error:
+        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
+        raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        Console(stderr=True, soft_wrap=True).print(f"Interrupted; {nothing_written}", markup=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _hush_libraries() -> None:
+    """Leave the terminal to our own progress bars."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _show(result: Any, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result.to_dict(), indent=1) + "\n")
+    elif not quiet:
+        Console().print(result)
+
+
+@app.command("prune")
+def prune_command(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder for the pruned model, report.json and masks.safetensors.")],
+    density: Density = 0.5,
+    pattern: PatternOption = "row",
+    method: Annotated[Method, typer.Option(help="Blocks, or a score alone.")] = Method.icbs,
+    solver: SolverOption = "greedy",
+    warm_start: Annotated[str, typer.Option(help="magnitude, wanda, greedy, random, or a masks.safetensors.")] = "wanda",
+    block_size: Annotated[int, typer.Option(help="Weights per block.")] = 64,
+    max_sweeps: Annotated[int, typer.Option(help="Most blocks per row before the whole-row swaps.")] = 1,
+    max_time: MaxTime = None,
+    calibration: Calibration = "pydoc",
+    samples: Samples = 32,
+    sequence_length: Length = 512,
+    include: Annotated[list[str] | None, typer.Option(help="Prune only layers like this, e.g. '*.mlp.*'.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Leave layers like this dense.")] = None,
+    prune_head: Annotated[bool, typer.Option("--prune-head", help="Prune the output head too.")] = False,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a language model and save it as a folder that transformers loads.
+
+    Example: qubo-prune prune smollm2-135m --density 0.5 --output pruned
+    """
+    with _plain_errors("nothing was written."):
+        from qubo_prune.masks import KeepMasks
+        from qubo_prune.pruning import prune
+
+        _hush_libraries()
+        given = KeepMasks.load(warm_start) if warm_start.endswith(".safetensors") else warm_start
+        report = prune(
+            model, calibration, density, pattern=pattern, method=method.value, solver=solver, warm_start=given,
+            block_size=block_size, max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
+            sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
+            dtype=dtype, device=device, trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
+            progress=not quiet,
+        )  # fmt: skip
+        _show(report, as_json, quiet)
+
+
+@app.command("eval")
+def eval_command(
+    model: Model,
+    text: Annotated[str, typer.Option(help="Held-out text: a file, a folder, a data set id, or pydoc.")] = "pydoc",
+    samples: Annotated[int, typer.Option(help="Windows of text.")] = 24,
+    sequence_length: Length = 512,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    trust_remote_code: Trust = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Print a model's perplexity on a text.
+
+    Example: qubo-prune eval pruned --text my-texts/
+    """
+    with _plain_errors("nothing was changed."):
+        from qubo_prune.evaluation import evaluate
+        from qubo_prune.models import load_model
+        from qubo_prune.progress import Progress
+
+        _hush_libraries()
+        loaded = load_model(model, dtype, device, trust_remote_code)
+        result = evaluate(loaded.model, loaded.tokenizer, text, samples, sequence_length, Progress(not quiet))
+        if as_json:
+            _show(result, True, quiet)
+        else:
+            typer.echo(f"perplexity {result.perplexity:.3f} on {result.tokens} tokens in {result.seconds:.1f} s")
+
+
+@app.command("compare")
+def compare_command(
+    model: Model,
+    methods: Annotated[str, typer.Option(help="Comma-separated: magnitude, wanda, icbs.")] = "magnitude,wanda,icbs",
+    density: Density = 0.5,
+    pattern: PatternOption = "row",
+    solver: SolverOption = "greedy",
+    max_time: MaxTime = None,
+    calibration: Calibration = "pydoc",
+    text: Annotated[str, typer.Option(help="Held-out text.")] = "pydoc",
+    samples: Samples = 32,
+    eval_samples: Annotated[int, typer.Option(help="Windows of held-out text.")] = 24,
+    sequence_length: Length = 512,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    output: Annotated[Path | None, typer.Option(help="Folder for the model of the last method.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Prune a model by several methods and print one table.
+
+    Example: qubo-prune compare smollm2-135m --methods wanda,icbs --density 0.5
+    """
+    with _plain_errors("nothing was written."):
+        from qubo_prune.comparison import compare
+
+        _hush_libraries()
+        result = compare(
+            model, [name.strip() for name in methods.split(",") if name.strip()], calibration=calibration, text=text,
+            density=density, pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples,
+            eval_samples=eval_samples, sequence_length=sequence_length, device=device, dtype=dtype, output=output,
+            overwrite=overwrite, progress=not quiet,
+        )  # fmt: skip
+        _show(result, as_json, quiet)
+        if output is not None and not quiet and not as_json:
+            typer.echo(f"The model of the last method is in {output}.")
+
+
+@app.command("solvers")
+def solvers_command(as_json: Json = False) -> None:
+    """List the installed solvers."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from qubo_prune.registry import describe_solvers
+
+    infos = describe_solvers()
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(info) for info in infos], indent=1) + "\n")
+        return
+    table = Table("solver", "from", "exact", "batched", "most variables", "state")
+    for info in infos:
+        can = info.capabilities
+        size = "any" if can is None or can.max_variables is None else str(can.max_variables)
+        flags = ("-", "-", "-") if can is None else ("yes" if can.exact else "no", "yes" if can.batched else "no", size)
+        table.add_row(info.name, info.distribution, *flags, info.error or "ready")
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point of the ``qubo-prune`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import doctest
+from itertools import product
+
+import dimod
+import numpy as np
+import pytest
+from reference import feasible_points, random_problem
+
+import qubo_prune.conversions
+from qubo_prune.conversions import (
+    assignment_from_spins,
+    from_cqm,
+    suggested_penalty,
+    to_bqm,
+    to_cqm,
+    to_ising,
+    to_quadratic_program,
+)
+from qubo_prune.errors import InputError
+from qubo_prune.problem import BlockQubo, FactorForm
+
+LABELS = [0, 1, 0, 1, 1, 0]
+
+
+@pytest.fixture(params=["one group", "two groups", "sparse", "factor form", "one variable", "empty"])
+def problem(request, rng) -> BlockQubo:
+    if request.param == "one group":
+        return random_problem(rng, 6, 2)
+    if request.param == "two groups":
+        return random_problem(rng, 6, (1, 2), LABELS)
+    if request.param == "sparse":
+        return BlockQubo(np.diag([1.0, -2.0, 0.0, 0.0, 3.0, 0.0]), (0, 3), 0.25, LABELS)
+    if request.param == "factor form":
+        return BlockQubo(FactorForm(rng.normal(size=6), rng.normal(size=(6, 2))), 3, -1.0)
+    if request.param == "one variable":
+        return BlockQubo([[2.0]], 1, 0.5)
+    return BlockQubo(np.zeros((0, 0)), 0, 1.5)
+
+
+def all_points(n: int) -> np.ndarray:
+    return np.array(list(product((0, 1), repeat=n))).reshape(2**n, n)
+
+
+def penalised(problem: BlockQubo, x: np.ndarray, penalty: float) -> float:
+    missed = problem.counts(x) - np.array(problem.num_pruned)
+    return problem.energy(x) + penalty * float(missed @ missed)
+
+
+def close(value: float) -> object:
+    return pytest.approx(value, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("penalty", [None, 0.0, 7.5])
+def test_bqm_energy_is_the_energy_and_the_penalty_everywhere(problem, penalty):
+    bqm = to_bqm(problem, penalty)
+    strength = suggested_penalty(problem) if penalty is None else penalty
+    assert sorted(bqm.variables) == list(range(problem.num_variables))
+    assert bqm.vartype is dimod.BINARY
+    for x in all_points(problem.num_variables):
+        assert bqm.energy(dict(enumerate(x))) == close(penalised(problem, x, strength))
+
+
+def test_bqm_holds_only_pairs_that_interact():
+    problem = BlockQubo(np.diag([1.0, 2.0, 3.0, 4.0]), (1, 1), labels=[0, 0, 1, 1])
+    assert to_bqm(problem, 0.0).num_interactions == 0
+    assert {tuple(sorted(pair)) for pair in to_bqm(problem, 1.0).quadratic} == {(0, 1), (2, 3)}
+
+
+@pytest.mark.parametrize("penalty", [-1.0, np.inf, np.nan])
+def test_a_penalty_must_be_finite_and_not_negative(penalty):
+    with pytest.raises(InputError, match="penalty"):
+        to_bqm(BlockQubo(np.eye(2), 1), penalty)
+
+
+def test_cqm_holds_the_energy_and_the_counts(problem):
+    cqm = to_cqm(problem)
+    feasible = {tuple(x) for x in feasible_points(problem).astype(int).tolist()}
+    assert len(cqm.constraints) == problem.num_groups
+    for x in all_points(problem.num_variables):
+        sample = dict(enumerate(x))
+        # dimod gives the energy 0 to the empty sample of an empty objective
+        objective = cqm.objective.energy(sample) if sample else cqm.objective.offset
+        assert objective == close(problem.energy(x))
+        assert cqm.check_feasible(sample) == (tuple(x.tolist()) in feasible)
+
+
+def test_cqm_there_and_back_is_the_same_problem(problem):
+    back = from_cqm(to_cqm(problem))
+    np.testing.assert_allclose(back.dense(), problem.dense(), rtol=1e-15)
+    assert back.num_pruned == problem.num_pruned
+    assert back.offset == problem.offset
+    assert back.labels.tolist() == problem.labels.tolist()
+
+
+def test_from_cqm_reads_a_model_in_any_order_of_variables():
+    cqm = dimod.ConstrainedQuadraticModel()
+    x = {i: dimod.Binary(i) for i in (2, 0, 1)}
+    cqm.set_objective(3 * x[2] - 4 * x[0] * x[1] + 5)
+    cqm.add_constraint(x[2] + x[0] + x[1] - 1 == 1, label="count")
+    problem = from_cqm(cqm)
+    assert problem.num_pruned == (2,)
+    assert problem.energy([1, 1, 0]) == 1
+    assert problem.energy([0, 1, 1]) == 8
+
+
+def _cqm(change: str) -> dimod.ConstrainedQuadraticModel:
+    cqm = dimod.ConstrainedQuadraticModel()
+    x, y = dimod.Binaries([0, 1])
+    cqm.set_objective(x + 2 * y)
+    if change == "names":
+        cqm.add_constraint(x + y + dimod.Binary("z") == 1)
+    elif change == "integer":
+        cqm.add_constraint(x + y + dimod.Integer(2) == 1)
+    elif change == "spin":
+        cqm.add_constraint(x + y + dimod.Spin(2) == 1)
+    elif change == "inequality":
+        cqm.add_constraint(x + y <= 1)
+    elif change == "weights":
+        cqm.add_constraint(x + 2 * y == 1)
+    elif change == "quadratic":
+        cqm.add_constraint(x + y + x * y == 1)
+    elif change == "fraction":
+        cqm.add_constraint(x + y == 0.5)
+    elif change == "soft":
+        cqm.add_constraint(x + y == 1, weight=2.0)
+    elif change == "uncovered":
+        cqm.add_constraint(x == 1)
+    elif change == "overlap":
+        cqm.add_constraint(x + y == 1)
+        cqm.add_constraint(y == 1)
+    elif change == "impossible":
+        cqm.add_constraint(x + y == 3)
+    return cqm
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("names", "name them 0 to 2"),
+        ("integer", "Variable 2 of the model is INTEGER"),
+        ("spin", "Variable 2 of the model is SPIN"),
+        ("inequality", "<="),
+        ("weights", "whole number"),
+        ("quadratic", "whole number"),
+        ("fraction", "0.5"),
+        ("soft", "hard constraints"),
+        ("uncovered", "Variable 1 is in no constraint"),
+        ("overlap", "disjoint"),
+        ("impossible", "num_pruned is 3"),
+    ],
+)
+def test_from_cqm_refuses_every_other_model(change, message):
+    with pytest.raises(InputError, match=message):
+        from_cqm(_cqm(change))
+
+
+@pytest.mark.parametrize("penalty", [None, 3.0])
+def test_ising_energy_is_that_of_the_bqm_and_spin_up_prunes(problem, penalty):
+    fields, couplings, offset = to_ising(problem, penalty)
+    strength = suggested_penalty(problem) if penalty is None else penalty
+    assert sorted(fields) == list(range(problem.num_variables))
+    assert all(i < j for i, j in couplings)
+    for x in all_points(problem.num_variables):
+        s = 2 * x - 1
+        energy = sum(h * s[i] for i, h in fields.items())
+        energy += sum(j * s[a] * s[b] for (a, b), j in couplings.items()) + offset
+        assert energy == close(penalised(problem, x, strength))
+        assert np.array_equal(assignment_from_spins(s), x == 1)
+
+
+def test_spins_become_assignments_in_every_shape():
+    assert assignment_from_spins([[1, -1], [-1, -1]]).tolist() == [[True, False], [False, False]]
+    assert assignment_from_spins({1: 1, 0: -1}).tolist() == [False, True]
+    for wrong in ([0, 1], [1, np.nan], [2, 1]):
+        with pytest.raises(InputError, match="only -1 and \\+1"):
+            assignment_from_spins(wrong)
+    with pytest.raises(InputError, match="name them 0 to 1"):
+        assignment_from_spins({0: 1, 2: -1})
+
+
+def test_quadratic_program_holds_the_energy_and_the_counts(problem):
+    program = to_quadratic_program(problem)
+    feasible = {tuple(x) for x in feasible_points(problem).astype(int).tolist()}
+    assert [v.name for v in program.variables] == [f"x{i}" for i in range(problem.num_variables)]
+    assert all(v.vartype.name == "BINARY" for v in program.variables)
+    assert program.objective.sense.name == "MINIMIZE"
+    for x in all_points(problem.num_variables):
+        assert program.objective.evaluate(x) == close(problem.energy(x))
+        met = all(c.sense.name == "EQ" and c.evaluate(x) == c.rhs for c in program.linear_constraints)
+        assert met == (tuple(x.tolist()) in feasible)
+
+
+def test_suggested_penalty_is_twice_the_multiplier_of_the_count():
+    costs = [1.0, 2.0, 5.0, 9.0]
+    assert suggested_penalty(BlockQubo(np.diag(costs), 2)) == pytest.approx(7.0)
+    # group 0 lies between 1 and 2, group 1 between 5 and 9
+    assert suggested_penalty(BlockQubo(np.diag(costs), (1, 1), labels=[0, 0, 1, 1])) == pytest.approx(14.0)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_group_with_one_kind_only_has_the_multiplier_of_that_side(count):
+    problem = BlockQubo(np.diag([2.0, 3.0, 5.0]), count)
+    assert suggested_penalty(problem) == pytest.approx(2 * (2.0 if count == 0 else 5.0))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [BlockQubo(np.zeros((4, 4)), 2), BlockQubo(np.zeros((0, 0)), 0), BlockQubo(np.diag([-1, 1.0]), 1)],
+)
+def test_suggested_penalty_is_always_positive(problem):
+    assert 0 < suggested_penalty(problem) < np.inf
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_suggested_penalty_follows_the_scale_of_the_energies(rng, scale):
+    q = rng.normal(size=(8, 20))
+    q = q @ q.T
+    small, scaled = suggested_penalty(BlockQubo(q, 3)), suggested_penalty(BlockQubo(scale * q, 3))
+    assert scaled == pytest.approx(scale * small, rel=1e-6)
+
+
+def test_suggested_penalty_leads_near_the_counts_and_stays_far_below_the_safe_rule(rng):
+    for _ in range(10):
+        factor = rng.normal(size=(10, 30))
+        problem = BlockQubo(factor @ factor.T, 5)
+        best = dimod.ExactSolver().sample(to_bqm(problem)).first.sample
+        assert abs(sum(best.values()) - 5) <= 1
+        assert suggested_penalty(problem) < np.abs(problem.dense()).sum()
+
+
+def test_the_examples_in_the_docstrings_hold():
+    assert doctest.testmod(qubo_prune.conversions).failed == 0

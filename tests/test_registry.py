@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pkgutil
+import sys
+import types
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+import qubo_prune_solvers
+from qubo_prune_solvers.greedy import Greedy
+
+from qubo_prune import registry
+from qubo_prune.errors import InputError, SolverError
+from qubo_prune.registry import available_solvers, describe_solvers, make_solver, solver_class
+from qubo_prune.solver import Solver
+
+GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", registry.GROUP)
+
+
+@pytest.fixture
+def plug_ins(monkeypatch):
+    """Replaces the installed entry points by those given, next to ``greedy``."""
+
+    def install(**targets: str) -> None:
+        given = [EntryPoint(name.rstrip("_"), target, registry.GROUP) for name, target in targets.items()]
+        monkeypatch.setattr(registry, "_entry_points", lambda: [GREEDY, *given])
+
+    return install
+
+
+@pytest.fixture
+def plug_in_module(monkeypatch):
+    """A module of a stranger's, importable as ``stranger``."""
+    module = types.ModuleType("stranger")
+    monkeypatch.setitem(sys.modules, "stranger", module)
+    return module
+
+
+def test_every_module_of_the_solver_package_has_its_entry_point():
+    modules = {
+        f"qubo_prune_solvers.{module.name}"
+        for module in pkgutil.iter_modules(qubo_prune_solvers.__path__)
+        if not module.name.startswith("_")
+    }
+    entries = {entry.value.partition(":")[0] for entry in registry._entry_points()}
+    assert modules
+    assert modules <= entries, "list it in pyproject.toml, then install the package again"
+
+
+def test_every_registered_solver_of_this_package_loads():
+    for info in describe_solvers():
+        if info.target.startswith("qubo_prune_solvers."):
+            assert info.error is None
+            assert info.capabilities == solver_class(info.name).capabilities
+            assert info.distribution == "qubo-prune"
+            assert info.name in available_solvers()
+
+
+def test_a_solver_is_made_from_a_name_and_its_settings():
+    assert make_solver("greedy") == Greedy()
+    assert make_solver("greedy", candidates=3) == Greedy(candidates=3)
+    assert make_solver("qubo_prune_solvers.greedy:Greedy", precision="double") == Greedy(precision="double")
+
+
+def test_an_instance_is_passed_through_without_settings():
+    solver = Greedy(candidates=2)
+    assert make_solver(solver) is solver
+    with pytest.raises(TypeError, match="already made"):
+        make_solver(solver, candidates=3)
+
+
+def test_unknown_names_give_near_ones():
+    with pytest.raises(InputError, match=r"no solver 'gredy'; did you mean 'greedy'.*installed are.*exact"):
+        solver_class("gredy")
+
+
+def test_unknown_settings_give_near_ones():
+    with pytest.raises(TypeError, match="no setting 'candidate'; did you mean 'candidates'"):
+        make_solver("greedy", candidate=3)
+    with pytest.raises(TypeError, match=r"'exact' has no setting 'seed'.*it has none"):
+        make_solver("exact", seed=3)
+
+
+def test_a_solver_that_is_no_dataclass_has_no_settings(plug_ins, plug_in_module):
+    class Plain(Solver):
+        def solve(self, request, /):
+            raise NotImplementedError
+
+    plug_in_module.Plain = Plain
+    plug_ins(plain="stranger:Plain")
+    assert isinstance(make_solver("plain"), Plain)
+    with pytest.raises(TypeError, match="it has none"):
+        make_solver("plain", beta=1)
+
+
+def test_a_broken_plug_in_is_listed_with_its_reason_and_breaks_no_other(plug_ins, plug_in_module):
+    plug_in_module.Thing = int
+    plug_ins(
+        absent="no_such_package.module:Solver",
+        attribute="stranger:NoSuchClass",
+        foreign="stranger:Thing",
+        headless="stranger",
+    )
+    infos = {info.name: info for info in describe_solvers()}
+    assert available_solvers() == ["greedy"]
+    assert infos["greedy"].error is None
+    assert "No module named 'no_such_package'" in infos["absent"].error
+    assert "NoSuchClass" in infos["attribute"].error
+    assert "not a subclass" in infos["foreign"].error
+    assert "'headless' (stranger)" in infos["headless"].error
+    assert all(infos[name].capabilities is None for name in infos if name != "greedy")
+    assert infos["absent"].distribution == "an unknown distribution"
+    assert make_solver("greedy") == Greedy()
+    with pytest.raises(SolverError, match="cannot be loaded: ModuleNotFoundError"):
+        make_solver("absent")
+
+
+def test_a_plug_in_that_raises_at_import_breaks_no_other(plug_ins, tmp_path, monkeypatch):
+    (tmp_path / "raising_plug_in.py").write_text("raise RuntimeError('no licence file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    plug_ins(raising="raising_plug_in:Annealer")
+    assert available_solvers() == ["greedy"]
+    with pytest.raises(SolverError, match="RuntimeError: no licence file"):
+        solver_class("raising")
+
+
+def test_two_plug_ins_of_one_name_are_an_error_that_names_both(plug_ins):
+    plug_ins(twin="one.module:A", twin_="other.module:B")
+    with pytest.raises(SolverError, match=r"'twin' is claimed by one\.module:A .* and other\.module:B"):
+        solver_class("twin")
+    error = next(info.error for info in describe_solvers() if info.name == "twin")
+    assert "uninstall one of them" in error
+    assert available_solvers() == ["greedy"]
+
+
+def test_one_plug_in_seen_twice_counts_once(plug_ins):
+    plug_ins(greedy_=GREEDY.value)
+    assert solver_class("greedy") is Greedy
+    assert available_solvers() == ["greedy"]
+
+
+def test_any_class_is_reached_by_its_module(plug_in_module):
+    @dataclass(frozen=True)
+    class Mine(Greedy):
+        pass
+
+    plug_in_module.Mine = Mine
+    assert solver_class("stranger:Mine") is Mine
+    with pytest.raises(SolverError, match="'stranger:Other'"):
+        solver_class("stranger:Other")
+    with pytest.raises(SolverError, match="ModuleNotFoundError"):
+        solver_class("no_such_package:Solver")
