@@ -128,8 +128,7 @@ def of_batch(
     own = u * u * batch.hessian.diagonal(dim1=-2, dim2=-1) / 2
     costs = torch.addcmul(batch.linear, u, batch.times_hessian(u * now)).add_(own)
     costs.addcmul_(own, now, value=-2)
-    scale = float(costs.abs().max()) if costs.numel() else 1.0
-    scale = scale if scale > 0 else 1.0
+    scale = _common_scale(costs)
     couplings: Couplings
     if batch.shared:
         couplings = SharedCouplings((batch.hessian / scale).to(dtype), u.to(dtype))
@@ -146,4 +145,11 @@ def of_factor(
     point = x[0].to(factor.dtype)
     own = (factor * factor).sum(1)
     costs = diagonal + own + 2 * (factor @ (factor.T @ point) - own * point)
-    return FactorCouplings(factor), costs[None, :], (diagonal + own).abs().mean()[None]
+    scale = _common_scale(costs)
+    return FactorCouplings(factor / scale**0.5), costs[None, :] / scale, (diagonal + own).abs().mean()[None] / scale
+
+
+def _common_scale(costs: Tensor) -> float:
+    """The largest cost, which the others are measured in."""
+    largest = float(costs.abs().max()) if costs.numel() else 0.0
+    return largest if largest > 0 else 1.0

@@ -26,6 +26,10 @@ from qubo_prune.solver import (
     to_numpy_bool,
 )
 
+# rounds of descent and candidate pairs; rows need a handful, the bound only stops a cycle of
+# gains that are no larger than the rounding of the costs
+_MOST_ROUNDS = 100
+
 
 @dataclass(frozen=True)
 class Greedy(Solver):
@@ -123,7 +127,9 @@ def _descend(
     if not movable.all():
         state.take(~movable).write(answer)
         state = state.take(movable)
-    while len(state) and not clock.expired:
+    for _ in range(_MOST_ROUNDS):
+        if not len(state) or clock.expired:
+            break
         if pairs is not None:
             stuck = _run_until_stuck(state, lambda rows: _pairs_step(rows, pairs), 1, clock)
         else:
@@ -139,10 +145,11 @@ def _run_until_stuck(
     state: _Rows, step: Callable[[_Rows], Tensor], patience: int, clock: Deadline
 ) -> _Rows:
     """Repeat a step until every row has missed ``patience`` times in turn; all the rows again."""
-    parked, taken = [], 0
-    while len(state) and not clock.expired and taken < 64 * state.costs.shape[1]:
+    parked = []
+    for _ in range(4 * state.costs.shape[1] + 4):
+        if not len(state) or clock.expired:
+            break
         stuck = state.count_misses(step(state)) >= patience
-        taken += 1
         # setting rows aside copies the others: wait until an eighth of them is stuck
         if 8 * int(stuck.sum()) >= len(state):
             parked.append(state.take(stuck))

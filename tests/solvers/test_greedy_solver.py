@@ -56,6 +56,23 @@ def test_gram_problems_end_in_a_swap_optimum(rng, warm):
             assert_swap_optimal(problem, solve(problem, "greedy", warm_start=start).assignment)
 
 
+@pytest.mark.parametrize("n", [255, 256, 288])
+def test_wide_rows_end_in_a_swap_optimum(rng, n):
+    batch = random_batch(rng, 3, n, [n // 2])
+    starts = random_starts(rng, batch)
+    answer = solve_batch(Greedy(candidates=n, precision="double"), BatchRequest(batch, starts))
+    assert answer.failures == {}
+    assert (answer.change < 0).all()
+    for row in range(3):
+        problem, x = batch.problem(row), answer.assignments[row].numpy()
+        single = solve(problem, "greedy", warm_start=starts[row].numpy()).assignment
+        for point in (x, single):
+            q = problem.dense()
+            costs = problem.diagonal + 2 * (q @ point - problem.diagonal * point)
+            change = costs[~point, None] - costs[None, point] - 2 * q[np.ix_(~point, point)]
+            assert change.min() >= -1e-10 * np.abs(costs).mean()
+
+
 @pytest.mark.parametrize(("n", "count"), [(0, 0), (1, 0), (1, 1), (2, 0), (2, 2), (5, 0), (5, 5)])
 @pytest.mark.parametrize("warm", [True, False])
 def test_problems_without_a_choice(rng, n, count, warm):
