@@ -1,0 +1,179 @@
+"""Streaming sees exactly the inputs that the layers see in the whole model."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from qubo_prune.hessian import Gram
+from qubo_prune.layers import Layer, find_layers
+from qubo_prune.network import Seconds, as_call, find_stack, find_stages, stream
+
+MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "gemma": tiny.gemma}
+
+
+def seen_by_the_whole_model(model: nn.Module, layer: Layer, batches: list[Tensor]) -> Tensor:
+    """The Gram of a layer from plain forward passes with a hook."""
+    inputs: list[Tensor] = []
+    handle = layer.module.register_forward_pre_hook(lambda module, args: inputs.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    handle.remove()
+    x = torch.cat(inputs).double()
+    return 2 / len(x) * x.T @ x
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_gram_is_that_of_the_model_pruned_so_far(kind: str) -> None:
+    model, batches = MODELS[kind](), list(tiny.tokens().split(1))
+    layers = find_layers(model)
+    visited = []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        expected = seen_by_the_whole_model(model, layer, batches)
+        torch.testing.assert_close(gram.matrix, expected, rtol=1e-4, atol=1e-6)
+        visited.append(layer.name)
+        layer.matrix()[:, ::2] = 0  # what follows must see this
+
+    stream(model, layers, batches, visit, Seconds())
+    assert sorted(visited) == sorted(layer.name for layer in layers)
+
+
+def test_layers_that_read_one_input_share_a_gram_and_run_in_order() -> None:
+    model = tiny.llama()
+    grams: dict[str, int] = {}
+    order: list[str] = []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        grams[layer.name] = id(gram)
+        order.append(layer.name.removeprefix("model.layers.0."))
+
+    stream(model, find_layers(model, include=["model.layers.0.*"]), list(tiny.tokens().split(1)), visit, Seconds())
+    assert order == [
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    ]  # fmt: skip
+    first = "model.layers.0."
+    assert grams[first + "self_attn.q_proj"] == grams[first + "self_attn.v_proj"]
+    assert grams[first + "mlp.gate_proj"] == grams[first + "mlp.up_proj"]
+    assert grams[first + "self_attn.q_proj"] != grams[first + "self_attn.o_proj"]
+
+
+def test_a_plain_model_is_one_block() -> None:
+    model = tiny.mlp()
+    batches = [torch.randn(8, 12), torch.randn(5, 12)]
+    seen = []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        torch.testing.assert_close(
+            gram.matrix, seen_by_the_whole_model(model, layer, batches), rtol=1e-5, atol=1e-7
+        )
+        seen.append(layer.name)
+        layer.matrix()[0] = 0
+
+    assert find_stack(model, find_layers(model)) is None
+    stream(model, find_layers(model), batches, visit, Seconds())
+    assert seen == ["0", "2", "4"]
+
+
+class _Shrinking(nn.Module):
+    """Blocks of one type that change the width: no chain of like maps."""
+
+    class Half(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(width, width // 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.linear(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([self.Half(16), self.Half(8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_that_are_no_chain_are_streamed_through_the_whole_model() -> None:
+    torch.manual_seed(0)
+    model, seen = _Shrinking(), []
+    stream(model, find_layers(model), [torch.randn(6, 16)], lambda layer, gram: seen.append(gram.tokens), Seconds())
+    assert seen == [6, 6]
+    assert "forward" not in model.blocks[0].__dict__
+
+
+class _Router(nn.Module):
+    """Calls one layer twice and another never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twice(self.twice(x))
+
+
+def test_layers_called_twice_or_never() -> None:
+    torch.manual_seed(0)
+    model = _Router()
+    tokens: dict[str, int] = {}
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        tokens[layer.name] = gram.tokens
+
+    stream(model, find_layers(model), [torch.randn(4, 6)], visit, Seconds())
+    assert tokens == {"twice": 8, "never": 0}
+
+
+def test_the_model_comes_back_as_it_was() -> None:
+    model = tiny.llama()
+    model.train()
+    model.config.use_cache = True
+    stream(model, find_layers(model), list(tiny.tokens().split(1)), lambda layer, gram: None, Seconds())
+    assert model.training
+    assert model.config.use_cache is True
+    assert not any("forward" in block.__dict__ for block in model.model.layers)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_head_outside_the_stack_sees_the_pruned_stack() -> None:
+    model = tiny.llama(tie_word_embeddings=False)
+    layers = find_layers(model, prune_head=True)
+    batches = list(tiny.tokens().split(1))
+    seen = []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        if layer.name == "lm_head":
+            expected = seen_by_the_whole_model(model, layer, batches)
+            torch.testing.assert_close(gram.matrix, expected, rtol=1e-4, atol=1e-6)
+        seen.append(layer.name)
+        layer.matrix()[:, 1::2] = 0
+
+    stream(model, layers, batches, visit, Seconds())
+    assert seen[-1] == "lm_head"
+
+
+def test_inputs_may_be_positional_or_named() -> None:
+    batch = torch.randn(3, 12)
+    model = tiny.mlp()
+    expected = model(batch)
+    for given in (batch, (batch,), {"input": batch}):
+        torch.testing.assert_close(as_call(given).run(model), expected)
+
+
+def test_stages_follow_the_calls() -> None:
+    model = tiny.gpt2()
+    block = model.transformer.h[0]
+    layers = find_layers(model, include=["transformer.h.0.*"])
+    hidden = torch.randn(1, 5, 16)
+    stages = find_stages(block, layers, as_call(hidden), None)
+    assert [stage.layers[0].name.rsplit(".", 2)[-2:] for stage in stages] == [
+        ["attn", "c_attn"], ["attn", "c_proj"], ["mlp", "c_fc"], ["mlp", "c_proj"],
+    ]  # fmt: skip
+    assert all(stage.calls == 1 for stage in stages)
