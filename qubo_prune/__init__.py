@@ -32,7 +32,28 @@ _HOME = {
     "SolverError": "errors",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [
+    "BatchRequest",
+    "BatchResult",
+    "BlockBatch",
+    "BlockQubo",
+    "Capabilities",
+    "FactorForm",
+    "InputError",
+    "KeepMasks",
+    "QuboPruneError",
+    "Report",
+    "SolveRequest",
+    "SolveResult",
+    "Solver",
+    "SolverError",
+    "Status",
+    "available_solvers",
+    "perplexity",
+    "prune",
+    "solve",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from qubo_prune.dispatch import solve

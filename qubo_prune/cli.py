@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """How masks are chosen."""
 
     icbs = "icbs"
@@ -45,7 +46,8 @@ Samples = Annotated[int, typer.Option(help="Calibration windows.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.")]
 Seed = Annotated[int, typer.Option(help="Every random choice follows from it.")]
 MaxTime = Annotated[
-    str | None, typer.Option(help="Wall-clock budget of the run such as 90s, 5m, 1h; the best masks so far count.")
+    str | None,
+    typer.Option(help="Wall-clock budget of the run such as 90s, 5m, 1h; the best masks so far count."),
 ]
 Device = Annotated[str, typer.Option(help="Where the model lives: cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="Type of the loaded weights: auto, float32, bfloat16, float16.")]
@@ -72,6 +74,7 @@ def _plain_errors(nothing_written: str) -> Iterator[None]:
 
 def _hush_libraries() -> None:
     """Leave the terminal to our own progress bars."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -94,7 +97,9 @@ def prune_command(
     pattern: PatternOption = "row",
     method: Annotated[Method, typer.Option(help="Blocks, or a score alone.")] = Method.icbs,
     solver: SolverOption = "greedy",
-    warm_start: Annotated[str, typer.Option(help="magnitude, wanda, greedy, random, or a masks.safetensors.")] = "wanda",
+    warm_start: Annotated[
+        str, typer.Option(help="magnitude, wanda, greedy, random, or a masks.safetensors.")
+    ] = "wanda",
     block_size: Annotated[int, typer.Option(help="Weights per block.")] = 64,
     max_sweeps: Annotated[int, typer.Option(help="Most blocks per row before the whole-row swaps.")] = 1,
     max_time: MaxTime = None,
@@ -154,8 +159,10 @@ def eval_command(
         from qubo_prune.progress import Progress
 
         _hush_libraries()
-        loaded = load_model(model, dtype, device, trust_remote_code)
-        result = evaluate(loaded.model, loaded.tokenizer, text, samples, sequence_length, Progress(not quiet))
+        bars = Progress(not quiet)
+        with bars.task(f"loading {model}", None):
+            loaded = load_model(model, dtype, device, trust_remote_code)
+        result = evaluate(loaded.model, loaded.tokenizer, text, samples, sequence_length, bars)
         if as_json:
             _show(result, True, quiet)
         else:

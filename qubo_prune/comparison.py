@@ -71,9 +71,10 @@ class Comparison:
         """The comparison as a table of at most 80 columns."""
         table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left")
         table.caption = (
-            f"perplexity on {self.evaluation['tokens']} held-out tokens ({self.evaluation['source']}); calibration "
-            f"{self.calibration['windows']} x {self.calibration['length']} tokens ({self.calibration['source']}); error: "
-            f"summed over layers, relative to their outputs; {self.machine['processor']}, {self.machine['threads']} threads"
+            f"perplexity on {self.evaluation['tokens']} held-out tokens ({self.evaluation['source']}); "
+            f"calibration {self.calibration['windows']} x {self.calibration['length']} tokens "
+            f"({self.calibration['source']}); error: summed over layers, relative to their outputs; "
+            f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
         table.add_column("method")
         for column in ("density", "perplexity", "layer error", "seconds", "of it search"):
@@ -134,7 +135,9 @@ def compare(
         if method not in METHODS:
             raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use {', '.join(METHODS)}.")
     target = None if output is None else check_output(output, overwrite)
-    loaded, bars = load_model(model, dtype, device), Progress(progress)
+    bars = Progress(progress)
+    with bars.task(f"loading {model}", None):
+        loaded = load_model(model, dtype, device)
     held_out = token_windows(loaded.tokenizer, text, "evaluation", eval_samples, sequence_length)
     dense = perplexity(loaded.model, held_out.tokens, text, bars)
     rows = [ComparisonRow("dense", 1.0, dense.perplexity, 0.0, 0.0, 0.0)]

@@ -77,9 +77,7 @@ def to_bqm(problem: BlockQubo, penalty: float | None = None) -> dimod.BinaryQuad
 
     strength = suggested_penalty(problem) if penalty is None else penalty
     if not 0 <= strength < np.inf:
-        raise InputError(
-            f"The penalty is {strength}; pass a finite number from 0 on, or None to estimate it."
-        )
+        raise InputError(f"The penalty is {strength}; pass a finite number from 0 on, or None to estimate it.")
     counts, labels = np.array(problem.num_pruned, dtype=np.float64), problem.labels
     linear = problem.diagonal + strength * (1 - 2 * counts[labels])
     pairs = 2 * problem.dense() + 2 * strength * (labels[:, None] == labels[None, :])
@@ -125,9 +123,7 @@ def from_cqm(cqm: dimod.ConstrainedQuadraticModel) -> BlockQubo:
         raise InputError(f"The model's variables are {list(cqm.variables)[:8]}; name them 0 to {n - 1}.")
     for i in range(n):
         if cqm.vartype(i).name != "BINARY":
-            raise InputError(
-                f"Variable {i} of the model is {cqm.vartype(i).name}; only binary ones are allowed."
-            )
+            raise InputError(f"Variable {i} of the model is {cqm.vartype(i).name}; only binary ones are allowed.")
     labels, counts = np.full(n, -1, dtype=np.int64), []
     for group, (name, constraint) in enumerate(cqm.constraints.items()):
         members, count = _count_constraint(name, constraint)

@@ -90,7 +90,10 @@ class DenseCouplings(Couplings):
         return DenseCouplings(self._hessian, self._values.index_select(0, rows), self._index[rows])
 
     def joined(self, parts: list[DenseCouplings]) -> DenseCouplings:
-        values, index = torch.cat([part._values for part in parts]), torch.cat([part._index for part in parts])
+        values, index = (
+            torch.cat([part._values for part in parts]),
+            torch.cat([part._index for part in parts]),
+        )
         return DenseCouplings(self._hessian, values, index)
 
 
@@ -137,16 +140,18 @@ def of_batch(
     return couplings, (costs / scale).to(dtype), (own.abs().mean(1) / scale).to(dtype)
 
 
-def of_factor(
-    form: FactorForm, x: Bool[Tensor, "1 n"]
-) -> tuple[Couplings, Float[Tensor, "1 n"], Float[Tensor, " 1"]]:
+def of_factor(form: FactorForm, x: Bool[Tensor, "1 n"]) -> tuple[Couplings, Float[Tensor, "1 n"], Float[Tensor, " 1"]]:
     """The same for one problem in factor form, in float64."""
     factor, diagonal = torch.tensor(form.factor), torch.tensor(form.diagonal)
     point = x[0].to(factor.dtype)
     own = (factor * factor).sum(1)
     costs = diagonal + own + 2 * (factor @ (factor.T @ point) - own * point)
     scale = _common_scale(costs)
-    return FactorCouplings(factor / scale**0.5), costs[None, :] / scale, (diagonal + own).abs().mean()[None] / scale
+    return (
+        FactorCouplings(factor / scale**0.5),
+        costs[None, :] / scale,
+        (diagonal + own).abs().mean()[None] / scale,
+    )
 
 
 def _common_scale(costs: Tensor) -> float:

@@ -7,7 +7,6 @@ through its linear term; the rows advance together. The layer's energy
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -168,7 +167,7 @@ class _Run:
         self._rounds += 1
         limit = max(16, (2**20 if rows.device.type == "cpu" else 2**27) // max(1, entries))
         outcomes = []
-        for part, some in enumerate(rows.split(limit)):
+        for part, some in enumerate(torch.split(rows, limit)):
             if self._deadline.expired:
                 break
             outcome = solve_part(some, derive_seed(self._settings.seed, self._rounds, part))
@@ -199,7 +198,8 @@ class _Run:
     def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
         """Solve one block in each of some rows."""
         change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        steps, failures = 0, []
+        steps = 0
+        failures: list[tuple[Status, str]] = []
         num_pruned = self._state.x[rows].sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
         # blocks of one batch have one shape; rows that are nearly dense or empty go apart

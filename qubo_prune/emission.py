@@ -50,7 +50,7 @@ def emit(
     q = u[:, None] * h * u[None, :] / 2
     q[np.diag_indices_from(q)] += -u * (g + h @ a) + ridge * u * (u - 2 * a)
     offset = g @ a + a @ h @ a / 2 + ridge * (a @ a)
-    return BlockQubo(q, num_pruned, offset, labels)
+    return BlockQubo(q, num_pruned, float(offset), labels)
 
 
 def emit_block(
@@ -121,13 +121,9 @@ def emit_whole_rows(
 ) -> BlockBatch:
     """Whole rows on their shared Gram: no linear term, and no n x n matrix per row."""
     offset = -(weight * x * field).sum(1) / 2
-    return BlockBatch(
-        hessian, weight, torch.zeros_like(weight), offset, labels, _counts(x, labels, num_groups)
-    )
+    return BlockBatch(hessian, weight, torch.zeros_like(weight), offset, labels, _counts(x, labels, num_groups))
 
 
-def _counts(
-    x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int
-) -> Int[Tensor, "r g"]:
+def _counts(x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, "r g"]:
     counts = torch.zeros(len(x), num_groups, dtype=x.dtype, device=x.device)
     return counts.index_add_(1, labels, x).long()

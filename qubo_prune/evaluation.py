@@ -43,7 +43,10 @@ class Perplexity:
 
 
 def perplexity(
-    model: nn.Module, tokens: Int[Tensor, "windows length"], source: str = "", progress: Progress | None = None
+    model: nn.Module,
+    tokens: Int[Tensor, "windows length"],
+    source: str = "",
+    progress: Progress | None = None,
 ) -> Perplexity:
     """Perplexity over windows of token ids, each scored on its own.
 

@@ -65,9 +65,7 @@ class LayerState:
     def emit(self, rows: Int[Tensor, " r"], columns: Int[Tensor, "r n"], labels: Int[Tensor, " n"]) -> BlockBatch:
         """One block QUBO per row over the given columns, each seeing the rest of its row."""
         groups = int(labels.max()) + 1
-        return emit_rows(
-            self.weight[rows], self.x[rows], self.hessian, self.field[rows], columns, labels, groups
-        )
+        return emit_rows(self.weight[rows], self.x[rows], self.hessian, self.field[rows], columns, labels, groups)
 
     def emit_whole(self, rows: Int[Tensor, " r"]) -> BlockBatch:
         """One problem per row over all its weights, sharing one Hessian."""

@@ -115,9 +115,7 @@ def find_layers(
                 f"{did_you_mean(pattern, names)}; names look like {names[0] if names else 'none'!r}."
             )
     chosen = [
-        layer
-        for layer in found
-        if (not include or _matches(layer.name, include)) and not _matches(layer.name, exclude)
+        layer for layer in found if (not include or _matches(layer.name, include)) and not _matches(layer.name, exclude)
     ]
     if not chosen:
         raise InputError("The model has no linear layer to prune; widen include or exclude, or check the model.")

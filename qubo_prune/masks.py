@@ -83,9 +83,7 @@ class Pattern:
         return int((grouped.sum(1) != wanted).sum())
 
 
-def keep_highest(
-    scores: Float[Tensor, "r d_in"], pattern: Pattern, density: float
-) -> Bool[Tensor, "r d_in"]:
+def keep_highest(scores: Float[Tensor, "r d_in"], pattern: Pattern, density: float) -> Bool[Tensor, "r d_in"]:
     """Keep exactly the pattern's count of highest scores; of equal ones the later column stays."""
     shape = scores.shape
     grouped = pattern.groups(scores)

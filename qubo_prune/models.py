@@ -32,9 +32,7 @@ class LoadedModel:
     name: str
 
 
-def load_model(
-    name: str, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
-) -> LoadedModel:
+def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> LoadedModel:
     """Load a causal language model.
 
     Args:
@@ -182,7 +180,7 @@ def save_model(loaded: LoadedModel, output: Path, write_rest: Callable[[Path], N
         output: the folder; replaced as a whole once everything is written.
         write_rest: writes further files into the folder.
     """
-    model = loaded.model
+    model: Any = loaded.model  # of transformers
     for attribute, value in (("hf_quantizer", None), ("is_quantized", False)):
         if hasattr(model, attribute):
             setattr(model, attribute, value)

@@ -9,6 +9,7 @@ is one single block.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
 
@@ -161,7 +161,7 @@ def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Cal
     order: list[int] = []
     forms: list[tuple[Any, ...] | None] = []  # what a block returns besides its hidden states
 
-    def record(number: int, original: Callable[..., Any], first: bool) -> Callable[..., Any]:
+    def record(first: bool, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = _with_slot(args, kwargs)
             order.append(number)
@@ -177,13 +177,14 @@ def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Cal
                 return output
             if number == len(blocks) - 1:
                 raise _Stop
-            return hidden if forms[number] is None else (hidden, *forms[number])
+            extras = forms[number]
+            return hidden if extras is None else (hidden, *extras)
 
         return forward
 
     for position, call in enumerate(calls):
         del order[:]
-        with _replaced(blocks, lambda n, original, first=position == 0: record(n, original, first)):
+        with _replaced(blocks, functools.partial(record, position == 0)):
             try:
                 call.run(model)
             except _Stop:
@@ -312,8 +313,7 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
         return lambda module, args, kwargs: reads.setdefault(number, []).append(_input_of(args, kwargs))
 
     handles = [
-        layer.module.register_forward_pre_hook(note(number), with_kwargs=True)
-        for number, layer in enumerate(layers)
+        layer.module.register_forward_pre_hook(note(number), with_kwargs=True) for number, layer in enumerate(layers)
     ]
     try:
         call.run(block, hidden)
@@ -357,4 +357,3 @@ def _accumulate(
     finally:
         handle.remove()
     return gram.finish(leader.shape[1], leader.parameter.device)
-

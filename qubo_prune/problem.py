@@ -110,8 +110,8 @@ class BlockQubo:
     def diagonal(self) -> NDArray[np.float64]:
         """``Q_ii``, shape ``(n,)``."""
         if isinstance(self.q, FactorForm):
-            return self.q.diagonal + (self.q.factor**2).sum(axis=1)
-        return np.diagonal(self.q)
+            return np.asarray(self.q.diagonal + (self.q.factor**2).sum(axis=1))
+        return np.asarray(np.diagonal(self.q))
 
     def dense(self) -> NDArray[np.float64]:
         """Q as an ``(n, n)`` float64 matrix (built on each call for the factor form)."""
@@ -123,9 +123,7 @@ class BlockQubo:
         """``offset + x'Qx`` in float64: a float for one ``(n,)`` x, an array for ``(k, n)``."""
         points = np.asarray(x, dtype=np.float64)
         if points.ndim not in (1, 2) or points.shape[-1] != self.num_variables:
-            raise InputError(
-                f"x has shape {points.shape}; pass ({self.num_variables},) or (k, {self.num_variables})."
-            )
+            raise InputError(f"x has shape {points.shape}; pass ({self.num_variables},) or (k, {self.num_variables}).")
         if isinstance(self.q, FactorForm):
             projected = points @ self.q.factor
             quadratic = (points * points) @ self.q.diagonal + (projected * projected).sum(axis=-1)

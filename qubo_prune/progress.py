@@ -23,8 +23,11 @@ class Progress:
         self._enabled = enabled
 
     @contextmanager
-    def task(self, description: str, total: float) -> Iterator[Advance]:
-        """A bar; call what it gives with the amount done since and a note on what comes next."""
+    def task(self, description: str, total: float | None) -> Iterator[Advance]:
+        """A bar; call what it gives with the amount done since and a note on what comes next.
+
+        ``total=None`` is for work whose end cannot be told: the bar only shows that it goes on.
+        """
         console = Console(stderr=True)
         if not self._enabled or not (console.is_terminal or console.is_jupyter):
             yield lambda done, note: None

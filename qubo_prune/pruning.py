@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qubo_prune.descent import Descent, DescentResult, TracePoint, descend, warm_start
+from qubo_prune.descent import Descent, DescentResult, descend, warm_start
 from qubo_prune.dispatch import check_size
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
@@ -108,7 +108,8 @@ def prune(
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
     if isinstance(model, str):
-        loaded = load_model(model, dtype, device, trust_remote_code)
+        with bars.task(f"loading {model}", None):
+            loaded = load_model(model, dtype, device, trust_remote_code)
     else:
         loaded = LoadedModel(model, tokenizer, type(model).__name__)
         if target is not None and tokenizer is None:
@@ -119,17 +120,13 @@ def prune(
     with run.undone_on_failure():
         run.all_layers(loaded.model, batches, bars)
         seconds = vars(run.seconds) | {"total": time.perf_counter() - began}
-        report = Report(
-            tuple(run.reports), loaded.name, plan.settings(), described, seconds, KeepMasks(run.masks)
-        )
+        report = Report(tuple(run.reports), loaded.name, plan.settings(), described, seconds, KeepMasks(run.masks))
         if target is not None:
             save_pruned(loaded, target, report)
     return report
 
 
-def save_pruned(
-    loaded: LoadedModel, target: Path, report: Report, texts: Mapping[str, str] | None = None
-) -> None:
+def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mapping[str, str] | None = None) -> None:
     """Write model, tokenizer, ``report.json``, ``masks.safetensors`` and ``texts``, all or nothing."""
 
     def write_rest(folder: Path) -> None:
@@ -145,10 +142,14 @@ def parse_seconds(value: float | str | None) -> float | None:
     """Seconds from a number or from text such as ``90``, ``90s``, ``5m``, ``1.5h``."""
     if value is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
-    if match is None or float(match[1]) <= 0:
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([smh]?)\s*", str(value))
+    try:
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
         raise InputError(f"The time {value!r} is not understood; give a positive number such as 90s, 5m or 1h.")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    return seconds
 
 
 def _batches(
@@ -164,10 +165,11 @@ def _batches(
             )
         _check_length(loaded.model, length)
         windows = token_windows(loaded.tokenizer, calibration, "calibration", samples, length)
-        return list(windows.tokens.to(device).split(1)), windows.describe()
+        return list(torch.split(windows.tokens.to(device), 1)), windows.describe()
     if isinstance(calibration, Tensor):
         # token windows go one by one, other inputs in batches that a layer takes at once
-        batches: list[Any] = list(calibration.to(device).split(1 if not calibration.is_floating_point() else 128))
+        size = 128 if calibration.is_floating_point() else 1
+        batches: list[Any] = list(torch.split(calibration.to(device), size))
     else:
         batches = [_to(batch, device) for batch in calibration]
     if not batches:
@@ -213,7 +215,9 @@ class _Plan:
         chosen = Pattern.parse(pattern)
         chosen.check(density)
         if method not in METHODS:
-            raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use one of {', '.join(METHODS)}.")
+            raise InputError(
+                f"There is no method {method!r}{did_you_mean(method, METHODS)}; use one of {', '.join(METHODS)}."
+            )
         if isinstance(warm_start, str) and warm_start not in WARM_STARTS:
             raise InputError(
                 f"There is no warm start {warm_start!r}{did_you_mean(warm_start, WARM_STARTS)}; use one of "
@@ -222,7 +226,9 @@ class _Plan:
         if block_size < 2 or max_sweeps < 0:
             raise InputError(f"block_size is {block_size} and max_sweeps {max_sweeps}; at least 2 and 0 are needed.")
         if chosen.of and block_size < chosen.of:
-            raise InputError(f"block_size is {block_size}, which holds no group of {chosen.name}; give {chosen.of} or more.")
+            raise InputError(
+                f"block_size is {block_size}, which holds no group of {chosen.name}; give {chosen.of} or more."
+            )
         made, name = make_solver(solver), solver if isinstance(solver, str) else type(solver).__name__
         check_size(made, name, block_size)
         descent = Descent(made, block_size, max_sweeps, seed=seed) if method == "icbs" else None

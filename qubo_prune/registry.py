@@ -65,9 +65,7 @@ def solver_class(name: str) -> type[Solver]:
     return _load(name, target)
 
 
-def _only(
-    name: str, entries: list[importlib.metadata.EntryPoint]
-) -> importlib.metadata.EntryPoint:
+def _only(name: str, entries: list[importlib.metadata.EntryPoint]) -> importlib.metadata.EntryPoint:
     if len(entries) > 1:
         given = " and ".join(f"{e.value} (from {_origin(e)})" for e in entries)
         raise SolverError(f"The solver name {name!r} is claimed by {given}; uninstall one of them.")
@@ -98,7 +96,7 @@ def make_solver(solver: str | Solver, **settings: Any) -> Solver:
             raise TypeError(f"{solver!r} is already made; pass settings {sorted(settings)} to its class.")
         return solver
     cls = solver_class(solver)
-    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    known: list[str] = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
     for setting in settings:
         if setting not in known:
             raise TypeError(

@@ -195,7 +195,8 @@ class Report:
         seconds = self.seconds
         return (
             f"errors relative to the layers' outputs; {self.calibration.get('tokens', 0)} calibration tokens of "
-            f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: forward {seconds.get('forward', 0):.0f}, "
+            f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
+            f"forward {seconds.get('forward', 0):.0f}, "
             f"Hessians {seconds.get('hessian', 0):.0f}, search {seconds.get('search', 0):.0f}; "
             f"peak {self.peak_memory_bytes / 2**30:.2f} GiB"
         )

@@ -12,9 +12,7 @@ from qubo_prune.hessian import Gram
 SCORES = ("magnitude", "wanda", "random")
 
 
-def score(
-    kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int
-) -> Float[Tensor, "d_out d_in"]:
+def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int) -> Float[Tensor, "d_out d_in"]:
     """Scores of every weight; inputs that are always zero score below everything else.
 
     ``magnitude``: ``|W_ij|``. ``wanda``: ``|W_ij| * ||X_j||_2`` (Sun et al., arXiv 2306.11695),
@@ -29,9 +27,7 @@ def score(
         generator = torch.Generator().manual_seed(seed)
         scores = torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
     else:
-        raise InputError(
-            f"There is no score {kind!r}{did_you_mean(kind, SCORES)}; use one of {', '.join(SCORES)}."
-        )
+        raise InputError(f"There is no score {kind!r}{did_you_mean(kind, SCORES)}; use one of {', '.join(SCORES)}.")
     if gram.dead.all():  # no calibration data: nothing is known but the weights
         return weight.abs() if kind == "wanda" else scores
     return scores.masked_fill(gram.dead, -1.0)

@@ -124,7 +124,7 @@ class SolveResult:
     @property
     def assignment(self) -> NDArray[np.bool_]:
         """The best assignment, ``(n,)``, True = prune."""
-        return self.assignments[0]
+        return np.asarray(self.assignments[0])
 
     @property
     def energy(self) -> float:
@@ -187,7 +187,7 @@ class Solver(abc.ABC):
         rows = request.problems.num_rows
         for row in range(rows):
             if clock.expired:
-                failures.update({late: (Status.TIME_LIMIT, "") for late in range(row, rows)})
+                failures.update(dict.fromkeys(range(row, rows), (Status.TIME_LIMIT, "")))
                 break
             single = SolveRequest(
                 request.problems.problem(row),
@@ -204,9 +204,7 @@ class Solver(abc.ABC):
         return BatchResult(answers, failures)
 
 
-def single_answer(
-    problem: BlockQubo, x: NDArray[np.bool_], status: Status, **fields: Any
-) -> SolveResult:
+def single_answer(problem: BlockQubo, x: NDArray[np.bool_], status: Status, **fields: Any) -> SolveResult:
     """A :class:`SolveResult` with one assignment, its energy computed from the problem."""
     x = np.asarray(x, dtype=bool)
     return SolveResult(x[None, :], np.array([problem.energy(x)]), status, **fields)

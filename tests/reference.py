@@ -114,9 +114,7 @@ class Layer:
         return keep_highest(scores, Pattern.parse(pattern), density)
 
 
-def random_layer(
-    rng: np.random.Generator, d_out: int, d_in: int, tokens: int = 0, dead: tuple[int, ...] = ()
-) -> Layer:
+def random_layer(rng: np.random.Generator, d_out: int, d_in: int, tokens: int = 0, dead: tuple[int, ...] = ()) -> Layer:
     """Correlated inputs, so that the couplings matter; ``dead`` inputs are always zero."""
     mixing = rng.normal(size=(d_in, d_in)) / d_in**0.5 + np.eye(d_in) / 2
     inputs = rng.normal(size=(tokens or 3 * d_in, d_in)) @ mixing

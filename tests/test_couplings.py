@@ -73,9 +73,7 @@ def test_taking_some_problems_leaves_theirs(rng, shared):
     taken = couplings.take(chosen)
     torch.testing.assert_close(taken.listed(*along), couplings.listed(*along)[chosen])
     first, second = torch.tensor([[0, 1]] * ROWS), torch.tensor([[3]] * ROWS)
-    torch.testing.assert_close(
-        taken.pairs(first[chosen], second[chosen]), couplings.pairs(first, second)[chosen]
-    )
+    torch.testing.assert_close(taken.pairs(first[chosen], second[chosen]), couplings.pairs(first, second)[chosen])
     at, buffer = torch.tensor([1, 3]), torch.empty(ROWS, N, dtype=torch.float64)
     whole = couplings.rows(torch.full((ROWS,), 3), buffer.clone())[chosen]
     torch.testing.assert_close(taken.rows(at, buffer[:2].clone())[1], whole[1])
@@ -113,9 +111,7 @@ def test_single_precision_holds_problems_of_any_size(rng, size):
 
 def test_a_batch_of_zeros_has_finite_costs(rng):
     plain = random_batch(rng, 2, 4, [2])
-    zeros = type(plain)(
-        plain.hessian * 0, plain.values, plain.linear * 0, plain.offset, plain.labels, plain.num_pruned
-    )
+    zeros = type(plain)(plain.hessian * 0, plain.values, plain.linear * 0, plain.offset, plain.labels, plain.num_pruned)
     _, costs, scale = of_batch(zeros, random_starts(rng, zeros), torch.float32)
     assert costs.abs().max() == 0
     assert scale.abs().max() == 0

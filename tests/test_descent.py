@@ -28,9 +28,7 @@ def start_of(layer: Layer, pattern: str, density: float = 0.5) -> torch.Tensor:
     return warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
 
 
-def run(
-    layer: Layer, keep: torch.Tensor, pattern: str, deadline: Deadline | None = None, **settings
-) -> DescentResult:
+def run(layer: Layer, keep: torch.Tensor, pattern: str, deadline: Deadline | None = None, **settings) -> DescentResult:
     chosen = Descent(**({"solver": Greedy(), "block_size": 12, "max_sweeps": 4} | settings))
     return descend(layer.weight, layer.gram, keep, Pattern.parse(pattern), chosen, deadline)
 

@@ -38,9 +38,7 @@ def test_weights_of_any_precision_are_held_in_float64(rng, dtype):
     keep = layer.random_keep("row", 0.5)
     state = state_of(narrow, keep)
     assert state.weight.dtype == state.field.dtype == torch.float64
-    assert state.energy() == pytest.approx(
-        Layer(narrow.weight.double(), layer.inputs, layer.gram).error(keep)
-    )
+    assert state.energy() == pytest.approx(Layer(narrow.weight.double(), layer.inputs, layer.gram).error(keep))
 
 
 def test_moves_keep_field_and_costs_true(rng):

@@ -51,7 +51,13 @@ def test_layers_that_read_one_input_share_a_gram_and_run_in_order() -> None:
         grams[layer.name] = id(gram)
         order.append(layer.name.removeprefix("model.layers.0."))
 
-    stream(model, find_layers(model, include=["model.layers.0.*"]), list(tiny.tokens().split(1)), visit, Seconds())
+    stream(
+        model,
+        find_layers(model, include=["model.layers.0.*"]),
+        list(tiny.tokens().split(1)),
+        visit,
+        Seconds(),
+    )
     assert order == [
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
         "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -68,9 +74,7 @@ def test_a_plain_model_is_one_block() -> None:
     seen = []
 
     def visit(layer: Layer, gram: Gram) -> None:
-        torch.testing.assert_close(
-            gram.matrix, seen_by_the_whole_model(model, layer, batches), rtol=1e-5, atol=1e-7
-        )
+        torch.testing.assert_close(gram.matrix, seen_by_the_whole_model(model, layer, batches), rtol=1e-5, atol=1e-7)
         seen.append(layer.name)
         layer.matrix()[0] = 0
 
@@ -103,7 +107,13 @@ class _Shrinking(nn.Module):
 def test_blocks_that_are_no_chain_are_streamed_through_the_whole_model() -> None:
     torch.manual_seed(0)
     model, seen = _Shrinking(), []
-    stream(model, find_layers(model), [torch.randn(6, 16)], lambda layer, gram: seen.append(gram.tokens), Seconds())
+    stream(
+        model,
+        find_layers(model),
+        [torch.randn(6, 16)],
+        lambda layer, gram: seen.append(gram.tokens),
+        Seconds(),
+    )
     assert seen == [6, 6]
     assert "forward" not in model.blocks[0].__dict__
 

@@ -33,9 +33,7 @@ class Exact(Solver):
     ``C(n, m)`` in all for one group: 0.7 million for n = 22, 40 million for n = 28.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        exact=True, stochastic=False, max_variables=_MAX_VARIABLES
-    )
+    capabilities: ClassVar[Capabilities] = Capabilities(exact=True, stochastic=False, max_variables=_MAX_VARIABLES)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)
@@ -45,7 +43,7 @@ class Exact(Solver):
                 f"{problem.num_variables}; use a smaller block or another solver such as 'greedy'."
             )
         began = time.perf_counter()
-        best, x, complete = _enumerate(problem, clock)
+        x, complete = _enumerate(problem, clock)
         if x is None:
             if request.warm_start is None:
                 raise TimeoutError("the time limit passed before one feasible assignment was formed")
@@ -57,8 +55,8 @@ class Exact(Solver):
         return single_answer(problem, x, status, lower_bound=answer.energy, seconds=answer.seconds)
 
 
-def _enumerate(problem: BlockQubo, clock: Deadline) -> tuple[float, NDArray[np.bool_] | None, bool]:
-    """Best energy, its assignment, and whether everything was seen before the deadline."""
+def _enumerate(problem: BlockQubo, clock: Deadline) -> tuple[NDArray[np.bool_] | None, bool]:
+    """The best assignment, and whether everything was seen before the deadline."""
     q, n = problem.dense(), problem.num_variables
     half = n // 2
     left, right = _half(q[:half, :half], problem.labels[:half]), _half(q[half:, half:], problem.labels[half:])
@@ -74,14 +72,14 @@ def _enumerate(problem: BlockQubo, clock: Deadline) -> tuple[float, NDArray[np.b
         step = max(1, 2**22 // len(b))
         for at in range(0, len(a), step):
             if clock.expired:
-                return best, found, False
+                return found, False
             block = a[at : at + step]
             total = energy_a[at : at + step, None] + energy_b[None, :] + (block @ cross) @ b.T
             place = int(total.argmin())
             if total.flat[place] < best:
                 best = float(total.flat[place])
                 found = np.concatenate([block[place // len(b)], b[place % len(b)]]).astype(bool)
-    return best, found, True
+    return found, True
 
 
 def _trimmed(counts: tuple[int, ...]) -> tuple[int, ...]:

@@ -85,9 +85,7 @@ class Greedy(Solver):
             couplings, costs, _ = of_factor(problem.q, nothing)
         else:
             couplings, costs, _ = of_batch(BlockBatch.of(problem), nothing, torch.float64)
-        return select_forward(
-            couplings, costs, torch.tensor(problem.labels), torch.tensor([problem.num_pruned])
-        )
+        return select_forward(couplings, costs, torch.tensor(problem.labels), torch.tensor([problem.num_pruned]))
 
 
 def _chunks(batch: BlockBatch, entries_per_row: int) -> list[slice]:
@@ -141,9 +139,7 @@ def _descend(
     return answer
 
 
-def _run_until_stuck(
-    state: _Rows, step: Callable[[_Rows], Tensor], patience: int, clock: Deadline
-) -> _Rows:
+def _run_until_stuck(state: _Rows, step: Callable[[_Rows], Tensor], patience: int, clock: Deadline) -> _Rows:
     """Repeat a step until every row has missed ``patience`` times in turn; all the rows again."""
     parked = []
     for _ in range(4 * state.costs.shape[1] + 4):
@@ -170,7 +166,15 @@ class _Rows:
     def __init__(self, couplings: Couplings, costs: Tensor, start: Tensor, threshold: Tensor) -> None:
         index = torch.arange(len(start), device=start.device)
         bar_pruned = start.to(costs.dtype).mul_(self._BAR)
-        self._set(couplings, index, costs, threshold, torch.zeros_like(threshold), bar_pruned, bar_pruned - self._BAR)
+        self._set(
+            couplings,
+            index,
+            costs,
+            threshold,
+            torch.zeros_like(threshold),
+            bar_pruned,
+            bar_pruned - self._BAR,
+        )
 
     def _set(self, couplings: Couplings, *arrays: Tensor) -> None:
         self.couplings = couplings

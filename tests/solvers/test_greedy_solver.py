@@ -153,9 +153,7 @@ def test_a_batch_is_as_good_as_single_solves(rng, shared, precision, counts, lab
         change = here - problem.energy(starts[row].numpy())
         assert float(answer.change[row]) == pytest.approx(change, rel=1e-6, abs=1e-9)
     single = [solve(batch.problem(r), "greedy", warm_start=starts[r].numpy()).energy for r in range(20)]
-    torch.testing.assert_close(
-        float(batch.energy(answer.assignments).sum()), float(sum(single)), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(float(batch.energy(answer.assignments).sum()), float(sum(single)), rtol=1e-3, atol=1e-3)
 
 
 def test_rows_of_a_batch_may_have_nothing_to_choose(rng):
@@ -202,9 +200,7 @@ def test_more_candidates_find_swaps_that_few_miss(rng):
     batch = random_batch(rng, 60, 40, [20], shared=False)
     starts = random_starts(rng, batch)
     few, many = (
-        batch.energy(
-            Greedy(candidates=k, precision="double").solve_batch(BatchRequest(batch, starts)).assignments
-        )
+        batch.energy(Greedy(candidates=k, precision="double").solve_batch(BatchRequest(batch, starts)).assignments)
         for k in (1, 40)
     )
     assert (many <= few + 1e-9).all()
@@ -224,7 +220,5 @@ def test_when_time_is_over_the_start_comes_back(rng):
 
 def test_answers_do_not_depend_on_the_seed(rng):
     problem = random_problem(rng, 20, 10)
-    assert np.array_equal(
-        solve(problem, "greedy", seed=1).assignment, solve(problem, "greedy", seed=2).assignment
-    )
+    assert np.array_equal(solve(problem, "greedy", seed=1).assignment, solve(problem, "greedy", seed=2).assignment)
     assert not Greedy.capabilities.stochastic

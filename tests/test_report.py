@@ -1,0 +1,87 @@
+"""The report as data, table and HTML."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qubo_prune.descent import TracePoint
+from qubo_prune.report import LayerReport, Report
+
+
+def layer(name: str, before: float, after: float) -> LayerReport:
+    return LayerReport(
+        name,
+        (4, 8),
+        16,
+        0.5,
+        before,
+        after,
+        10.0,
+        12,
+        7,
+        0.5,
+        "greedy",
+        100,
+        0,
+        trace=(TracePoint(0.1, after, 7),),
+    )
+
+
+def report(model: str = "tiny") -> Report:
+    layers = (
+        layer("layers.0.up", 1.0, 0.5),
+        layer("layers.1.up", 3.0, 1.0),
+        layer("layers.1.down", 2.0, 2.0),
+    )
+    settings = {"pattern": "row", "solver": "greedy", "method": "icbs", "seed": 3}
+    seconds = {"forward": 1.0, "hessian": 1.0, "search": 1.5, "total": 4.0}
+    return Report(layers, model, settings, {"source": "given", "tokens": 100}, seconds)
+
+
+def test_totals_are_sums() -> None:
+    totals = report().totals()
+    assert totals["error_before"] == 6.0
+    assert totals["error_after"] == 3.5
+    assert totals["relative_after"] == 3.5 / 30
+    assert totals["weights"] == 96
+    assert totals["kept"] == 48
+    assert totals["density"] == 0.5
+    assert totals["steps"] == 36
+
+
+def test_json_holds_what_is_promised(tmp_path: Path) -> None:
+    report().save(tmp_path / "report.json")
+    data = json.loads((tmp_path / "report.json").read_text())
+    promised = {"model", "settings", "calibration", "seconds", "totals", "layers", "versions", "machine"}
+    assert promised <= set(data)
+    wanted = {
+        "name", "shape", "density", "error_before", "error_after", "relative_before", "relative_after", "steps",
+        "accepted", "seconds", "solver", "tokens", "trace",
+    }  # fmt: skip
+    assert wanted <= set(data["layers"][0])
+    assert data["layers"][1]["relative_after"] == 0.1
+    assert data["settings"]["seed"] == 3
+    assert data["versions"]["torch"]
+    assert data["peak_memory_bytes"] > 10**6
+
+
+def test_the_table_folds_layers_of_a_kind() -> None:
+    text = str(report())
+    assert "layers.*.up" in text
+    assert "layers.*.down" in text
+    assert "0.583" in text  # 3.5 / 6 over all
+    full = report().table(full=True)
+    assert [str(cell) for cell in full.columns[0].cells] == [
+        "layers.0.up",
+        "layers.1.up",
+        "layers.1.down",
+        "all",
+    ]
+
+
+def test_html_escapes_names() -> None:
+    text = report("<script>alert(1)</script>")._repr_html_()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert text.count("<tr>") == 4

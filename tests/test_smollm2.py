@@ -1,0 +1,43 @@
+"""The main job on the real model: SmolLM2-135M, a few windows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from qubo_prune import KeepMasks
+from qubo_prune.comparison import compare
+from qubo_prune.masks import Pattern
+
+pytestmark = pytest.mark.heavy
+
+
+def test_blocks_beat_wanda_on_a_real_model_and_the_folder_loads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = compare("smollm2-135m", ["wanda", "icbs"], samples=4, eval_samples=4, output=tmp_path / "pruned")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    finally:
+        torch.set_num_threads(threads)
+    dense, wanda, icbs = (result.row(name) for name in ("dense", "wanda", "icbs"))
+    assert 5 < dense.perplexity < 40
+    assert dense.perplexity < icbs.perplexity < wanda.perplexity
+    assert icbs.relative_error < 0.6 * wanda.relative_error
+    report = json.loads((tmp_path / "pruned" / "report.json").read_text())
+    assert len(report["layers"]) == 210
+    assert report["totals"]["weights"] == 106_168_320
+    assert report["totals"]["accepted"] > 100_000
+    masks = KeepMasks.load(tmp_path / "pruned" / "masks.safetensors")
+    assert all(Pattern.parse("row").violations(mask, 0.5) == 0 for mask in masks.values())
+    assert masks.verify(loaded) == {}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "pruned")
+    with torch.no_grad():
+        logits = loaded(**tokenizer("The capital of France is", return_tensors="pt")).logits
+    assert math.isfinite(float(logits.sum()))
