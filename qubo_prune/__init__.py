@@ -48,11 +48,11 @@ __all__ = [
     "Solver",
     "SolverError",
     "Status",
+    "__version__",
     "available_solvers",
     "perplexity",
     "prune",
     "solve",
-    "__version__",
 ]
 
 if TYPE_CHECKING:
