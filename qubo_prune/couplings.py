@@ -120,17 +120,20 @@ class FactorCouplings(Couplings):
 
 
 def of_batch(
-    batch: BlockBatch, x: Bool[Tensor, "r n"], dtype: torch.dtype
+    batch: BlockBatch, x: Bool[Tensor, "r n"], dtype: torch.dtype, costs: Float[Tensor, "r n"] | None = None
 ) -> tuple[Couplings, Float[Tensor, "r n"], Float[Tensor, " r"]]:
     """Couplings, flip costs ``K`` at x, and each row's mean ``|1/2 u_i^2 H_ii|``, all in ``dtype``.
+
+    ``costs`` are the flip costs, if the caller has them.
 
     Everything is divided by one common scale, so that very large or small Hessians neither
     overflow nor vanish in single precision; the argmin of a swap is unchanged.
     """
     u, now = batch.values, x.to(batch.values.dtype)
     own = u * u * batch.hessian.diagonal(dim1=-2, dim2=-1) / 2
-    costs = torch.addcmul(batch.linear, u, batch.times_hessian(u * now)).add_(own)
-    costs.addcmul_(own, now, value=-2)
+    if costs is None:
+        costs = torch.addcmul(batch.linear, u, batch.times_hessian(u * now)).add_(own)
+        costs.addcmul_(own, now, value=-2)
     scale = _common_scale(costs)
     couplings: Couplings
     if batch.shared:

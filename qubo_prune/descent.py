@@ -230,7 +230,9 @@ class _Run:
             columns = borderline_weights(costs, x, kept_side, pruned_side, misses, draw)
             labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=rows.device)
         start = x.gather(1, columns) > 0
-        request = BatchRequest(state.emit(rows, columns, labels), start, seed, self._deadline.remaining)
+        request = BatchRequest(
+            state.emit(rows, columns, labels), start, seed, self._deadline.remaining, costs.gather(1, columns)
+        )
         answer = solve_batch(self._settings.solver, request)
         better = answer.change < 0
         state.move(rows[better], x.scatter(1, columns, answer.assignments.to(x.dtype))[better])
@@ -241,7 +243,9 @@ class _Run:
         swaps, state = make_solver("greedy"), self._state
 
         def swap(part: Tensor, seed: int) -> _Outcome:
-            request = BatchRequest(state.emit_whole(part), state.x[part] > 0, seed, self._deadline.remaining)
+            request = BatchRequest(
+                state.emit_whole(part), state.x[part] > 0, seed, self._deadline.remaining, state.flip_costs(part)
+            )
             answer = solve_batch(swaps, request)
             # nothing but the exchange between rows follows, which refreshes the field
             state.move(part, answer.assignments.to(state.x.dtype), update_field=False)

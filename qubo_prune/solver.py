@@ -141,12 +141,22 @@ class SolveResult:
 
 @dataclass(frozen=True, eq=False)
 class BatchRequest:
-    """Many problems of one layer; ``warm_start`` ``(r, n)`` meets every count."""
+    """Many problems of one layer.
+
+    Attributes:
+        problems: one per row.
+        warm_start: ``(r, n)``, meets every count.
+        seed: every random choice of the solver follows from it.
+        time_limit: wall-clock seconds for all of them, or ``None``.
+        flip_costs: ``Q_ii + 2 sum_{j != i} Q_ij x_j`` at the warm start, where the caller knows it;
+            a solver that needs it is saved a product with the Hessian.
+    """
 
     problems: BlockBatch
     warm_start: Bool[Tensor, "r n"]
     seed: int = 0
     time_limit: float | None = None
+    flip_costs: Float[Tensor, "r n"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

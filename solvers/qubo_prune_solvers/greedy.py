@@ -74,7 +74,8 @@ class Greedy(Solver):
         answers = []
         for rows in _chunks(batch, batch.num_variables if pairs is None else len(pairs[0])):
             start = request.warm_start[rows]
-            couplings, costs, scale = of_batch(batch.rows(rows), start, dtype)
+            known = None if request.flip_costs is None else request.flip_costs[rows]
+            couplings, costs, scale = of_batch(batch.rows(rows), start, dtype, known)
             answers.append(_descend(couplings, costs, start, scale, pairs, self.candidates, clock))
         return BatchResult(torch.cat(answers) if answers else request.warm_start)
 
