@@ -60,6 +60,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 @contextmanager
 def _plain_errors(nothing_written: str) -> Iterator[None]:
     """Bad input ends with one sentence and exit code 2, an interrupt with 130; no traceback."""
+    # read when tqdm is first imported (torch does it): our own bars show what takes long
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from qubo_prune.errors import QuboPruneError
 
     try:
@@ -74,7 +76,6 @@ def _plain_errors(nothing_written: str) -> Iterator[None]:
 
 def _hush_libraries() -> None:
     """Leave the terminal to our own progress bars."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -100,7 +101,9 @@ def prune_command(
     warm_start: Annotated[
         str, typer.Option(help="magnitude, wanda, greedy, random, or a masks.safetensors.")
     ] = "wanda",
-    block_size: Annotated[int, typer.Option(help="Weights per block.")] = 64,
+    block_size: Annotated[
+        int | None, typer.Option(help="Weights per block; 64, or less if the solver takes less.")
+    ] = None,
     max_sweeps: Annotated[int, typer.Option(help="Most blocks per row before the whole-row swaps.")] = 1,
     max_time: MaxTime = None,
     calibration: Calibration = "pydoc",

@@ -18,7 +18,7 @@ from qubo_prune.models import check_output, load_model
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import METHODS, prune, save_pruned
 from qubo_prune.report import Report, machine, rendered
-from qubo_prune.text import token_windows
+from qubo_prune.text import check_length, token_windows
 
 _LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "icbs": "iCBS blocks"}
 
@@ -131,6 +131,8 @@ def compare(
         overwrite: replace an output folder that is not empty.
         progress: show progress bars.
     """
+    if not methods:
+        raise InputError(f"No method is given to compare; name one or more of {', '.join(METHODS)}.")
     for method in methods:
         if method not in METHODS:
             raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use {', '.join(METHODS)}.")
@@ -138,6 +140,7 @@ def compare(
     bars = Progress(progress)
     with bars.task(f"loading {model}", None):
         loaded = load_model(model, dtype, device)
+    check_length(loaded.model, sequence_length)
     held_out = token_windows(loaded.tokenizer, text, "evaluation", eval_samples, sequence_length)
     dense = perplexity(loaded.model, held_out.tokens, text, bars)
     rows = [ComparisonRow("dense", 1.0, dense.perplexity, 0.0, 0.0, 0.0)]
@@ -155,7 +158,7 @@ def compare(
                 weight.data.copy_(original[name])
     evaluated = held_out.describe() | {"tokens": dense.tokens}
     result = Comparison(model, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
-    if target is not None and methods:
+    if target is not None:
         save_pruned(loaded, target, report, {"comparison.json": json.dumps(result.to_dict(), indent=1)})
     return result
 

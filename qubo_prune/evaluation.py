@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from qubo_prune.errors import InputError
 from qubo_prune.progress import Progress
-from qubo_prune.text import token_windows
+from qubo_prune.text import check_length, token_windows
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,6 @@ def evaluate(
     progress: Progress | None = None,
 ) -> Perplexity:  # fmt: skip
     """Perplexity on a text source (see :func:`qubo_prune.text.read_text`)."""
+    check_length(model, sequence_length)
     windows = token_windows(tokenizer, text, "evaluation", samples, sequence_length)
     return perplexity(model, windows.tokens, text, progress)

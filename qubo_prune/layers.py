@@ -53,17 +53,18 @@ class Layer:
         weight = self.parameter.detach()
         return weight.T if self.transposed else weight
 
-    def prune(self, keep: Bool[Tensor, "d_out d_in"]) -> _Removed:
-        """Set the pruned weights to zero, in place; the return value can put them back."""
-        matrix = self.matrix()
-        pruned = ~keep.to(matrix.device)
-        removed = _Removed(self, pruned, matrix[pruned].clone())
-        matrix.masked_fill_(pruned, 0)
-        return removed
+    def remember(self, keep: Bool[Tensor, "d_out d_in"]) -> Removed:
+        """The weights that the mask will remove, to put them back later."""
+        pruned = ~keep.to(self.parameter.device)
+        return Removed(self, pruned, self.matrix()[pruned])
+
+    def prune(self, keep: Bool[Tensor, "d_out d_in"]) -> None:
+        """Set the pruned weights to zero, in place."""
+        self.matrix().masked_fill_(~keep.to(self.parameter.device), 0)
 
 
 @dataclass(frozen=True, eq=False)
-class _Removed:
+class Removed:
     """The weights that a mask removed from a layer."""
 
     layer: Layer

@@ -55,6 +55,11 @@ class Pattern:
                 f"The pattern {self.name} keeps {self.keep / self.of:g} of the weights but the density is "
                 f"{density:g}; give density {self.keep / self.of:g} or another pattern."
             )
+        if self.name == "row" and d_in is not None and round(density * d_in) == 0:
+            raise InputError(
+                f"The density {density:g} keeps none of the {d_in} weights in a row of layer {name!r}; give at "
+                f"least {1 / d_in:.2g}, the pattern 'layer', or exclude that layer."
+            )
         if self.of and d_in is not None and d_in % self.of:
             raise InputError(
                 f"The layer {name!r} has {d_in} inputs, which {self.of} does not divide; use another "

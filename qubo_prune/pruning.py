@@ -18,7 +18,7 @@ from qubo_prune.descent import Descent, DescentResult, descend, warm_start
 from qubo_prune.dispatch import check_size
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
-from qubo_prune.layers import Layer, check_finite, find_layers
+from qubo_prune.layers import Layer, Removed, check_finite, find_layers
 from qubo_prune.masks import KeepMasks, Pattern
 from qubo_prune.models import LoadedModel, check_output, load_model, save_model
 from qubo_prune.network import Seconds, stream
@@ -27,7 +27,7 @@ from qubo_prune.registry import make_solver
 from qubo_prune.report import LayerReport, Report
 from qubo_prune.scores import SCORES
 from qubo_prune.solver import Deadline, Solver, derive_seed
-from qubo_prune.text import token_windows
+from qubo_prune.text import check_length, token_windows
 
 #: How a mask is chosen: by blocks, or by a score alone.
 METHODS = ("icbs", "magnitude", "wanda")
@@ -43,7 +43,7 @@ def prune(
     method: str = "icbs",
     solver: str | Solver = "greedy",
     warm_start: str | Mapping[str, Tensor] = "wanda",
-    block_size: int = 64,
+    block_size: int | None = None,
     max_sweeps: int = 1,
     max_time: float | str | None = None,
     seed: int = 0,
@@ -76,7 +76,7 @@ def prune(
         method: ``icbs`` (warm start, then blocks), or a score alone: ``magnitude``, ``wanda``.
         solver: decides the blocks: a registered name, ``package.module:Class``, or a ``Solver``.
         warm_start: ``magnitude``, ``wanda``, ``greedy``, ``random``, or keep masks by parameter name.
-        block_size: weights per block.
+        block_size: weights per block; by default 64, or the most that the solver takes if that is less.
         max_sweeps: most blocks each row takes before the swaps over the whole row.
         max_time: wall-clock budget of the whole run, in seconds or as ``"90s"``, ``"5m"``, ``"1h"``.
             The passes over the calibration data always complete; the search gets what they leave.
@@ -112,8 +112,11 @@ def prune(
             loaded = load_model(model, dtype, device, trust_remote_code)
     else:
         loaded = LoadedModel(model, tokenizer, type(model).__name__)
-        if target is not None and tokenizer is None:
-            raise InputError("output is given but no tokenizer to save with the model; pass tokenizer=.")
+        if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
+            raise InputError(
+                "output is given, which takes a transformers model and its tokenizer; pass both, or leave output "
+                "out and save the model and report.masks yourself."
+            )
     batches, described = _batches(calibration, loaded, samples, sequence_length)
     layers = find_layers(loaded.model, include, exclude, prune_head)
     run = _Run(plan, layers, began)
@@ -163,7 +166,7 @@ def _batches(
                 f"The calibration {calibration!r} is a text source, which needs a tokenizer; pass tokenizer=, "
                 "or give token ids or model inputs instead."
             )
-        _check_length(loaded.model, length)
+        check_length(loaded.model, length)
         windows = token_windows(loaded.tokenizer, calibration, "calibration", samples, length)
         return list(torch.split(windows.tokens.to(device), 1)), windows.describe()
     if isinstance(calibration, Tensor):
@@ -187,12 +190,6 @@ def _to(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _check_length(model: nn.Module, length: int) -> None:
-    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise InputError(f"The sequence length is {length}, but the model takes at most {most} tokens.")
-
-
 @dataclass(frozen=True)
 class _Plan:
     """The checked arguments of a run."""
@@ -209,7 +206,7 @@ class _Plan:
     @classmethod
     def checked(
         cls, *, density: float, pattern: str, method: str, solver: str | Solver,
-        warm_start: str | Mapping[str, Tensor], block_size: int, max_sweeps: int,
+        warm_start: str | Mapping[str, Tensor], block_size: int | None, max_sweeps: int,
         max_time: float | str | None, seed: int,
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
@@ -223,13 +220,15 @@ class _Plan:
                 f"There is no warm start {warm_start!r}{did_you_mean(warm_start, WARM_STARTS)}; use one of "
                 f"{', '.join(WARM_STARTS)}, or keep masks by parameter name."
             )
+        made, name = make_solver(solver), solver if isinstance(solver, str) else type(solver).__name__
+        if block_size is None:
+            block_size = min(64, made.capabilities.max_variables or 64)
         if block_size < 2 or max_sweeps < 0:
             raise InputError(f"block_size is {block_size} and max_sweeps {max_sweeps}; at least 2 and 0 are needed.")
         if chosen.of and block_size < chosen.of:
             raise InputError(
                 f"block_size is {block_size}, which holds no group of {chosen.name}; give {chosen.of} or more."
             )
-        made, name = make_solver(solver), solver if isinstance(solver, str) else type(solver).__name__
         check_size(made, name, block_size)
         descent = Descent(made, block_size, max_sweeps, seed=seed) if method == "icbs" else None
         start = warm_start if method == "icbs" else method
@@ -255,7 +254,7 @@ class _Run:
 
     def __init__(self, plan: _Plan, layers: Sequence[Layer], began: float) -> None:
         self._plan, self._layers, self._began = plan, layers, began
-        self._removed: list[Any] = []
+        self._removed: list[Removed] = []
         self.reports: list[LayerReport] = []
         self.masks: dict[str, Tensor] = {}
         self.seconds = Seconds()
@@ -293,18 +292,19 @@ class _Run:
             result = descend(weight, gram, start, plan.pattern, plan.descent, deadline)
         else:
             result = DescentResult(start, 0, 0, 0.0, False)
+        seconds = time.perf_counter() - began
+        self.seconds.search += seconds
         after = float(gram.output_error(weight * ~result.keep).sum())
         before = result.trace[0].energy if result.trace else after
         power = float(gram.output_error(weight).sum())
-        self._removed.append(layer.prune(result.keep))
+        self._removed.append(layer.remember(result.keep))
+        layer.prune(result.keep)
         stored = result.keep.T if layer.transposed else result.keep
         self.masks[layer.parameter_name] = stored.cpu()
         self._left -= layer.parameter.numel()
-        seconds = time.perf_counter() - began
-        self.seconds.search += seconds
         kept = int(result.keep.sum())
         notes = dict(result.kept_start)
-        if gram.tokens == 0:
+        if gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
             notes["No calibration token reached this layer; its weights were ranked by magnitude."] = 1
         self.reports.append(
             LayerReport(

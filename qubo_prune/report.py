@@ -194,7 +194,8 @@ class Report:
     def _caption(self) -> str:
         seconds = self.seconds
         return (
-            f"errors relative to the layers' outputs; {self.calibration.get('tokens', 0)} calibration tokens of "
+            f"errors relative to the layers' outputs; "
+            f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "
             f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
             f"forward {seconds.get('forward', 0):.0f}, "
             f"Hessians {seconds.get('hessian', 0):.0f}, search {seconds.get('search', 0):.0f}; "

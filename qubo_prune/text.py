@@ -112,6 +112,13 @@ class Windows:
         }
 
 
+def check_length(model: Any, length: int) -> None:
+    """Raise :class:`InputError` if a window is longer than the model takes."""
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise InputError(f"The sequence length is {length}, but the model takes at most {most} tokens.")
+
+
 def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, length: int) -> Windows:
     """Cut ``count`` windows of ``length`` tokens, evenly spread over the text, without overlap.
 

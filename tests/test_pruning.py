@@ -241,3 +241,19 @@ def test_the_saved_folder(tmp_path: Path) -> None:
 )
 def test_times_are_read(text: Any, seconds: float | None) -> None:
     assert pruning.parse_seconds(text) == seconds
+
+
+def test_a_density_that_keeps_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match=r"keeps none of the 16 weights in a row"):
+        run(tiny.llama(), density=0.01)
+
+
+def test_small_solvers_get_small_blocks() -> None:
+    report = run(tiny.llama(), solver="exact", include=["*.0.self_attn.k_proj"])
+    assert report.settings["block_size"] == 28
+    assert report.layers[0].error_after < report.layers[0].error_before
+
+
+def test_output_needs_a_model_that_can_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="takes a transformers model"):
+        prune(tiny.mlp(), torch.randn(8, 12), output=tmp_path / "out", tokenizer=tiny.tokenizer())
