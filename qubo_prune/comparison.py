@@ -31,17 +31,21 @@ class ComparisonRow:
         method: ``dense`` or a method's name.
         density: kept share of the pruned layers.
         perplexity: on the held-out text.
-        relative_error: summed layer output error as a share of the summed output power.
+        layer_error: mean squared output error, summed over the layers.
+        relative_error: the same as a share of the summed output power.
         seconds: wall-clock time of the pruning, calibration passes included.
+        forward_seconds: of it, forward passes over the calibration data.
         search_seconds: of it, choosing the masks.
     """
 
     method: str
     density: float
     perplexity: float
-    relative_error: float
-    seconds: float
-    search_seconds: float
+    layer_error: float = 0.0
+    relative_error: float = 0.0
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+    search_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +147,7 @@ def compare(
     check_length(loaded.model, sequence_length)
     held_out = token_windows(loaded.tokenizer, text, "evaluation", eval_samples, sequence_length)
     dense = perplexity(loaded.model, held_out.tokens, text, bars)
-    rows = [ComparisonRow("dense", 1.0, dense.perplexity, 0.0, 0.0, 0.0)]
+    rows = [ComparisonRow("dense", 1.0, dense.perplexity)]
     original = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
     calibrated: dict[str, Any] = {}
     for number, method in enumerate(methods):
@@ -165,6 +169,12 @@ def compare(
 
 def _row(report: Report, value: float) -> ComparisonRow:
     return ComparisonRow(
-        str(report.settings["method"]), report.density, value, report.relative_error,
-        report.seconds["total"], report.seconds["search"],
-    )  # fmt: skip
+        method=str(report.settings["method"]),
+        density=report.density,
+        perplexity=value,
+        layer_error=report.error_after,
+        relative_error=report.relative_error,
+        seconds=report.seconds["total"],
+        forward_seconds=report.seconds["forward"],
+        search_seconds=report.seconds["search"],
+    )
