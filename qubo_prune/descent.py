@@ -200,7 +200,7 @@ class _Run:
         change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         steps = 0
         failures: list[tuple[Status, str]] = []
-        num_pruned = self._state.x[rows].sum(1)
+        num_pruned = self._state.masks(rows).sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
         # blocks of one batch have one shape; rows that are nearly dense or empty go apart
         short = torch.minimum(num_pruned, d - num_pruned) < half
@@ -216,7 +216,7 @@ class _Run:
         self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"], seed: int
     ) -> _Outcome:
         state, size = self._state, self._settings.block_size
-        costs, x = state.flip_costs(rows), state.x[rows]
+        costs, x = state.flip_costs(rows), state.masks(rows)
         draw = torch.Generator().manual_seed(seed)
         if state.groups is not None:
             count = min(size // self._pattern.of, len(state.groups))
@@ -244,7 +244,7 @@ class _Run:
 
         def swap(part: Tensor, seed: int) -> _Outcome:
             request = BatchRequest(
-                state.emit_whole(part), state.x[part] > 0, seed, self._deadline.remaining, state.flip_costs(part)
+                state.emit_whole(part), state.masks(part) > 0, seed, self._deadline.remaining, state.flip_costs(part)
             )
             answer = solve_batch(swaps, request)
             # nothing but the exchange between rows follows, which refreshes the field

@@ -125,5 +125,7 @@ def emit_whole_rows(
 
 
 def _counts(x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, "r g"]:
+    if num_groups == 1:
+        return x.sum(1, keepdim=True).long()
     counts = torch.zeros(len(x), num_groups, dtype=x.dtype, device=x.device)
     return counts.index_add_(1, labels, x).long()

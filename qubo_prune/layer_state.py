@@ -58,20 +58,23 @@ class LayerState:
 
     def flip_costs(self, rows: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
         """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` of whole rows: what pruning i adds."""
-        own = self._own[rows]
-        costs = torch.addcmul(own, self.weight[rows], self.field[rows])
-        return costs.addcmul_(own, self.x[rows], value=-2)
+        own = _of(self._own, rows)
+        costs = torch.addcmul(own, _of(self.weight, rows), _of(self.field, rows))
+        return costs.addcmul_(own, _of(self.x, rows), value=-2)
+
+    def masks(self, rows: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
+        """The current ``x`` of some rows, not to be written to."""
+        return _of(self.x, rows)
 
     def emit(self, rows: Int[Tensor, " r"], columns: Int[Tensor, "r n"], labels: Int[Tensor, " n"]) -> BlockBatch:
         """One block QUBO per row over the given columns, each seeing the rest of its row."""
-        groups = int(labels.max()) + 1
-        return emit_rows(self.weight[rows], self.x[rows], self.hessian, self.field[rows], columns, labels, groups)
+        weight, x, field = (_of(array, rows) for array in (self.weight, self.x, self.field))
+        return emit_rows(weight, x, self.hessian, field, columns, labels, int(labels.max()) + 1)
 
     def emit_whole(self, rows: Int[Tensor, " r"]) -> BlockBatch:
         """One problem per row over all its weights, sharing one Hessian."""
-        return emit_whole_rows(
-            self.weight[rows], self.x[rows], self.hessian, self.field[rows], self.labels, self.num_groups
-        )
+        weight, x, field = (_of(array, rows) for array in (self.weight, self.x, self.field))
+        return emit_whole_rows(weight, x, self.hessian, field, self.labels, self.num_groups)
 
     def move(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"], update_field: bool = True) -> None:
         """Set whole rows of the mask.
@@ -88,6 +91,11 @@ class LayerState:
         keep = self._keep.clone()
         keep[:, self._alive] = self.x == 0
         return keep
+
+
+def _of(array: Float[Tensor, "all d"], rows: Int[Tensor, " r"]) -> Float[Tensor, "r d"]:
+    """Some rows, sorted and distinct; all of them without a copy, which is the common case."""
+    return array if len(rows) == len(array) else array.index_select(0, rows)
 
 
 def _complete_groups(labels: Int[Tensor, " d"], size: int) -> Int[Tensor, "g m"]:

@@ -246,6 +246,8 @@ class BlockBatch:
 
     def counts(self, x: Bool[Tensor, "r n"]) -> Int[Tensor, "r g"]:
         """How many variables of each group are 1, row by row."""
+        if self.num_groups == 1:
+            return x.sum(1, keepdim=True)
         result = torch.zeros(x.shape[0], self.num_groups, device=x.device)
         return result.index_add_(1, self.labels, x.float()).long()
 
