@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -145,22 +143,31 @@ def test_missing_model_and_full_output_folder(model: Path, text: Path, tmp_path:
     assert text.exists()
 
 
-def test_interrupt_writes_nothing(model: Path, tmp_path: Path) -> None:
-    text = tmp_path / "long.txt"
-    text.write_text(tiny.text(200_000), encoding="utf-8")
+_INTERRUPTED_IN_THE_FIFTH_LAYER = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+import qubo_prune.pruning as pruning
+real, calls = pruning.descend, []
+def interrupted(*args):
+    calls.append(1)
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(*args)
+pruning.descend = interrupted
+from qubo_prune.cli import main
+main()
+"""
+
+
+def test_interrupt_writes_nothing(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "qubo_prune.cli", "prune", str(model), "--calibration", str(text), "--output", str(out),
-        "--samples", "3000", "--sequence-length", "64",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        time.sleep(6)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "nothing was written" in errors
-    assert "Traceback" not in errors
-    assert not out.exists()
+    arguments = ["prune", str(model), "--calibration", str(text), "--output", str(out), *SMALL]
+    command = [sys.executable, "-c", _INTERRUPTED_IN_THE_FIFTH_LAYER, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 130, result.stderr
+    assert "nothing was written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "text.txt"]
 
 
 def test_importing_the_package_is_cheap() -> None:
