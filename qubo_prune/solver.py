@@ -59,7 +59,9 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a solver declares about itself; dispatch, lists and tests are derived from it.
+    """What a solver declares about itself, as data.
+
+    Dispatch refuses problems above ``max_variables``; the list of solvers shows the rest.
 
     Attributes:
         exact: a run without a time limit proves the optimum.
