@@ -235,7 +235,11 @@ class _Run:
         )
         answer = solve_batch(self._settings.solver, request)
         better = answer.change < 0
-        state.move(rows[better], x.scatter(1, columns, answer.assignments.to(x.dtype))[better])
+        moved = x.scatter(1, columns, answer.assignments.to(x.dtype))
+        if better.all():
+            state.move(rows, moved)
+        else:
+            state.move(rows[better], moved[better])
         return _Outcome(rows, answer.change, len(rows), tuple(answer.failures.values()))
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
@@ -271,15 +275,15 @@ class _Run:
             giver, taker = _match_rows(cost, gain, self._energy * 1e-12)
             if not len(giver):
                 return
-            rows = torch.cat([giver, taker])
-            columns = torch.cat([cheap[giver], dear[taker]])
+            rows = torch.cat([giver, taker]).sort().values
             x = state.x[rows]
-            x[torch.arange(len(rows)), columns] = (torch.arange(len(rows)) < len(giver)).to(x)
+            x[torch.searchsorted(rows, giver), cheap[giver]] = 1
+            x[torch.searchsorted(rows, taker), dear[taker]] = 0
             state.move(rows, x)
             self._energy += float((cost[giver] - gain[taker]).sum())
             self._steps += len(giver)
             self._accepted += len(giver)
-            self._row_swaps(rows.sort().values)
+            self._row_swaps(rows)
 
 
 def _match_rows(

@@ -77,14 +77,22 @@ class LayerState:
         return emit_whole_rows(weight, x, self.hessian, field, self.labels, self.num_groups)
 
     def move(self, rows: Int[Tensor, " r"], x: Float[Tensor, "r d"], update_field: bool = True) -> None:
-        """Set whole rows of the mask.
+        """Set whole rows of the mask; ``rows`` are sorted and distinct, ``x`` is taken over.
 
         ``update_field=False`` saves a product with the Hessian where nothing reads the field any
         more; :meth:`refresh` must be called before anything does.
         """
+        everything = len(rows) == len(self.x)
         if update_field:
-            self.field[rows] += (self.weight[rows] * (x - self.x[rows])) @ self.hessian
-        self.x[rows] = x
+            pull = (_of(self.weight, rows) * (x - _of(self.x, rows))) @ self.hessian
+            if everything:
+                self.field += pull
+            else:
+                self.field.index_add_(0, rows, pull)
+        if everything:
+            self.x = x
+        else:
+            self.x[rows] = x
 
     def keep_mask(self) -> Bool[Tensor, "d_out d_in"]:
         """The keep mask of the whole layer, dead inputs as they were."""

@@ -118,8 +118,8 @@ def _descend(
     answer = start.clone()
     if start.shape[1] < 2 or (pairs is not None and not len(pairs[0])):
         return answer
-    # gains below the rounding of the costs would let a row cycle
-    threshold = -scale * (1e-5 if costs.dtype == torch.float32 else 1e-12)
+    # gains near the rounding of the costs would let a row cycle, and bring nothing
+    threshold = -scale * (1e-4 if costs.dtype == torch.float32 else 1e-12)
     state = _Rows(couplings, costs, start, threshold)
     # a row needs weights of both kinds; from here on each row has a partner for every weight
     movable = start.any(1) & ~start.all(1)
