@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.dispatch import solve
 from qubo_prune.errors import InputError
+from qubo_prune.penalty import least_strength, multipliers, penalised
 from qubo_prune.problem import BlockQubo
 
 if TYPE_CHECKING:
@@ -37,22 +38,8 @@ def suggested_penalty(problem: BlockQubo) -> float:
     4.0
     """
     x = solve(problem, "greedy").assignment
-    q, diagonal = problem.dense(), problem.diagonal
-    costs = diagonal + 2 * (q @ x - diagonal * x)
-    scale = float(np.abs(costs).max(initial=0.0))
-    mu = max(
-        (_multiplier(costs[problem.labels == g], x[problem.labels == g]) for g in np.unique(problem.labels)),
-        default=0.0,
-    )
-    if mu > 1e-9 * scale:
-        return 2 * mu
-    # the counts cost nothing here, so any penalty of the size of the flip costs will do
-    return 2 * scale if scale > 0 else 1.0
-
-
-def _multiplier(costs: NDArray[np.float64], x: NDArray[np.bool_]) -> float:
-    sides = [costs[~x].min(initial=np.inf), costs[x].max(initial=-np.inf)]
-    return abs(float(np.mean([side for side in sides if np.isfinite(side)])))
+    mu = multipliers(problem, x)
+    return 2 * float(np.abs(mu).max(initial=0.0)) + 2 * least_strength(problem, mu, x)
 
 
 def to_bqm(problem: BlockQubo, penalty: float | None = None) -> dimod.BinaryQuadraticModel:
@@ -75,16 +62,12 @@ def to_bqm(problem: BlockQubo, penalty: float | None = None) -> dimod.BinaryQuad
     """
     import dimod
 
-    strength = suggested_penalty(problem) if penalty is None else penalty
-    if not 0 <= strength < np.inf:
-        raise InputError(f"The penalty is {strength}; pass a finite number from 0 on, or None to estimate it.")
-    counts, labels = np.array(problem.num_pruned, dtype=np.float64), problem.labels
-    linear = problem.diagonal + strength * (1 - 2 * counts[labels])
-    pairs = 2 * problem.dense() + 2 * strength * (labels[:, None] == labels[None, :])
+    strength = suggested_penalty(problem) if penalty is None and not problem.free else penalty or 0.0
+    free = penalised(problem, strength)
+    pairs = 2 * free.dense()
     first, second = np.triu(pairs, 1).nonzero()
-    offset = problem.offset + strength * float(counts @ counts)
     return dimod.BinaryQuadraticModel.from_numpy_vectors(
-        linear, (first, second, pairs[first, second]), offset, dimod.BINARY
+        free.diagonal, (first, second, pairs[first, second]), free.offset, dimod.BINARY
     )
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qubo_prune.construction import forward_selection
-from qubo_prune.dispatch import solve_batch
+from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern, keep_highest
@@ -39,6 +39,8 @@ class Descent:
             the first of them its blocks are drawn at random from a wider pool.
         row_swaps: finish with best swaps over whole rows.
         seed: of the solver and of random draws.
+        block_time: wall-clock seconds that the solver has for a block, or ``None``.
+        handling: what is done around the solver: polish, penalty, processes.
     """
 
     solver: Solver
@@ -47,6 +49,8 @@ class Descent:
     patience: int = 1
     row_swaps: bool = True
     seed: int = 0
+    block_time: float | None = None
+    handling: Handling = field(default_factory=Handling)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class DescentResult:
         keep: the keep mask.
         steps: blocks solved (a whole row at the end counts as one).
         accepted: blocks that lowered the energy.
+        solver_gain: how much of the energy the solver's answers took away.
+        polish_gain: how much more the swaps on its blocks did; what is left of the whole gain is the
+            whole-row swaps'.
         kept_start: why other blocks stayed as they were, as sentences, each with its number.
         stopped_early: the time budget ended the descent.
         trace: the energy after each sweep.
@@ -76,6 +83,8 @@ class DescentResult:
     accepted: int
     seconds: float
     stopped_early: bool
+    solver_gain: float = 0.0
+    polish_gain: float = 0.0
     kept_start: dict[str, int] = field(default_factory=dict)
     trace: tuple[TracePoint, ...] = ()
 
@@ -130,6 +139,8 @@ class _Outcome:
     change: Float[Tensor, " r"]
     steps: int
     failures: tuple[tuple[Status, str], ...] = ()
+    solver_gain: float = 0.0
+    polish_gain: float = 0.0
 
 
 class _Run:
@@ -139,6 +150,7 @@ class _Run:
         self._state, self._pattern, self._settings, self._deadline = state, pattern, settings, deadline
         self._began = time.perf_counter()
         self._steps = self._accepted = self._rounds = 0
+        self._solver_gain = self._polish_gain = 0.0
         self._kept_start: Counter[str] = Counter()
         self._energy = state.energy()
         self._trace = [TracePoint(0.0, self._energy, 0)]
@@ -156,6 +168,8 @@ class _Run:
             self._accepted,
             time.perf_counter() - self._began,
             self._deadline.expired,
+            self._solver_gain,
+            self._polish_gain,
             dict(self._kept_start),
             tuple(self._trace),
         )
@@ -175,6 +189,8 @@ class _Run:
             self._steps += outcome.steps
             self._accepted += int((outcome.change < 0).sum())
             self._energy += float(outcome.change.sum())
+            self._solver_gain += outcome.solver_gain
+            self._polish_gain += outcome.polish_gain
             self._kept_start.update(
                 f"{status.value} ({detail})" if detail else status.value for status, detail in outcome.failures
             )
@@ -198,7 +214,7 @@ class _Run:
     def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
         """Solve one block in each of some rows."""
         change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        steps = 0
+        steps, solver_gain, polish_gain = 0, 0.0, 0.0
         failures: list[tuple[Status, str]] = []
         num_pruned = self._state.masks(rows).sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
@@ -210,7 +226,8 @@ class _Run:
                 outcome = self._solve_blocks(rows[movable], misses[movable], num_pruned[movable], seed)
                 change[movable] = outcome.change
                 steps, failures = steps + outcome.steps, [*failures, *outcome.failures]
-        return _Outcome(rows, change, steps, tuple(failures))
+                solver_gain, polish_gain = solver_gain + outcome.solver_gain, polish_gain + outcome.polish_gain
+        return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain)
 
     def _solve_blocks(
         self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"], seed: int
@@ -231,16 +248,21 @@ class _Run:
             labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=rows.device)
         start = x.gather(1, columns) > 0
         request = BatchRequest(
-            state.emit(rows, columns, labels), start, seed, self._deadline.remaining, costs.gather(1, columns)
-        )
-        answer = solve_batch(self._settings.solver, request)
+            state.emit(rows, columns, labels), start, seed, self._deadline.remaining, self._settings.block_time,
+            costs.gather(1, columns),
+        )  # fmt: skip
+        answer = solve_batch(self._settings.solver, request, self._settings.handling)
         better = answer.change < 0
         moved = x.scatter(1, columns, answer.assignments.to(x.dtype))
         if better.all():
             state.move(rows, moved)
         else:
             state.move(rows[better], moved[better])
-        return _Outcome(rows, answer.change, len(rows), tuple(answer.failures.values()))
+        solver_gain = -float(answer.solver_change.sum())
+        polish_gain = -float(answer.change.sum()) - solver_gain
+        return _Outcome(
+            rows, answer.change, len(rows), tuple(answer.failures.values()), solver_gain, max(0.0, polish_gain)
+        )
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
         """Best swaps over whole rows, from the shared Gram."""
@@ -248,8 +270,9 @@ class _Run:
 
         def swap(part: Tensor, seed: int) -> _Outcome:
             request = BatchRequest(
-                state.emit_whole(part), state.masks(part) > 0, seed, self._deadline.remaining, state.flip_costs(part)
-            )
+                state.emit_whole(part), state.masks(part) > 0, seed, self._deadline.remaining,
+                flip_costs=state.flip_costs(part),
+            )  # fmt: skip
             answer = solve_batch(swaps, request)
             # nothing but the exchange between rows follows, which refreshes the field
             state.move(part, answer.assignments.to(state.x.dtype), update_field=False)

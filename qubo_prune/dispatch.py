@@ -1,9 +1,18 @@
-"""Hands problems to solvers and believes none of them: every answer is re-checked in float64."""
+"""Hands problems to solvers as their capabilities ask, and believes none of the answers.
+
+What a solver cannot do itself is done around it: counts become penalties for one that knows none,
+factor form becomes a matrix, answers are repaired, polished by swaps and re-scored in float64, and a
+solver that does not watch the clock runs in a process that is ended at the limit.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,17 +20,42 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.errors import InputError, SolverError
-from qubo_prune.problem import BlockQubo
+from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
+from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.registry import make_solver
+from qubo_prune.repair import repair
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
+    Deadline,
+    Ledger,
     Solver,
     SolveRequest,
     SolveResult,
     Status,
+    derive_seed,
     single_answer,
+    to_numpy_bool,
 )
+from qubo_prune.workers import Crash, Overrun, Workers
+
+#: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
+PENALTY_FACTOR = 0.5
+
+
+@dataclass(frozen=True)
+class Handling:
+    """What the framework does around a solver.
+
+    Attributes:
+        polish: try swaps on answers that are not swap optima already.
+        penalty: ``lambda`` for solvers without counts, in units of energy; estimated if ``None``.
+        workers: processes for solvers that use one core and know no batches; 0 for this process.
+    """
+
+    polish: bool = True
+    penalty: float | None = None
+    workers: int = 0
 
 
 def solve(
@@ -30,16 +64,26 @@ def solve(
     seed: int = 0,
     time_limit: float | None = None,
     warm_start: ArrayLike | None = None,
+    *,
+    num_answers: int = 1,
+    polish: bool = True,
+    penalty: float | None = None,
     **settings: Any,
 ) -> SolveResult:
     """Solve one block QUBO and verify the answer.
 
     Args:
         problem: the block QUBO.
-        solver: a registered name, ``package.module:Class``, or a :class:`Solver`.
+        solver: a registered name, ``package.module:Class``, ``dimod:package.module:Sampler`` or
+            another adapter, or a :class:`Solver`.
         seed: every random choice follows from it.
-        time_limit: wall-clock seconds, or ``None``.
+        time_limit: wall-clock seconds, or ``None``. A solver that does not watch it is ended then.
         warm_start: a feasible assignment ``(n,)``; the result is never worse than it.
+        num_answers: how many assignments are wanted at most, best first.
+        polish: improve answers that are no swap optima by best swaps; ``ledger`` keeps the energies
+            before and after apart.
+        penalty: ``lambda`` for solvers that know no counts, in units of energy; estimated from the
+            problem if left out.
         **settings: fields of the solver's class.
 
     Returns:
@@ -59,18 +103,23 @@ def solve(
     start = None if warm_start is None else _checked_start(problem, warm_start)
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"time_limit is {time_limit}; pass a positive number of seconds or None.")
+    if not num_answers >= 1:
+        raise InputError(f"num_answers is {num_answers}; pass a whole number from 1 on.")
     began = time.perf_counter()
-    try:
-        # the solver gets a copy of the start, which has to survive whatever the solver does to it
-        result = chosen.solve(SolveRequest(problem, None if start is None else start.copy(), seed, time_limit))
-        feasible = _feasible(problem, result)
-    except InputError:
-        raise
-    except Exception as error:  # a stranger's solver may raise anything
-        result = _fallback(problem, start, name, Status.FAILED, f"{type(error).__name__}: {error}", error)
-    else:
-        result = _verified(problem, start, name, result, feasible)
+    handling = Handling(polish, penalty)
+    call = _Call(chosen, name, handling)
+    with_limit = SolveRequest(problem, start, seed, time_limit, num_answers)
+    result = call.finish(with_limit, call.start(with_limit))
     return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
+
+
+def workers_for(solver: Solver, workers: int | None) -> int:
+    """How many processes a run gives to a solver: one per core unless told, none for batched ones."""
+    if solver.capabilities.batched:
+        return 0
+    if solver.capabilities.parallel:
+        return min(1, 1 if workers is None else workers)
+    return (os.cpu_count() or 1) if workers is None else workers
 
 
 def check_size(solver: Solver, name: str, num_variables: int) -> None:
@@ -93,51 +142,188 @@ def _checked_start(problem: BlockQubo, warm_start: ArrayLike) -> NDArray[np.bool
     return point.astype(bool)
 
 
-def _feasible(problem: BlockQubo, result: object) -> list[NDArray[np.bool_]]:
-    """The answers that are binary and meet every count."""
+def prepared(
+    problem: BlockQubo, solver: Solver, start: NDArray[np.bool_] | None, penalty: float | None, seed: int = 0
+) -> tuple[BlockQubo, tuple[float, float] | None]:
+    """The problem as the solver's capabilities ask for it, and the temperatures that suit it.
+
+    Counts stay counts for solvers that know them. For others they become penalties around the
+    multiplier at a swap optimum, ``lambda = PENALTY_FACTOR |mu|`` unless ``penalty`` is given.
+    """
+    can = solver.capabilities
+    form = problem
+    if isinstance(problem.q, FactorForm) and not can.factor_form:
+        form = BlockQubo(
+            problem.dense(),
+            None if problem.free else problem.num_pruned,
+            problem.offset,
+            None if problem.free else problem.labels,
+        )
+    if can.cardinality or problem.free:
+        return form, None
+    optimum = _swap_optimum(problem, start)
+    mu = multipliers(problem, optimum)
+    strength = np.abs(mu) * PENALTY_FACTOR + least_strength(problem, mu, optimum) if penalty is None else penalty
+    return penalised(form, strength, mu), temperature_range(problem, optimum, seed)
+
+
+def _swap_optimum(problem: BlockQubo, start: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    return np.asarray(make_solver("greedy").solve(SolveRequest(problem, start)).assignment)
+
+
+class _Call:
+    """One solver as the framework calls it: where it runs, what it is given, what is kept of it."""
+
+    def __init__(self, solver: Solver, name: str, handling: Handling) -> None:
+        self._solver, self._name, self._handling = solver, name, handling
+        self._workers: Workers | None = None
+        self._not_isolated: str | None = None
+
+    def start(self, request: SolveRequest) -> Callable[[], SolveResult]:
+        """Begin one solve; the returned function waits for the solver's own answer."""
+        can, problem = self._solver.capabilities, request.problem
+        if can.cardinality and problem.free:
+            raise InputError(
+                f"The problem has no counts, which {self._name!r} needs; give num_pruned, or take a solver "
+                "without counts such as 'neal'."
+            )
+        if can.cardinality and not can.groups and problem.num_groups > 1:
+            raise InputError(
+                f"The solver {self._name!r} takes one count and the block has {problem.num_groups}; "
+                "use pattern 'row', or another solver such as 'greedy'."
+            )
+        form, temperatures = prepared(problem, self._solver, request.warm_start, self._handling.penalty, request.seed)
+        # the solver gets a copy of the start, which has to survive whatever the solver does to it
+        start = None if request.warm_start is None else request.warm_start.copy()
+        given = dataclasses.replace(request, problem=form, warm_start=start, temperatures=temperatures)
+        workers = self._isolation(request.time_limit)
+        if workers is not None:
+            # one that watches the clock itself gets a little grace before it is ended
+            limit = request.time_limit
+            return workers.submit(given, 1.5 * limit + 1 if limit is not None and can.anytime else limit)
+        return lambda: self._solver.solve(given)
+
+    def _isolation(self, limit: float | None) -> Workers | None:
+        """The processes that this solver is to run in, or ``None`` for this one."""
+        can = self._solver.capabilities
+        wanted = self._handling.workers or (0 if can.anytime or limit is None else 1)
+        if wanted and self._workers is None and self._not_isolated is None:
+            try:
+                self._workers = Workers(self._solver, wanted)
+            except TypeError as error:
+                self._not_isolated = f"{error}; it ran in this process, without a limit"
+        return self._workers if wanted else None
+
+    def row_limit(self, request: BatchRequest, clock: Deadline, rows_left: int) -> float | None:
+        """Seconds for one row: its own limit, and of the batch's what is left.
+
+        A solver that watches the clock may well use all it gets, so it gets its share only; another
+        one is merely ended there.
+        """
+        left = clock.remaining
+        if left is not None and self._solver.capabilities.anytime:
+            left = left * min(1.0, max(1, self._handling.workers) / rows_left)
+        limits = [limit for limit in (request.row_time_limit, left) if limit is not None]
+        return min(limits) if limits else None
+
+    def finish(self, request: SolveRequest, wait: Callable[[], SolveResult]) -> SolveResult:
+        """Wait for the answer and verify it; the warm start where it cannot be used."""
+        problem, start = request.problem, request.warm_start
+        try:
+            result = wait()
+            answers = _binary_answers(problem, result)
+        except InputError:
+            raise
+        except Overrun as error:
+            return self._fallback(problem, start, Status.OVERRAN, str(error), error)
+        except Crash as error:
+            return self._fallback(problem, start, Status.FAILED, str(error), error)
+        except Exception as error:  # a stranger's solver may raise anything
+            return self._fallback(problem, start, Status.FAILED, f"{type(error).__name__}: {error}", error)
+        return self._verified(request, result, answers)
+
+    def _verified(self, request: SolveRequest, result: SolveResult, answers: NDArray[np.bool_]) -> SolveResult:
+        """Mend and polish the answers, score them in float64, order them, fall back on the start."""
+        problem, start, can = request.problem, request.warm_start, self._solver.capabilities
+        feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
+        if not len(answers) or (can.cardinality and not feasible.any()):
+            wanted = "is binary" if not len(answers) else "meets the counts"
+            return self._fallback(problem, start, Status.INFEASIBLE, f"no answer {wanted}")
+        raw = np.min(problem.energy(answers[feasible])) if feasible.any() else None
+        # what misses a count is mended only for solvers that were not asked to meet it
+        mended = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
+        mended, energies = _best(problem, mended, request.num_answers)
+        repaired = float(energies[0])
+        status, bound, info = self._believed(result, repaired)
+        if self._handling.polish and not (can.swap_optimal or problem.free) and status is not Status.OPTIMAL:
+            mended, energies = _best(
+                problem, np.stack([_swap_optimum(problem, x) for x in mended]), request.num_answers
+            )
+        energy_start = None if start is None else float(np.float64(problem.energy(start)))
+        ledger = Ledger(
+            energy_start, None if raw is None else float(raw), float(feasible.mean()), repaired, float(energies[0])
+        )
+        if energy_start is not None and energies[0] > energy_start:
+            kept = self._fallback(problem, start, Status.NOT_IMPROVED, f"answer had energy {energies[0]:.6g}")
+            return dataclasses.replace(kept, ledger=ledger, lower_bound=bound)
+        return dataclasses.replace(
+            result, assignments=mended, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
+        )
+
+    def _believed(self, result: SolveResult, energy: float) -> tuple[Status, float | None, dict[str, Any]]:
+        """Status, bound and info of a result, without the claims that cannot be true."""
+        info, status, bound = dict(result.info), result.status, result.lower_bound
+        if self._not_isolated is not None:
+            info["isolation"] = self._not_isolated
+        if status is Status.OPTIMAL and not self._solver.capabilities.exact:
+            status = Status.FEASIBLE
+            info["disbelieved"] = "it called its answer optimal without declaring to be exact"
+        if bound is not None and not bound <= energy + 1e-9 * max(1.0, abs(energy)):
+            info["disbelieved"] = f"its lower bound {bound:.9g} is above the energy found"
+            status, bound = Status.FEASIBLE, None
+        return status, bound, info
+
+    def _fallback(
+        self,
+        problem: BlockQubo,
+        start: NDArray[np.bool_] | None,
+        status: Status,
+        detail: str,
+        cause: Exception | None = None,
+    ) -> SolveResult:
+        if start is None:
+            raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
+        return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
+
+
+def _binary_answers(problem: BlockQubo, result: object) -> NDArray[np.bool_]:
+    """The answers that are binary and of the right length, ``(k, n)``."""
     if not isinstance(result, SolveResult):
         raise TypeError(f"it answered with a {type(result).__name__} instead of a SolveResult")
-    return [np.asarray(x).astype(bool) for x in result.assignments if problem.is_feasible(x)]
+    n = problem.num_variables
+    points = [np.asarray(x) for x in result.assignments]
+    usable = [x.astype(bool) for x in points if x.shape == (n,) and np.isin(x, (0, 1)).all()]
+    return np.stack(usable) if usable else np.zeros((0, n), dtype=bool)
 
 
-def _verified(
-    problem: BlockQubo,
-    start: NDArray[np.bool_] | None,
-    name: str,
-    result: SolveResult,
-    feasible: list[NDArray[np.bool_]],
-) -> SolveResult:
-    """Score the feasible answers in float64, order them, fall back on the start."""
-    if not feasible:
-        return _fallback(problem, start, name, Status.INFEASIBLE, "no answer meets the counts")
-    assignments = np.stack(feasible)
-    energies = np.asarray(problem.energy(assignments))
-    order = np.argsort(energies, kind="stable")
-    assignments, energies = assignments[order], energies[order]
-    if start is not None and energies[0] > np.float64(problem.energy(start)):
-        return _fallback(problem, start, name, Status.NOT_IMPROVED, f"answer had energy {energies[0]:.6g}")
-    return dataclasses.replace(result, assignments=assignments, energies=energies)
+def _best(problem: BlockQubo, points: NDArray[np.bool_], most: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The different ones among the assignments, best first, and their energies."""
+    different = np.unique(points, axis=0)
+    energies = np.atleast_1d(problem.energy(different))
+    order = np.argsort(energies, kind="stable")[:most]
+    return different[order], energies[order]
 
 
-def _fallback(
-    problem: BlockQubo,
-    start: NDArray[np.bool_] | None,
-    name: str,
-    status: Status,
-    detail: str,
-    cause: Exception | None = None,
-) -> SolveResult:
-    if start is None:
-        raise SolverError(f"The solver {name!r} gave no usable answer ({detail}).") from cause
-    return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
-
-
-def solve_batch(solver: Solver, request: BatchRequest) -> BatchResult:
+def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None = None) -> BatchResult:
     """Solve one problem per row; rows whose answer is unusable or worse keep their warm start.
 
     The request's problems and warm start are trusted (the framework emitted them); the answers are
     not. Every row's energy change is recomputed from the problem as emitted, in its own dtype.
+    Solvers without batches get one row after another, spread over ``handling.workers`` processes.
     """
+    handling = handling or Handling()
+    if not solver.capabilities.batched:
+        return _row_by_row(solver, request, handling)
     start = request.warm_start
     try:
         # the solver gets a copy of the start, which has to survive whatever the solver does to it
@@ -150,17 +336,78 @@ def solve_batch(solver: Solver, request: BatchRequest) -> BatchResult:
             )
     except Exception as error:  # a solver's failure costs this batch, not the run
         everywhere = {row: (Status.FAILED, f"{type(error).__name__}: {error}") for row in range(len(start))}
-        return BatchResult(start, everywhere, torch.zeros_like(request.problems.offset))
-    counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)
-    answer = torch.where(counts_met[:, None], answer, start)
-    change = request.problems.energy_change(start, answer)
-    # not (change <= 0) also catches NaN
-    worse = ~(change <= 0)
+        nothing = torch.zeros_like(request.problems.offset)
+        return BatchResult(start, everywhere, nothing, nothing)
     failures = dict(result.failures)
+    counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)
     failures.update(dict.fromkeys(_positions(~counts_met), (Status.INFEASIBLE, "counts are not met")))
+    answer = torch.where(counts_met[:, None], answer, start)
+    return _accepted(solver, request, answer, failures, handling)
+
+
+def _accepted(
+    solver: Solver,
+    request: BatchRequest,
+    answer: torch.Tensor,
+    failures: dict[int, tuple[Status, str]],
+    handling: Handling,
+) -> BatchResult:
+    """Polish feasible answers, and keep of them what is no worse than the start."""
+    problems, start = request.problems, request.warm_start
+    change = problems.energy_change(start, answer)
+    nothing = torch.zeros_like(change)
+    # not (change <= 0) also catches NaN
+    solver_change = torch.where(change <= 0, change, nothing)
+    if handling.polish and not solver.capabilities.swap_optimal:
+        swapped = make_solver("greedy").solve_batch(dataclasses.replace(request, warm_start=answer, flip_costs=None))
+        polished = problems.energy_change(start, swapped.assignments)
+        better = polished < change
+        # where the solver failed there is nothing of its to polish
+        better[list(failures)] = False
+        answer = torch.where(better[:, None], swapped.assignments, answer)
+        change = torch.where(better, polished, change)
+    worse = ~(change <= 0)
     failures.update(dict.fromkeys(_positions(worse), (Status.NOT_IMPROVED, "")))
     answer = torch.where(worse[:, None], start, answer)
-    return BatchResult(answer, failures, torch.where(worse, torch.zeros_like(change), change))
+    return BatchResult(answer, failures, torch.where(worse, nothing, change), solver_change)
+
+
+def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> BatchResult:
+    """The same for a solver of single problems."""
+    call = _Call(solver, type(solver).__name__, dataclasses.replace(handling, polish=False))
+    answer = request.warm_start.clone()
+    failures: dict[int, tuple[Status, str]] = {}
+    for row, result in _in_flight(call, request, 2 * max(1, handling.workers)):
+        if result is None:
+            failures[row] = (Status.TIME_LIMIT, "")
+        elif result.status.kept_warm_start:
+            failures[row] = (result.status, str(result.info["detail"]))
+        else:
+            answer[row] = torch.as_tensor(np.array(result.assignment, order="C")).to(answer)
+    return _accepted(solver, request, answer, failures, handling)
+
+
+def _in_flight(call: _Call, request: BatchRequest, most: int) -> Iterator[tuple[int, SolveResult | None]]:
+    """Results row by row in their order, ``most`` solves begun ahead; ``None`` once time is over."""
+    clock, rows = Deadline(request.time_limit), request.problems.num_rows
+    begun: deque[tuple[int, SolveRequest, Callable[[], SolveResult]]] = deque()
+    for row in range(rows):
+        if clock.expired:
+            yield row, None
+            continue
+        single = SolveRequest(
+            request.problems.problem(row),
+            to_numpy_bool(request.warm_start[row]),
+            derive_seed(request.seed, row),
+            call.row_limit(request, clock, rows - row),
+        )
+        begun.append((row, single, call.start(single)))
+        if len(begun) >= most:
+            first, asked, wait = begun.popleft()
+            yield first, call.finish(asked, wait)
+    while begun:
+        first, asked, wait = begun.popleft()
+        yield first, call.finish(asked, wait)
 
 
 def _positions(flags: torch.Tensor) -> list[int]:

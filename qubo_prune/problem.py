@@ -47,6 +47,10 @@ class FactorForm:
                 "pass shapes (n,) and (n, rank)."
             )
 
+    def apply(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``Q v`` for one vector ``(n,)``."""
+        return np.asarray(self.diagonal * vector + self.factor @ (self.factor.T @ vector))
+
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class BlockQubo:
@@ -59,9 +63,11 @@ class BlockQubo:
     Args:
         q: ``(n, n)`` matrix or :class:`FactorForm`. An unsymmetric matrix is replaced by
             ``(Q + Q') / 2``, which has the same energies.
-        num_pruned: how many variables are 1: one integer for a single group, or one per group.
+        num_pruned: how many variables are 1: one integer for a single group, or one per group;
+            ``None`` for a free problem, in which every binary x is allowed.
         offset: constant term of the energy.
-        labels: ``(n,)`` group number of each variable, 0 to g-1; one group if left out.
+        labels: ``(n,)`` group number of each variable, 0 to g-1; one group if left out (-1 for all
+            variables of a free problem).
 
     Raises:
         InputError: shapes disagree, values are not finite, or a count cannot be met.
@@ -79,16 +85,21 @@ class BlockQubo:
     def __init__(
         self,
         q: ArrayLike | FactorForm,
-        num_pruned: int | Sequence[int],
+        num_pruned: int | Sequence[int] | None,
         offset: float = 0.0,
         labels: ArrayLike | None = None,
     ) -> None:
         form = q if isinstance(q, FactorForm) else _symmetric(q)
         n = len(form.diagonal) if isinstance(form, FactorForm) else len(form)
-        groups = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
+        if num_pruned is None:
+            if labels is not None:
+                raise InputError("labels are given without num_pruned; pass a count for each group, or neither.")
+            groups, counts = np.full(n, -1, dtype=np.int64), ()
+        else:
+            groups = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
+            counts = (num_pruned,) if isinstance(num_pruned, (int, np.integer)) else tuple(num_pruned)
+            _check_counts(n, groups, counts)
         groups.flags.writeable = False
-        counts = (num_pruned,) if isinstance(num_pruned, (int, np.integer)) else tuple(num_pruned)
-        _check_counts(n, groups, counts)
         if not np.isfinite(offset):
             raise InputError(f"offset is {offset}; only a finite number is allowed.")
         object.__setattr__(self, "q", form)
@@ -105,6 +116,11 @@ class BlockQubo:
     def num_groups(self) -> int:
         """How many counts the assignment must meet."""
         return len(self.num_pruned)
+
+    @property
+    def free(self) -> bool:
+        """True if no count binds any variable."""
+        return not self.num_pruned
 
     @cached_property
     def diagonal(self) -> NDArray[np.float64]:
@@ -132,8 +148,28 @@ class BlockQubo:
         energies = quadratic + self.offset
         return float(energies) if points.ndim == 1 else np.asarray(energies)
 
+    def flip_costs(self, x: ArrayLike) -> NDArray[np.float64]:
+        """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` at x ``(n,)``: what pruning i costs, kept or pruned as it is.
+
+        Flipping a kept weight changes the energy by ``K_i``, flipping a pruned one by ``-K_i``.
+        """
+        point = np.asarray(x, dtype=np.float64)
+        pulled = self.q.apply(point) if isinstance(self.q, FactorForm) else self.q @ point
+        return np.asarray(self.diagonal * (1 - 2 * point) + 2 * pulled)
+
+    def couplings(self, i: int) -> NDArray[np.float64]:
+        """``2 Q_ij`` for every j, 0 at i itself: by how much pruning i changes the other flip costs."""
+        if isinstance(self.q, FactorForm):
+            row = 2 * (self.q.factor @ self.q.factor[i])
+        else:
+            row = 2 * self.q[i]
+        row[i] = 0.0
+        return np.asarray(row)
+
     def counts(self, x: ArrayLike) -> NDArray[np.int64]:
         """How many variables of each group are 1 in x ``(n,)``."""
+        if self.free:
+            return np.zeros(0, dtype=np.int64)
         chosen = np.asarray(x).astype(bool)
         return np.bincount(self.labels[chosen], minlength=self.num_groups)
 
@@ -146,7 +182,7 @@ class BlockQubo:
 
     def __repr__(self) -> str:
         form = "factor form" if isinstance(self.q, FactorForm) else "dense"
-        count = self.num_pruned[0] if self.num_groups == 1 else f"{self.num_groups} groups"
+        count = {0: "any number", 1: f"{sum(self.num_pruned)}"}.get(self.num_groups, f"in {self.num_groups} groups")
         return f"BlockQubo({self.num_variables} variables, prune {count}, {form}, offset {self.offset:.6g})"
 
 

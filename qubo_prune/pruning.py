@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.descent import Descent, DescentResult, descend, warm_start
-from qubo_prune.dispatch import check_size
+from qubo_prune.dispatch import Handling, check_size, workers_for
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, Removed, check_finite, find_layers
@@ -42,8 +42,12 @@ def prune(
     pattern: str = "row",
     method: str = "icbs",
     solver: str | Solver = "greedy",
+    solver_settings: Mapping[str, Any] | None = None,
     warm_start: str | Mapping[str, Tensor] = "wanda",
     block_size: int | None = None,
+    block_time: float | str | None = "60s",
+    workers: int | None = None,
+    polish: bool = True,
     max_sweeps: int = 1,
     max_time: float | str | None = None,
     seed: int = 0,
@@ -74,9 +78,16 @@ def prune(
         density: kept share of each budget, above 0 and at most 1.
         pattern: ``row``, ``layer`` or ``n:m``: where the budget is balanced.
         method: ``icbs`` (warm start, then blocks), or a score alone: ``magnitude``, ``wanda``.
-        solver: decides the blocks: a registered name, ``package.module:Class``, or a ``Solver``.
+        solver: decides the blocks: a registered name, ``package.module:Class``, an adapter such as
+            ``dimod:dwave.samplers:TabuSampler``, or a ``Solver``.
+        solver_settings: fields of a named solver.
         warm_start: ``magnitude``, ``wanda``, ``greedy``, ``random``, or keep masks by parameter name.
         block_size: weights per block; by default 64, or the most that the solver takes if that is less.
+        block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
+            ignores it is ended and loses that block. ``None`` for no limit.
+        workers: processes for solvers that take one block at a time on one core; by default one per core.
+        polish: swap within the blocks that the solver has decided. What the solver brought and what
+            the swaps did stand apart in the report.
         max_sweeps: most blocks each row takes before the swaps over the whole row.
         max_time: wall-clock budget of the whole run, in seconds or as ``"90s"``, ``"5m"``, ``"1h"``.
             The passes over the calibration data always complete; the search gets what they leave.
@@ -102,8 +113,9 @@ def prune(
     """
     began = time.perf_counter()
     plan = _Plan.checked(
-        density=density, pattern=pattern, method=method, solver=solver, warm_start=warm_start,
-        block_size=block_size, max_sweeps=max_sweeps, max_time=max_time, seed=seed,
+        density=density, pattern=pattern, method=method, solver=solver, solver_settings=solver_settings or {},
+        warm_start=warm_start, block_size=block_size, block_time=block_time, workers=workers, polish=polish,
+        max_sweeps=max_sweeps, max_time=max_time, seed=seed,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -142,12 +154,12 @@ def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mappin
 
 
 def parse_seconds(value: float | str | None) -> float | None:
-    """Seconds from a number or from text such as ``90``, ``90s``, ``5m``, ``1.5h``."""
+    """Seconds from a number or from text such as ``90``, ``500ms``, ``90s``, ``5m``, ``1.5h``."""
     if value is None:
         return None
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([smh]?)\s*", str(value))
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(ms|[smh]?)\s*", str(value))
     try:
-        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+        seconds = float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
@@ -205,9 +217,9 @@ class _Plan:
 
     @classmethod
     def checked(
-        cls, *, density: float, pattern: str, method: str, solver: str | Solver,
-        warm_start: str | Mapping[str, Tensor], block_size: int | None, max_sweeps: int,
-        max_time: float | str | None, seed: int,
+        cls, *, density: float, pattern: str, method: str, solver: str | Solver, solver_settings: Mapping[str, Any],
+        warm_start: str | Mapping[str, Tensor], block_size: int | None, block_time: float | str | None,
+        workers: int | None, polish: bool, max_sweeps: int, max_time: float | str | None, seed: int,
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
@@ -220,7 +232,10 @@ class _Plan:
                 f"There is no warm start {warm_start!r}{did_you_mean(warm_start, WARM_STARTS)}; use one of "
                 f"{', '.join(WARM_STARTS)}, or keep masks by parameter name."
             )
-        made, name = make_solver(solver), solver if isinstance(solver, str) else type(solver).__name__
+        made, name = (
+            make_solver(solver, **solver_settings),
+            solver if isinstance(solver, str) else type(solver).__name__,
+        )
         if block_size is None:
             block_size = min(64, made.capabilities.max_variables or 64)
         if block_size < 2 or max_sweeps < 0:
@@ -230,7 +245,12 @@ class _Plan:
                 f"block_size is {block_size}, which holds no group of {chosen.name}; give {chosen.of} or more."
             )
         check_size(made, name, block_size)
-        descent = Descent(made, block_size, max_sweeps, seed=seed) if method == "icbs" else None
+        if workers is not None and workers < 0:
+            raise InputError(f"workers is {workers}; pass a number of processes, or 0 to solve in this one.")
+        handling = Handling(polish, workers=workers_for(made, workers))
+        descent = Descent(
+            made, block_size, max_sweeps, seed=seed, block_time=parse_seconds(block_time), handling=handling
+        ) if method == "icbs" else None  # fmt: skip
         start = warm_start if method == "icbs" else method
         return cls(density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed)
 
@@ -243,6 +263,9 @@ class _Plan:
             "solver": self.solver_name,
             "warm_start": self.warm_start if isinstance(self.warm_start, str) else "given masks",
             "block_size": self.descent.block_size if self.descent else None,
+            "solver_settings": str(self.descent.solver) if self.descent else None,
+            "block_time": self.descent.block_time if self.descent else None,
+            "polish": self.descent.handling.polish if self.descent else None,
             "max_sweeps": self.descent.max_sweeps if self.descent else None,
             "max_time": self.max_time,
             "seed": self.seed,
@@ -309,7 +332,7 @@ class _Run:
         self.reports.append(
             LayerReport(
                 layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps,
-                result.accepted, seconds, plan.solver_name, gram.tokens, int(gram.dead.sum()),
+                result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens, int(gram.dead.sum()),
                 result.stopped_early, notes, result.trace,
             )
         )  # fmt: skip

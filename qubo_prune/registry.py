@@ -1,14 +1,17 @@
 """Finds solvers by name: every one, the built-in ones too, enters through an entry point.
 
-A name is that of an entry point in the group ``qubo_prune.solvers``, or ``package.module:Class``.
-Nothing is imported until it is asked for, and a plug-in that fails to import breaks no other.
+A name is that of an entry point in the group ``qubo_prune.solvers``; ``package.module:Class``; or
+``adapter:package.module:Thing``, where the adapter is an entry point in ``qubo_prune.adapters`` that
+makes a solver of another library's object, such as ``dimod:dwave.samplers:TabuSampler``. Nothing is imported until it is asked for, and a plug-in that fails to import breaks no other.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +19,16 @@ from qubo_prune.errors import InputError, SolverError, did_you_mean
 from qubo_prune.solver import Capabilities, Solver
 
 GROUP = "qubo_prune.solvers"
+ADAPTERS = "qubo_prune.adapters"
+
+
+class Adapter(Solver):
+    """A solver that wraps a thing of another library, named by its import path."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_path(cls, path: str, **settings: Any) -> Solver:
+        """The solver around ``package.module:Thing``; ``TypeError`` for settings it does not have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +42,18 @@ class SolverInfo:
     error: str | None = None
 
 
-def _entry_points() -> Iterable[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=GROUP))
+def _entry_points(group: str = GROUP) -> Iterable[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=group))
 
 
 def _origin(entry: importlib.metadata.EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else "an unknown distribution"
 
 
-def _by_name() -> dict[str, list[importlib.metadata.EntryPoint]]:
+def _by_name(group: str = GROUP) -> dict[str, list[importlib.metadata.EntryPoint]]:
     """Entry points grouped by name; two with one target (an install seen twice) count once."""
     found: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
-    for entry in _entry_points():
+    for entry in _entry_points(group):
         found.setdefault(entry.name, {}).setdefault(entry.value, entry)
     return {name: list(entries.values()) for name, entries in sorted(found.items())}
 
@@ -73,20 +86,44 @@ def _only(name: str, entries: list[importlib.metadata.EntryPoint]) -> importlib.
 
 
 def _load(name: str, target: str) -> type[Solver]:
+    loaded = import_object(name, target)
+    if not (isinstance(loaded, type) and issubclass(loaded, Solver)):
+        raise SolverError(f"The solver {name!r} ({target}) is not a subclass of qubo_prune.Solver.")
+    check_requirements(name, loaded.capabilities.requires)
+    return loaded
+
+
+def import_object(name: str, target: str) -> Any:
+    """What ``package.module:Thing`` names.
+
+    Raises:
+        SolverError: it cannot be imported, whatever the reason.
+    """
     module, _, attribute = target.partition(":")
     try:
-        loaded = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a plug-in does at import is its own failure
         raise SolverError(
             f"The solver {name!r} ({target}) cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Solver)):
-        raise SolverError(f"The solver {name!r} ({target}) is not a subclass of qubo_prune.Solver.")
-    return loaded
+
+
+def check_requirements(name: str, requires: Iterable[tuple[str, str]]) -> None:
+    """Raise :class:`SolverError`, with the command to run, if a module that a solver needs is missing."""
+    packages = [package for module, package in requires if not _importable(module)]
+    if packages:
+        raise SolverError(f"The solver {name!r} needs a package that is missing: pip install {' '.join(packages)}")
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
 
 
 def make_solver(solver: str | Solver, **settings: Any) -> Solver:
-    """A solver instance from a name and its settings; an instance is passed through.
+    """A solver instance from a name (see above) and its settings; an instance is passed through.
 
     Raises:
         TypeError: the solver has no such setting (the message gives near ones).
@@ -95,15 +132,34 @@ def make_solver(solver: str | Solver, **settings: Any) -> Solver:
         if settings:
             raise TypeError(f"{solver!r} is already made; pass settings {sorted(settings)} to its class.")
         return solver
+    prefix, _, path = solver.partition(":")
+    if ":" in path:
+        return _adapter(prefix).from_path(path, **settings)
     cls = solver_class(solver)
     known: list[str] = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    check_settings(solver, settings, known)
+    return cls(**settings)
+
+
+def check_settings(name: str, settings: Iterable[str], known: Iterable[str]) -> None:
+    """Raise :class:`TypeError`, naming near ones, for a setting that is not among those known."""
+    known = list(known)
     for setting in settings:
         if setting not in known:
             raise TypeError(
-                f"The solver {solver!r} has no setting {setting!r}{did_you_mean(setting, known)}; "
+                f"The solver {name!r} has no setting {setting!r}{did_you_mean(setting, known)}; "
                 f"it has {', '.join(known) or 'none'}."
             )
-    return cls(**settings)
+
+
+def _adapter(name: str) -> type[Adapter]:
+    entries = _by_name(ADAPTERS)
+    if name not in entries:
+        raise InputError(
+            f"There is no adapter {name!r}{did_you_mean(name, entries)}; installed are {', '.join(entries) or 'none'}."
+        )
+    adapter: type[Adapter] = import_object(name, _only(name, entries[name]).value)
+    return adapter
 
 
 def describe_solvers() -> list[SolverInfo]:

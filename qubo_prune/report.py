@@ -39,6 +39,8 @@ class LayerReport:
             are shares of it.
         steps: blocks solved.
         accepted: blocks that lowered the energy.
+        solver_gain: by how much the solver's answers lowered the error.
+        polish_gain: by how much the swaps on its blocks did then; the rest is the whole-row swaps'.
         seconds: time of the mask search.
         solver: who decided the blocks (empty if nobody did).
         tokens: calibration tokens the layer saw.
@@ -57,6 +59,8 @@ class LayerReport:
     output_power: float
     steps: int
     accepted: int
+    solver_gain: float
+    polish_gain: float
     seconds: float
     solver: str
     tokens: int

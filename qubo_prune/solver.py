@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from qubo_prune.problem import BlockBatch, BlockQubo
@@ -50,36 +50,47 @@ class Status(enum.Enum):
     NOT_IMPROVED = "The solver's answer was worse than the warm start, which was kept."
     INFEASIBLE = "The solver's answer was not a feasible assignment; the warm start was kept."
     FAILED = "The solver raised an error; the warm start was kept."
+    OVERRAN = "The solver ignored its time limit and was ended; the warm start was kept."
 
     @property
     def kept_warm_start(self) -> bool:
         """True if the solver's own answer was discarded."""
-        return self in (Status.NOT_IMPROVED, Status.INFEASIBLE, Status.FAILED)
+        return self in (Status.NOT_IMPROVED, Status.INFEASIBLE, Status.FAILED, Status.OVERRAN)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a solver declares about itself, as data.
-
-    Dispatch refuses problems above ``max_variables``; the list of solvers shows the rest.
+    """What a solver declares about itself, as data; dispatch acts on every field.
 
     Attributes:
-        exact: a run without a time limit proves the optimum.
-        cardinality: counts are met natively, without a penalty.
-        batched: ``solve_batch`` is faster than a loop over ``solve``.
+        exact: a run without a time limit proves the optimum; nobody else's "optimal" is believed.
+        cardinality: counts are met natively. If not, the solver is given the free problem with
+            penalties (see :mod:`~qubo_prune.penalty`), and its answers are repaired.
+        groups: several counts at once are understood (of no meaning without ``cardinality``).
+        batched: implements ``solve_batch``.
         stochastic: the answer depends on the seed.
-        factor_form: accepts :class:`~qubo_prune.problem.FactorForm` without building n x n.
+        factor_form: accepts :class:`~qubo_prune.problem.FactorForm`; others are given n x n.
+        anytime: stops at the time limit by itself. Others are run in a process of their own that is
+            ended at the limit.
+        parallel: uses several processor cores by itself, so that dispatch starts no more of it.
+        swap_optimal: no single swap improves its answers, so that dispatch need not try.
         max_variables: larger problems are refused; ``None`` for no limit.
         devices: where its tensors may live.
+        requires: modules it imports and the package to install for each.
     """
 
     exact: bool = False
     cardinality: bool = True
+    groups: bool = True
     batched: bool = False
     stochastic: bool = True
     factor_form: bool = False
+    anytime: bool = False
+    parallel: bool = False
+    swap_optimal: bool = False
     max_variables: int | None = None
     devices: tuple[str, ...] = ("cpu",)
+    requires: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +98,13 @@ class SolveRequest:
     """One problem to solve.
 
     Attributes:
-        problem: the block QUBO.
+        problem: the block QUBO; a free problem with penalties for solvers without ``cardinality``.
         warm_start: a feasible assignment ``(n,)`` to start from, or ``None``.
         seed: every random choice of the solver follows from it.
         time_limit: wall-clock seconds, or ``None``.
         num_answers: how many assignments the caller would like, best first.
+        temperatures: hot and cold end that suit an annealing of this problem, in units of energy;
+            given to solvers without ``cardinality``.
     """
 
     problem: BlockQubo
@@ -99,6 +112,26 @@ class SolveRequest:
     seed: int = 0
     time_limit: float | None = None
     num_answers: int = 1
+    temperatures: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Whose merit an answer is: best energies as the solver gave it and after what dispatch did.
+
+    Attributes:
+        start: energy of the warm start, if there was one.
+        raw: best energy among the answers that met the counts as given; ``None`` if none did.
+        feasible: share of the answers that met the counts as given.
+        repaired: best energy once counts were mended (``raw``'s, if nothing had to be).
+        polished: best energy after swaps (``repaired``'s, if none were tried).
+    """
+
+    start: float | None
+    raw: float | None
+    feasible: float
+    repaired: float
+    polished: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +145,7 @@ class SolveResult:
         lower_bound: a proven lower bound of the energy, if there is one.
         seconds: wall-clock time of the solve.
         solver: name of the solver (filled in by dispatch).
+        ledger: energies before and after repair and polish (filled in by dispatch).
         info: solver-specific data, and what dispatch had to do instead.
     """
 
@@ -121,6 +155,7 @@ class SolveResult:
     lower_bound: float | None = None
     seconds: float = 0.0
     solver: str = ""
+    ledger: Ledger | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -150,6 +185,7 @@ class BatchRequest:
         warm_start: ``(r, n)``, meets every count.
         seed: every random choice of the solver follows from it.
         time_limit: wall-clock seconds for all of them, or ``None``.
+        row_time_limit: wall-clock seconds for each of them, or ``None``.
         flip_costs: ``Q_ii + 2 sum_{j != i} Q_ij x_j`` at the warm start, where the caller knows it;
             a solver that needs it is saved a product with the Hessian.
     """
@@ -158,6 +194,7 @@ class BatchRequest:
     warm_start: Bool[Tensor, "r n"]
     seed: int = 0
     time_limit: float | None = None
+    row_time_limit: float | None = None
     flip_costs: Float[Tensor, "r n"] | None = None
 
 
@@ -165,20 +202,26 @@ class BatchRequest:
 class BatchResult:
     """One assignment ``(r, n)`` per row, and one status for each row that needs one.
 
-    ``failures`` maps a row to the status that explains why its warm start was kept and a detail.
-    ``change`` is the float64 energy change against the warm start, filled in by dispatch.
+    Attributes:
+        assignments: True = prune.
+        failures: from a row to the status that explains why its warm start was kept, and a detail.
+        change: float64 energy change of each row against the warm start (filled in by dispatch).
+        solver_change: the part of it that the solver's answer, repaired if need be, brought without
+            the polish; 0 where that answer was no improvement (filled in by dispatch).
     """
 
     assignments: Bool[Tensor, "r n"]
     failures: Mapping[int, tuple[Status, str]] = field(default_factory=dict)
     change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
+    solver_change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
 
 
 class Solver(abc.ABC):
     """Turns block QUBOs into assignments; knows nothing of layers or models.
 
     Subclasses are frozen dataclasses whose fields are their settings. Only :meth:`solve` must be
-    written; the framework owns seeds, re-scoring and fallback. To change a solver, wrap it.
+    written; the framework owns penalties, seeds, repair, polish, re-scoring and fallback. To change
+    a solver, wrap it.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities()
@@ -188,32 +231,16 @@ class Solver(abc.ABC):
         """Solve one problem."""
 
     def solve_batch(self, request: BatchRequest, /) -> BatchResult:
-        """Solve one problem per row; this default calls :meth:`solve` row by row.
+        """Solve one problem per row; called only if the capability ``batched`` is declared."""
+        raise NotImplementedError(f"{type(self).__name__} declares 'batched' but has no solve_batch")
 
-        A row whose solve raises, or that the time limit leaves out, keeps its warm start and is
-        listed in ``failures``.
-        """
-        clock = Deadline(request.time_limit)
-        answers = request.warm_start.clone()
-        failures: dict[int, tuple[Status, str]] = {}
-        rows = request.problems.num_rows
-        for row in range(rows):
-            if clock.expired:
-                failures.update(dict.fromkeys(range(row, rows), (Status.TIME_LIMIT, "")))
-                break
-            single = SolveRequest(
-                request.problems.problem(row),
-                to_numpy_bool(request.warm_start[row]),
-                derive_seed(request.seed, row),
-                None if clock.remaining is None else clock.remaining / (rows - row),
-            )
-            try:
-                answer = self.solve(single).assignment
-                # a copy, since torch takes no view with negative strides
-                answers[row] = torch.as_tensor(np.array(answer, order="C")).to(answers)
-            except Exception as error:  # a stranger's solver may raise anything; it costs one block
-                failures[row] = (Status.FAILED, f"{type(error).__name__}: {error}")
-        return BatchResult(answers, failures)
+
+def ranked_answers(problem: BlockQubo, assignments: ArrayLike, status: Status, **fields: Any) -> SolveResult:
+    """A :class:`SolveResult` of assignments ``(k, n)``, energies computed, best first, each once."""
+    points = np.unique(np.atleast_2d(np.asarray(assignments, dtype=bool)), axis=0)
+    energies = np.atleast_1d(problem.energy(points))
+    order = np.argsort(energies, kind="stable")
+    return SolveResult(points[order], energies[order], status, **fields)
 
 
 def single_answer(problem: BlockQubo, x: NDArray[np.bool_], status: Status, **fields: Any) -> SolveResult:

@@ -33,7 +33,9 @@ class Exact(Solver):
     ``C(n, m)`` in all for one group: 0.7 million for n = 22, 40 million for n = 28.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(exact=True, stochastic=False, max_variables=_MAX_VARIABLES)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        exact=True, stochastic=False, anytime=True, max_variables=_MAX_VARIABLES
+    )
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)

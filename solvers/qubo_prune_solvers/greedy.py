@@ -49,7 +49,7 @@ class Greedy(Solver):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        batched=True, stochastic=False, factor_form=True, devices=("cpu", "cuda")
+        batched=True, stochastic=False, factor_form=True, anytime=True, swap_optimal=True, devices=("cpu", "cuda")
     )
 
     candidates: int = 8
