@@ -11,7 +11,7 @@ import dataclasses
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from qubo_prune.solver import (
     single_answer,
     to_numpy_bool,
 )
-from qubo_prune.workers import Crash, Overrun, Workers
+from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
 PENALTY_FACTOR = 0.5
@@ -132,6 +132,21 @@ def check_size(solver: Solver, name: str, num_variables: int) -> None:
         )
 
 
+def check_groups(solver: Solver, name: str, num_groups: int, num_variables: int) -> None:
+    """Raise :class:`InputError` if the solver does not take so many counts."""
+    can = solver.capabilities
+    if can.cardinality and not num_groups and num_variables:
+        raise InputError(
+            f"The problem has no counts, which {name!r} needs; give num_pruned, or take a solver "
+            "without counts such as 'neal'."
+        )
+    if can.cardinality and not can.groups and num_groups > 1:
+        raise InputError(
+            f"The solver {name!r} takes one count and the block has {num_groups}; "
+            "use pattern 'row', or another solver such as 'greedy'."
+        )
+
+
 def _checked_start(problem: BlockQubo, warm_start: ArrayLike) -> NDArray[np.bool_]:
     point = np.asarray(warm_start)
     if not problem.is_feasible(point):
@@ -179,40 +194,42 @@ class _Call:
         self._workers: Workers | None = None
         self._not_isolated: str | None = None
 
-    def start(self, request: SolveRequest) -> Callable[[], SolveResult]:
-        """Begin one solve; the returned function waits for the solver's own answer."""
-        can, problem = self._solver.capabilities, request.problem
-        if can.cardinality and problem.free:
-            raise InputError(
-                f"The problem has no counts, which {self._name!r} needs; give num_pruned, or take a solver "
-                "without counts such as 'neal'."
-            )
-        if can.cardinality and not can.groups and problem.num_groups > 1:
-            raise InputError(
-                f"The solver {self._name!r} takes one count and the block has {problem.num_groups}; "
-                "use pattern 'row', or another solver such as 'greedy'."
-            )
-        form, temperatures = prepared(problem, self._solver, request.warm_start, self._handling.penalty, request.seed)
+    def start(self, request: SolveRequest, clock: Deadline | None = None) -> Callable[[], SolveResult]:
+        """Begin one solve; the returned function waits for the solver's own answer.
+
+        ``clock`` is a budget that the solve shares with others.
+        """
+        check_groups(self._solver, self._name, request.problem.num_groups, request.problem.num_variables)
+        form, temperatures = prepared(
+            request.problem, self._solver, request.warm_start, self._handling.penalty, request.seed
+        )
         # the solver gets a copy of the start, which has to survive whatever the solver does to it
         start = None if request.warm_start is None else request.warm_start.copy()
         given = dataclasses.replace(request, problem=form, warm_start=start, temperatures=temperatures)
         workers = self._isolation(request.time_limit)
         if workers is not None:
-            # one that watches the clock itself gets a little grace before it is ended
-            limit = request.time_limit
-            return workers.submit(given, 1.5 * limit + 1 if limit is not None and can.anytime else limit)
+            return workers.submit(given, clock)
         return lambda: self._solver.solve(given)
 
     def _isolation(self, limit: float | None) -> Workers | None:
         """The processes that this solver is to run in, or ``None`` for this one."""
-        can = self._solver.capabilities
-        wanted = self._handling.workers or (0 if can.anytime or limit is None else 1)
+        wanted = self._handling.workers or (0 if self._solver.capabilities.anytime or limit is None else 1)
         if wanted and self._workers is None and self._not_isolated is None:
             try:
                 self._workers = Workers(self._solver, wanted)
             except TypeError as error:
                 self._not_isolated = f"{error}; it ran in this process, without a limit"
         return self._workers if wanted else None
+
+    @property
+    def ahead(self) -> int:
+        """How many solves are worth beginning before the first of them is waited for."""
+        return 1 if self._workers is None else 2 * self._workers.count
+
+    def stop(self) -> None:
+        """End what was begun and not waited for."""
+        if self._workers is not None:
+            self._workers.cancel()
 
     def row_limit(self, request: BatchRequest, clock: Deadline, rows_left: int) -> float | None:
         """Seconds for one row: its own limit, and of the batch's what is left.
@@ -226,23 +243,31 @@ class _Call:
         limits = [limit for limit in (request.row_time_limit, left) if limit is not None]
         return min(limits) if limits else None
 
-    def finish(self, request: SolveRequest, wait: Callable[[], SolveResult]) -> SolveResult:
-        """Wait for the answer and verify it; the warm start where it cannot be used."""
+    def finish(self, request: SolveRequest, wait: Callable[[], SolveResult], alone: bool = True) -> SolveResult:
+        """Wait for the answer and verify it; the warm start where it cannot be used.
+
+        One of many rows (not ``alone``) costs no more than its row if it refuses its input, and is
+        compared with its warm start by the caller, who may polish it first.
+        """
         problem, start = request.problem, request.warm_start
         try:
-            result = wait()
+            result = _sound(wait())
             answers = _binary_answers(problem, result)
-        except InputError:
-            raise
         except Overrun as error:
             return self._fallback(problem, start, Status.OVERRAN, str(error), error)
         except Crash as error:
             return self._fallback(problem, start, Status.FAILED, str(error), error)
-        except Exception as error:  # a stranger's solver may raise anything
+        except NotBegun:
+            raise
+        except (Exception, SystemExit) as error:  # a stranger's solver may raise anything
+            if alone and isinstance(error, InputError):
+                raise
             return self._fallback(problem, start, Status.FAILED, f"{type(error).__name__}: {error}", error)
-        return self._verified(request, result, answers)
+        return self._verified(request, result, answers, alone)
 
-    def _verified(self, request: SolveRequest, result: SolveResult, answers: NDArray[np.bool_]) -> SolveResult:
+    def _verified(
+        self, request: SolveRequest, result: SolveResult, answers: NDArray[np.bool_], alone: bool
+    ) -> SolveResult:
         """Mend and polish the answers, score them in float64, order them, fall back on the start."""
         problem, start, can = request.problem, request.warm_start, self._solver.capabilities
         feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
@@ -254,7 +279,7 @@ class _Call:
         mended = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
         mended, energies = _best(problem, mended, request.num_answers)
         repaired = float(energies[0])
-        status, bound, info = self._believed(result, repaired)
+        status, bound, info = self._believed(problem, result, repaired, as_given=bool(feasible[0]))
         if self._handling.polish and not (can.swap_optimal or problem.free) and status is not Status.OPTIMAL:
             mended, energies = _best(
                 problem, np.stack([_swap_optimum(problem, x) for x in mended]), request.num_answers
@@ -263,22 +288,35 @@ class _Call:
         ledger = Ledger(
             energy_start, None if raw is None else float(raw), float(feasible.mean()), repaired, float(energies[0])
         )
-        if energy_start is not None and energies[0] > energy_start:
+        worse = energy_start is not None and energies[0] > energy_start
+        # the start itself, given back, may differ in its last digits
+        if alone and worse and start is not None and not np.array_equal(mended[0], start):
             kept = self._fallback(problem, start, Status.NOT_IMPROVED, f"answer had energy {energies[0]:.6g}")
             return dataclasses.replace(kept, ledger=ledger, lower_bound=bound)
         return dataclasses.replace(
             result, assignments=mended, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
         )
 
-    def _believed(self, result: SolveResult, energy: float) -> tuple[Status, float | None, dict[str, Any]]:
-        """Status, bound and info of a result, without the claims that cannot be true."""
-        info, status, bound = dict(result.info), result.status, result.lower_bound
+    def _believed(
+        self, problem: BlockQubo, result: SolveResult, energy: float, as_given: bool
+    ) -> tuple[Status, float | None, dict[str, Any]]:
+        """Status, bound and info of a result, without the claims that cannot be true.
+
+        ``as_given``: its first answer met the counts, so that a proof for the penalised problem holds.
+        """
+        info, status = dict(result.info), result.status
+        # minus infinity proves nothing
+        bound = None if result.lower_bound in (None, -np.inf) else float(result.lower_bound)
         if self._not_isolated is not None:
             info["isolation"] = self._not_isolated
         if status is Status.OPTIMAL and not self._solver.capabilities.exact:
             status = Status.FEASIBLE
             info["disbelieved"] = "it called its answer optimal without declaring to be exact"
-        if bound is not None and not bound <= energy + 1e-9 * max(1.0, abs(energy)):
+        elif status is Status.OPTIMAL and not as_given:
+            status = Status.FEASIBLE
+            info["disbelieved"] = "it called an answer optimal that misses a count"
+        scale = max(abs(energy), abs(problem.offset), float(np.abs(problem.diagonal).sum()))
+        if bound is not None and not bound <= energy + 1e-9 * scale:
             info["disbelieved"] = f"its lower bound {bound:.9g} is above the energy found"
             status, bound = Status.FEASIBLE, None
         return status, bound, info
@@ -289,17 +327,26 @@ class _Call:
         start: NDArray[np.bool_] | None,
         status: Status,
         detail: str,
-        cause: Exception | None = None,
+        cause: BaseException | None = None,
     ) -> SolveResult:
         if start is None:
             raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
         return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
 
 
-def _binary_answers(problem: BlockQubo, result: object) -> NDArray[np.bool_]:
-    """The answers that are binary and of the right length, ``(k, n)``."""
+def _sound(result: object) -> SolveResult:
+    """The result, if its parts are what they are said to be; ``TypeError`` or ``ValueError`` if not."""
     if not isinstance(result, SolveResult):
         raise TypeError(f"it answered with a {type(result).__name__} instead of a SolveResult")
+    if not isinstance(result.status, Status):
+        raise TypeError(f"its status is {result.status!r} instead of a Status")
+    float(result.lower_bound or 0)
+    dict(result.info)
+    return result
+
+
+def _binary_answers(problem: BlockQubo, result: SolveResult) -> NDArray[np.bool_]:
+    """The answers that are binary and of the right length, ``(k, n)``."""
     n = problem.num_variables
     points = [np.asarray(x) for x in result.assignments]
     usable = [x.astype(bool) for x in points if x.shape == (n,) and np.isin(x, (0, 1)).all()]
@@ -319,10 +366,15 @@ def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None
 
     The request's problems and warm start are trusted (the framework emitted them); the answers are
     not. Every row's energy change is recomputed from the problem as emitted, in its own dtype.
-    Solvers without batches get one row after another, spread over ``handling.workers`` processes.
+    Solvers without batches get one row after another, spread over ``handling.workers`` processes; so
+    do those without counts, whose problems need penalties.
+
+    Raises:
+        InputError: the problems have several groups and the solver takes one.
     """
-    handling = handling or Handling()
-    if not solver.capabilities.batched:
+    handling, can = handling or Handling(), solver.capabilities
+    check_groups(solver, type(solver).__name__, request.problems.num_groups, request.problems.num_variables)
+    if not (can.batched and can.cardinality):
         return _row_by_row(solver, request, handling)
     start = request.warm_start
     try:
@@ -334,15 +386,22 @@ def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None
                 f"answer has shape {tuple(answer.shape)} and type {answer.dtype}; "
                 f"{tuple(start.shape)} and torch.bool are needed"
             )
-    except Exception as error:  # a solver's failure costs this batch, not the run
+        failures = _sound_failures(result.failures, len(start))
+    except (Exception, SystemExit) as error:  # a solver's failure costs this batch, not the run
         everywhere = {row: (Status.FAILED, f"{type(error).__name__}: {error}") for row in range(len(start))}
         nothing = torch.zeros_like(request.problems.offset)
         return BatchResult(start, everywhere, nothing, nothing)
-    failures = dict(result.failures)
     counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)
     failures.update(dict.fromkeys(_positions(~counts_met), (Status.INFEASIBLE, "counts are not met")))
     answer = torch.where(counts_met[:, None], answer, start)
     return _accepted(solver, request, answer, failures, handling)
+
+
+def _sound_failures(failures: Mapping[int, tuple[Status, str]], rows: int) -> dict[int, tuple[Status, str]]:
+    sound = {int(row): (Status(status), str(detail)) for row, (status, detail) in failures.items()}
+    if not all(0 <= row < rows for row in sound):
+        raise ValueError(f"it reported failures in rows {sorted(sound)} of {rows}")
+    return sound
 
 
 def _accepted(
@@ -377,37 +436,46 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
     call = _Call(solver, type(solver).__name__, dataclasses.replace(handling, polish=False))
     answer = request.warm_start.clone()
     failures: dict[int, tuple[Status, str]] = {}
-    for row, result in _in_flight(call, request, 2 * max(1, handling.workers)):
+    for row, result in _in_flight(call, request):
         if result is None:
             failures[row] = (Status.TIME_LIMIT, "")
         elif result.status.kept_warm_start:
-            failures[row] = (result.status, str(result.info["detail"]))
+            failures[row] = (result.status, str(result.info.get("detail", "")))
         else:
             answer[row] = torch.as_tensor(np.array(result.assignment, order="C")).to(answer)
     return _accepted(solver, request, answer, failures, handling)
 
 
-def _in_flight(call: _Call, request: BatchRequest, most: int) -> Iterator[tuple[int, SolveResult | None]]:
-    """Results row by row in their order, ``most`` solves begun ahead; ``None`` once time is over."""
+def _in_flight(call: _Call, request: BatchRequest) -> Iterator[tuple[int, SolveResult | None]]:
+    """Results row by row, some begun ahead; ``None`` for those that time left out."""
     clock, rows = Deadline(request.time_limit), request.problems.num_rows
     begun: deque[tuple[int, SolveRequest, Callable[[], SolveResult]]] = deque()
-    for row in range(rows):
-        if clock.expired:
-            yield row, None
-            continue
-        single = SolveRequest(
-            request.problems.problem(row),
-            to_numpy_bool(request.warm_start[row]),
-            derive_seed(request.seed, row),
-            call.row_limit(request, clock, rows - row),
-        )
-        begun.append((row, single, call.start(single)))
-        if len(begun) >= most:
-            first, asked, wait = begun.popleft()
-            yield first, call.finish(asked, wait)
-    while begun:
-        first, asked, wait = begun.popleft()
-        yield first, call.finish(asked, wait)
+
+    def first() -> tuple[int, SolveResult | None]:
+        row, asked, wait = begun.popleft()
+        try:
+            return row, call.finish(asked, wait, alone=False)
+        except NotBegun:
+            return row, None
+
+    try:
+        for row in range(rows):
+            if clock.expired:
+                yield from ((late, None) for late in range(row, rows))
+                break
+            single = SolveRequest(
+                request.problems.problem(row),
+                to_numpy_bool(request.warm_start[row]),
+                derive_seed(request.seed, row),
+                call.row_limit(request, clock, rows - row + len(begun)),
+            )
+            begun.append((row, single, call.start(single, clock)))
+            if len(begun) >= call.ahead:
+                yield first()
+        while begun:
+            yield first()
+    finally:
+        call.stop()
 
 
 def _positions(flags: torch.Tensor) -> list[int]:

@@ -13,11 +13,9 @@ weight or two and are repaired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo, FactorForm
@@ -48,7 +46,7 @@ def least_strength(problem: BlockQubo, mu: Float[np.ndarray, " g"], x: Bool[np.n
     return scale if scale > 0 else 1.0
 
 
-def penalised(problem: BlockQubo, strength: float | Sequence[float], shift: float | Sequence[float] = 0.0) -> BlockQubo:
+def penalised(problem: BlockQubo, strength: ArrayLike, shift: ArrayLike = 0.0) -> BlockQubo:
     """The free problem ``E_pen`` above; factor form stays factor form (one more column per group).
 
     Args:
@@ -66,7 +64,7 @@ def penalised(problem: BlockQubo, strength: float | Sequence[float], shift: floa
     lam = np.broadcast_to(np.asarray(strength, dtype=np.float64), (problem.num_groups,))
     mu = np.broadcast_to(np.asarray(shift, dtype=np.float64), (problem.num_groups,))
     if not (np.isfinite(lam).all() and (lam >= 0).all()):
-        raise InputError(f"The penalty is {strength}; pass a finite number from 0 on, or None to estimate it.")
+        raise InputError(f"The penalty is {lam.tolist()}; pass a finite number from 0 on, or None to estimate it.")
     counts = np.array(problem.num_pruned, dtype=np.float64)
     member = (problem.labels[:, None] == np.arange(problem.num_groups)[None, :]).astype(np.float64)
     # x_i^2 = x_i: the square's own diagonal, lambda, is in the matrix part of either form

@@ -94,7 +94,8 @@ class BlockQubo:
         if num_pruned is None:
             if labels is not None:
                 raise InputError("labels are given without num_pruned; pass a count for each group, or neither.")
-            groups, counts = np.full(n, -1, dtype=np.int64), ()
+            groups = np.full(n, -1, dtype=np.int64)
+            counts: tuple[int, ...] = ()
         else:
             groups = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
             counts = (num_pruned,) if isinstance(num_pruned, (int, np.integer)) else tuple(num_pruned)
@@ -159,10 +160,7 @@ class BlockQubo:
 
     def couplings(self, i: int) -> NDArray[np.float64]:
         """``2 Q_ij`` for every j, 0 at i itself: by how much pruning i changes the other flip costs."""
-        if isinstance(self.q, FactorForm):
-            row = 2 * (self.q.factor @ self.q.factor[i])
-        else:
-            row = 2 * self.q[i]
+        row = 2 * (self.q.factor @ self.q.factor[i] if isinstance(self.q, FactorForm) else self.q[i])
         row[i] = 0.0
         return np.asarray(row)
 

@@ -332,8 +332,8 @@ class _Run:
         self.reports.append(
             LayerReport(
                 layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps,
-                result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens, int(gram.dead.sum()),
-                result.stopped_early, notes, result.trace,
+                result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens,
+                int(gram.dead.sum()), result.stopped_early, notes, result.trace,
             )
         )  # fmt: skip
 

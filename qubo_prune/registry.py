@@ -2,7 +2,8 @@
 
 A name is that of an entry point in the group ``qubo_prune.solvers``; ``package.module:Class``; or
 ``adapter:package.module:Thing``, where the adapter is an entry point in ``qubo_prune.adapters`` that
-makes a solver of another library's object, such as ``dimod:dwave.samplers:TabuSampler``. Nothing is imported until it is asked for, and a plug-in that fails to import breaks no other.
+makes a solver of another library's object, such as ``dimod:dwave.samplers:TabuSampler``. Nothing is
+imported until it is asked for, and a plug-in that fails to import breaks no other.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def check_requirements(name: str, requires: Iterable[tuple[str, str]]) -> None:
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a parent package is missing
+    except Exception:  # a parent package is missing, or broken
         return False
 
 
@@ -158,7 +159,10 @@ def _adapter(name: str) -> type[Adapter]:
         raise InputError(
             f"There is no adapter {name!r}{did_you_mean(name, entries)}; installed are {', '.join(entries) or 'none'}."
         )
-    adapter: type[Adapter] = import_object(name, _only(name, entries[name]).value)
+    target = _only(name, entries[name]).value
+    adapter = import_object(name, target)
+    if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
+        raise SolverError(f"The adapter {name!r} ({target}) is not a subclass of qubo_prune.registry.Adapter.")
     return adapter
 
 

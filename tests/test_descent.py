@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,12 +12,23 @@ from qubo_prune_solvers.greedy import Greedy
 from reference import Layer, random_layer
 
 from qubo_prune.descent import Descent, DescentResult, descend, warm_start
+from qubo_prune.dispatch import Handling
 from qubo_prune.errors import InputError
 from qubo_prune.masks import Pattern
 from qubo_prune.scores import SCORES
-from qubo_prune.solver import BatchRequest, BatchResult, Deadline, Solver, SolveRequest, SolveResult, Status
+from qubo_prune.solver import (
+    BatchRequest,
+    BatchResult,
+    Capabilities,
+    Deadline,
+    Solver,
+    SolveRequest,
+    SolveResult,
+    Status,
+)
 
 PATTERNS = ["row", "layer", "2:4"]
+AS_IT_IS = Handling(polish=False)
 
 
 @pytest.fixture
@@ -156,17 +168,25 @@ def _choices(n: int, kept: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Broken(Solver):
-    """Fails in one of the ways a solver can fail."""
-
-    how: str
+class Raising(Solver):
+    """Fails at every single problem."""
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         raise OSError("no connection")
 
+
+@dataclass(frozen=True)
+class Broken(Solver):
+    """Fails in one of the ways a solver of batches can fail."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batched=True)
+
+    how: str
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        raise NotImplementedError
+
     def solve_batch(self, request: BatchRequest, /) -> BatchResult:
-        if self.how == "every row raises":
-            return super().solve_batch(request)
         if self.how == "the batch raises":
             raise OSError("no connection")
         if self.how == "breaks counts":
@@ -175,6 +195,10 @@ class Broken(Solver):
         problems = request.problems
         turned = dataclasses.replace(problems, hessian=-problems.hessian, linear=-problems.linear)
         return Greedy().solve_batch(dataclasses.replace(request, problems=turned))
+
+
+def broken(how: str) -> Solver:
+    return Raising() if how == "every row raises" else Broken(how)
 
 
 FAILURES = {
@@ -188,7 +212,7 @@ FAILURES = {
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_failing_solver_costs_its_blocks_and_says_so(layer, how):
     keep = start_of(layer, "row")
-    result = run(layer, keep, "row", solver=Broken(how), max_sweeps=1, row_swaps=False)
+    result = run(layer, keep, "row", solver=broken(how), max_sweeps=1, row_swaps=False, handling=AS_IT_IS)
     assert torch.equal(result.keep, keep)
     assert result.kept_start == {FAILURES[how]: 12}
     assert (result.steps, result.accepted) == (12, 0)
@@ -198,7 +222,7 @@ def test_a_failing_solver_costs_its_blocks_and_says_so(layer, how):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_failing_solver_does_not_cost_the_run(layer, pattern, how):
     keep = start_of(layer, pattern)
-    result = run(layer, keep, pattern, solver=Broken(how))
+    result = run(layer, keep, pattern, solver=broken(how), handling=AS_IT_IS)
     assert layer.error(result.keep) < layer.error(keep)
     assert Pattern.parse(pattern).violations(result.keep, 0.5) == 0
     assert sum(result.kept_start.values()) >= 12

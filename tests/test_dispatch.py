@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts
+from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts, swaps
 
 from qubo_prune import dispatch
+from qubo_prune.dispatch import Handling
 from qubo_prune.errors import InputError, SolverError
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.repair import repair
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -21,6 +26,7 @@ from qubo_prune.solver import (
     SolveRequest,
     SolveResult,
     Status,
+    derive_seed,
     single_answer,
 )
 
@@ -36,8 +42,17 @@ class Saying(Solver):
 
 
 @dataclass(frozen=True)
+class Watching(Saying):
+    """The same for a solver that stops at the time limit by itself, so that it runs in this process."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(anytime=True)
+
+
+@dataclass(frozen=True)
 class SayingBatch(Solver):
     """The same for batches."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batched=True)
 
     answer: Callable[[BatchRequest], Any]
 
@@ -96,7 +111,7 @@ UNUSABLE = {
 def test_an_unusable_answer_keeps_the_warm_start_and_says_why(problem, case):
     answer, status = UNUSABLE[case]
     start = best_and_worst(problem)[0]
-    kept = dispatch.solve(problem, Saying(answer), warm_start=start)
+    kept = dispatch.solve(problem, Saying(answer), warm_start=start, polish=False)
     assert kept.status is status
     assert kept.assignments.tolist() == [start.tolist()]
     assert kept.energy == problem.energy(start)
@@ -120,7 +135,7 @@ def test_energies_are_recomputed_and_answers_put_in_order(problem):
     points = feasible_points(problem)
     mixed = np.vstack([points, np.ones((1, 6), dtype=bool)])
     lies = -np.arange(len(mixed), dtype=float) * 1e6
-    answer = dispatch.solve(problem, Saying(lambda r: result(mixed, lies)))
+    answer = dispatch.solve(problem, Saying(lambda r: result(mixed, lies)), num_answers=1000, polish=False)
     assert len(answer.assignments) == len(points)
     assert answer.energy == pytest.approx(minimum(problem), rel=1e-12)
     assert (np.diff(answer.energies) >= 0).all()
@@ -166,10 +181,12 @@ def test_the_request_reaches_the_solver(problem):
         seen.append(request)
         return single_answer(request.problem, request.warm_start, Status.FEASIBLE)
 
-    dispatch.solve(problem, Saying(answer), seed=5, time_limit=9.0, warm_start=start.astype(int).tolist())
+    solver = Watching(answer)
+    dispatch.solve(problem, solver, 5, 9.0, start.astype(int).tolist(), num_answers=3)
     assert seen[0].problem is problem
     assert seen[0].warm_start.tolist() == start.tolist()
-    assert (seen[0].seed, seen[0].time_limit) == (5, 9.0)
+    assert (seen[0].seed, seen[0].time_limit, seen[0].num_answers) == (5, 9.0, 3)
+    assert seen[0].temperatures is None
 
 
 def test_the_result_names_its_solver_and_its_time(problem):
@@ -269,7 +286,9 @@ def test_each_row_of_a_batch_is_judged_alone(request_of_rows):
     said[0] = True
     said[1] = torch.tensor(worst[1])
     said[2] = torch.tensor(best[2])
-    answer = dispatch.solve_batch(SayingBatch(lambda r: BatchResult(said)), BatchRequest(batch, start))
+    answer = dispatch.solve_batch(
+        SayingBatch(lambda r: BatchResult(said)), BatchRequest(batch, start), Handling(polish=False)
+    )
     assert answer.failures[0][0] is Status.INFEASIBLE
     assert answer.failures[1][0] is Status.NOT_IMPROVED
     assert sorted(answer.failures) == [0, 1]
@@ -283,6 +302,7 @@ def test_each_row_of_a_batch_is_judged_alone(request_of_rows):
 def test_failures_that_a_solver_reports_are_kept(request_of_rows):
     told = {3: (Status.TIME_LIMIT, "")}
     answer = dispatch.solve_batch(SayingBatch(lambda r: BatchResult(r.warm_start, told)), request_of_rows)
+    assert torch.equal(answer.assignments[3], request_of_rows.warm_start[3])
     assert answer.failures == told
 
 
@@ -313,3 +333,315 @@ def test_a_solver_of_single_problems_serves_batches(request_of_rows):
         problem = request_of_rows.problems.problem(row)
         assert problem.energy(answer.assignments[row].numpy()) == pytest.approx(minimum(problem))
     assert (answer.change <= 0).all()
+
+
+def sampler(**declared: Any) -> type[Saying]:
+    """A kind of :class:`Saying` that declares what is given."""
+
+    class Declared(Saying):
+        capabilities: ClassVar[Capabilities] = Capabilities(**declared)
+
+    return Declared
+
+
+def test_every_row_has_its_own_problem_seed_and_share_of_the_time(request_of_rows):
+    seen: list[SolveRequest] = []
+
+    def take_all(request: SolveRequest) -> SolveResult:
+        seen.append(request)
+        time.sleep(request.time_limit)
+        return result(request.warm_start)
+
+    began = time.perf_counter()
+    rows = dataclasses.replace(request_of_rows, seed=7, time_limit=0.8)
+    assert dispatch.solve_batch(Watching(take_all), rows).failures == {}
+    assert 0.7 < time.perf_counter() - began < 2.0
+    assert [request.seed for request in seen] == [derive_seed(7, row) for row in range(4)]
+    for row, request in enumerate(seen):
+        np.testing.assert_allclose(request.problem.dense(), rows.problems.problem(row).dense())
+        assert request.warm_start.tolist() == rows.warm_start[row].tolist()
+        assert 0.1 < request.time_limit <= 0.2001
+
+
+def test_time_that_a_row_leaves_goes_to_the_others(request_of_rows):
+    limits: list[float] = []
+
+    def quick(request: SolveRequest) -> SolveResult:
+        limits.append(request.time_limit)
+        return result(request.warm_start)
+
+    dispatch.solve_batch(Watching(quick), dataclasses.replace(request_of_rows, time_limit=60.0))
+    assert limits == pytest.approx([15.0, 20.0, 30.0, 60.0], rel=0.1)
+    limits.clear()
+    dispatch.solve_batch(Watching(quick), dataclasses.replace(request_of_rows, time_limit=60.0, row_time_limit=18.0))
+    assert limits == pytest.approx([15.0, 18.0, 18.0, 18.0], rel=0.1)
+
+
+def test_rows_that_the_time_limit_leaves_out_keep_their_start(request_of_rows):
+    def slow(request: SolveRequest) -> SolveResult:
+        time.sleep(0.1)
+        return result(best_and_worst(request.problem)[0])
+
+    answer = dispatch.solve_batch(Watching(slow), dataclasses.replace(request_of_rows, time_limit=0.05))
+    assert answer.failures == dict.fromkeys((1, 2, 3), (Status.TIME_LIMIT, ""))
+    assert torch.equal(answer.assignments[1:], request_of_rows.warm_start[1:])
+    best = best_and_worst(request_of_rows.problems.problem(0))[0]
+    assert answer.assignments[0].tolist() == best.tolist()
+
+
+def test_a_row_that_raises_costs_no_other(request_of_rows):
+    def some(request: SolveRequest) -> SolveResult:
+        if request.seed == derive_seed(0, 1):
+            raise InputError("only even blocks")
+        if request.seed == derive_seed(0, 2):
+            raise SystemExit(3)
+        return result(best_and_worst(request.problem)[0])
+
+    answer = dispatch.solve_batch(Saying(some), request_of_rows)
+    assert answer.failures == {
+        1: (Status.FAILED, "InputError: only even blocks"),
+        2: (Status.FAILED, "SystemExit: 3"),
+    }
+    assert torch.equal(answer.assignments[1:3], request_of_rows.warm_start[1:3])
+    for row in (0, 3):
+        assert answer.assignments[row].tolist() == best_and_worst(request_of_rows.problems.problem(row))[0].tolist()
+
+
+def test_a_solver_that_leaves_the_interpreter_is_a_failure(problem):
+    def leave(request: SolveRequest) -> SolveResult:
+        raise SystemExit(1)
+
+    with pytest.raises(SolverError, match="SystemExit: 1"):
+        dispatch.solve(problem, Saying(leave))
+
+
+STRANGE_FAILURES = {
+    "no mapping": [(1, "late")],
+    "rows that are not there": {7: (Status.TIME_LIMIT, "")},
+    "no status": {1: ("late", "")},
+    "no pair": {1: Status.FAILED},
+}
+
+
+@pytest.mark.parametrize("case", STRANGE_FAILURES)
+def test_failures_that_make_no_sense_cost_the_batch_and_not_the_run(request_of_rows, case):
+    def strange(request: BatchRequest) -> BatchResult:
+        result = BatchResult(request.warm_start)
+        object.__setattr__(result, "failures", STRANGE_FAILURES[case])
+        return result
+
+    answer = dispatch.solve_batch(SayingBatch(strange), request_of_rows)
+    assert {status for status, _ in answer.failures.values()} == {Status.FAILED}
+    assert torch.equal(answer.assignments, request_of_rows.warm_start)
+
+
+@pytest.mark.parametrize(("field", "value"), [("status", None), ("lower_bound", "low"), ("info", 5)])
+def test_a_result_whose_parts_are_not_what_they_should_be_is_a_failure(problem, field, value):
+    def strange(request: SolveRequest) -> SolveResult:
+        answer = result(best_and_worst(problem)[0])
+        object.__setattr__(answer, field, value)
+        return answer
+
+    start = best_and_worst(problem)[1]
+    kept = dispatch.solve(problem, Saying(strange), warm_start=start)
+    assert kept.status is Status.FAILED
+    assert kept.assignment.tolist() == start.tolist()
+
+
+def test_nobody_calls_an_answer_optimal_without_declaring_to_be_exact(problem):
+    best = best_and_worst(problem)[0]
+    told = dispatch.solve(problem, Saying(lambda r: result(best)), polish=False)
+    assert told.status is Status.FEASIBLE
+    assert "without declaring" in told.info["disbelieved"]
+    assert dispatch.solve(problem, sampler(exact=True)(lambda r: result(best))).status is Status.OPTIMAL
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e20])
+def test_a_lower_bound_above_the_energy_is_not_believed(problem, scale):
+    scaled = BlockQubo(scale * problem.dense(), problem.num_pruned, scale * problem.offset, problem.labels)
+    best = best_and_worst(scaled)[0]
+
+    def say(bound: float) -> SolveResult:
+        return dispatch.solve(
+            scaled,
+            sampler(exact=True)(lambda r: single_answer(r.problem, best, Status.OPTIMAL, lower_bound=bound)),
+        )
+
+    energy = scaled.energy(best)
+    high = say(energy + 0.01 * scale)
+    assert (high.status, high.lower_bound) == (Status.FEASIBLE, None)
+    assert "above the energy" in high.info["disbelieved"]
+    for bound in (energy, energy + 1e-14 * scale, energy - scale):
+        assert (say(bound).status, say(bound).lower_bound) == (Status.OPTIMAL, bound)
+    assert say(float("nan")).lower_bound is None
+    assert say(-float("inf")).lower_bound is None
+
+
+def test_the_ledger_keeps_what_the_solver_did_apart_from_the_polish(rng):
+    problem = random_problem(rng, 12, 6)
+    start, x = random_feasible(rng, problem), random_feasible(rng, problem)
+    answer = dispatch.solve(problem, Saying(lambda r: result([x, np.ones(12)])), warm_start=start)
+    ledger = answer.ledger
+    assert ledger.start == pytest.approx(problem.energy(start))
+    assert ledger.raw == ledger.repaired == pytest.approx(problem.energy(x))
+    assert ledger.feasible == 0.5
+    assert ledger.polished == answer.energy < ledger.repaired
+    assert not any(problem.energy(other) < answer.energy - 1e-9 for other in swaps(problem, answer.assignment))
+    plain = dispatch.solve(problem, Saying(lambda r: result(x)), polish=False)
+    assert plain.energy == plain.ledger.polished == plain.ledger.repaired == pytest.approx(problem.energy(x))
+    assert plain.ledger.start is None
+
+
+def test_swap_optima_and_proven_optima_are_not_polished(rng):
+    problem = random_problem(rng, 12, 6)
+    x = random_feasible(rng, problem)
+    for solver in (sampler(swap_optimal=True), sampler(exact=True)):
+        assert dispatch.solve(problem, solver(lambda r: result(x))).energy == pytest.approx(problem.energy(x))
+
+
+def test_a_solver_without_counts_gets_penalties_and_its_answers_are_mended(rng):
+    problem = random_problem(rng, 9, (2, 1, 2), [0, 1, 0, 2, 1, 0, 2, 2, 1])
+    seen: list[SolveRequest] = []
+
+    def ground_state(request: SolveRequest) -> SolveResult:
+        seen.append(request)
+        points = np.array(list(product((False, True), repeat=9)))
+        return result(points[np.atleast_1d(request.problem.energy(points)).argmin()])
+
+    free = sampler(cardinality=False)
+    answer = dispatch.solve(problem, free(ground_state), polish=False)
+    assert problem.is_feasible(answer.assignment)
+    given = seen[0]
+    assert given.problem.free
+    points = feasible_points(problem)
+    np.testing.assert_allclose(given.problem.energy(points), problem.energy(points), rtol=1e-9, atol=1e-9)
+    assert given.temperatures[0] > given.temperatures[1] > 0
+
+    misses = free(lambda r: result(np.ones(9)))
+    mended = dispatch.solve(problem, misses, polish=False)
+    assert mended.energy == mended.ledger.repaired == pytest.approx(problem.energy(repair(problem, np.ones(9, bool))))
+    assert (mended.ledger.raw, mended.ledger.feasible) == (None, 0.0)
+    strong = dispatch.solve(problem, free(ground_state), penalty=1000.0, polish=False)
+    assert strong.ledger.feasible == 1.0
+    assert strong.ledger.raw == pytest.approx(minimum(problem))
+
+
+def test_an_optimum_of_the_penalised_problem_that_misses_a_count_is_no_proof(rng):
+    problem = random_problem(rng, 8, 4)
+    solver = sampler(cardinality=False, exact=True)(lambda r: result(np.ones(8)))
+    answer = dispatch.solve(problem, solver, polish=False)
+    assert answer.status is Status.FEASIBLE
+    assert "misses a count" in answer.info["disbelieved"]
+
+
+def test_free_problems_are_for_solvers_without_counts(rng):
+    free = BlockQubo(np.diag([1.0, -1.0, 2.0]), None)
+    with pytest.raises(InputError, match="no counts, which 'greedy' needs"):
+        dispatch.solve(free, "greedy")
+    answer = dispatch.solve(free, sampler(cardinality=False)(lambda r: result([False, True, False])))
+    assert answer.energy == -1.0
+    assert answer.assignment.tolist() == [False, True, False]
+
+
+def test_several_groups_are_refused_for_a_solver_of_one(problem, request_of_rows):
+    single = sampler(groups=False)(boom)
+    with pytest.raises(InputError, match="takes one count and the block has 2; use pattern 'row'"):
+        dispatch.solve(problem, single)
+    with pytest.raises(InputError, match="takes one count"):
+        dispatch.solve_batch(single, request_of_rows)
+
+    class Batched(SayingBatch):
+        capabilities: ClassVar[Capabilities] = Capabilities(batched=True, groups=False)
+
+    with pytest.raises(InputError, match="takes one count"):
+        dispatch.solve_batch(Batched(boom), request_of_rows)
+
+
+@pytest.mark.parametrize("labels", [None, [0, 0, 1, 1, 1, 0]])
+def test_factor_form_is_densified_only_for_solvers_that_lack_it(rng, labels):
+    counts = 3 if labels is None else (1, 2)
+    problem = BlockQubo(FactorForm(rng.normal(size=6), rng.normal(size=(6, 2))), counts, 0.5, labels)
+    seen: list[BlockQubo] = []
+
+    def answer(request: SolveRequest) -> SolveResult:
+        seen.append(request.problem)
+        return result(random_feasible(np.random.default_rng(0), problem))
+
+    for can in ({"factor_form": True}, {}, {"factor_form": True, "cardinality": False}, {"cardinality": False}):
+        dispatch.solve(problem, sampler(**can)(answer))
+    assert seen[0] is problem
+    assert [isinstance(given.q, FactorForm) for given in seen] == [True, False, True, False]
+    x = random_feasible(rng, problem)
+    assert [given.energy(x) for given in seen] == pytest.approx([problem.energy(x)] * 4, rel=1e-9)
+
+
+def test_as_many_answers_come_back_as_are_wanted_and_there_are(problem):
+    points = feasible_points(problem)
+    everything = Saying(lambda r: result(points))
+    assert len(dispatch.solve(problem, everything).assignments) == 1
+    three = dispatch.solve(problem, everything, num_answers=3, polish=False)
+    assert three.energies.tolist() == pytest.approx(sorted(problem.energy(points))[:3])
+    assert len(dispatch.solve(problem, everything, num_answers=1000, polish=False).assignments) == len(points)
+    with pytest.raises(InputError, match="num_answers is 0"):
+        dispatch.solve(problem, everything, num_answers=0)
+
+
+def starts_and_answers(request: BatchRequest, rng: np.random.Generator) -> torch.Tensor:
+    return torch.tensor(np.array([random_feasible(rng, request.problems.problem(row)) for row in range(4)]))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_in_a_batch_the_change_of_the_solver_stands_apart_from_the_polish(rng, batched):
+    problems = random_batch(rng, 4, 12, [6])
+    request = BatchRequest(problems, random_starts(rng, problems))
+    said = starts_and_answers(request, rng)
+    rows = {derive_seed(0, row): said[row].numpy() for row in range(4)}
+    solver = SayingBatch(lambda r: BatchResult(said)) if batched else Saying(lambda r: result(rows[r.seed]))
+    polished = dispatch.solve_batch(solver, request)
+    plain = dispatch.solve_batch(solver, request, Handling(polish=False))
+    for row in range(4):
+        problem = problems.problem(row)
+        brought = problem.energy(said[row].numpy()) - problem.energy(request.warm_start[row].numpy())
+        assert float(polished.solver_change[row]) == pytest.approx(min(0.0, brought), rel=1e-9)
+        gained = problem.energy(polished.assignments[row].numpy()) - problem.energy(request.warm_start[row].numpy())
+        assert float(polished.change[row]) == pytest.approx(gained, rel=1e-9)
+        # an answer that is worse than the start is polished too
+        assert float(polished.change[row]) <= float(plain.change[row]) <= 0
+        assert float(plain.change[row]) == pytest.approx(min(0.0, brought), rel=1e-9)
+    assert (polished.change < plain.change).any()
+    assert polished.failures == {}
+    worse = {row for row in range(4) if plain.change[row] == 0}
+    assert worse
+    assert set(plain.failures) == worse
+
+
+def test_rows_in_which_the_solver_failed_are_not_polished(request_of_rows):
+    for solver in (Saying(boom), SayingBatch(boom)):
+        answer = dispatch.solve_batch(solver, request_of_rows)
+        assert answer.change.tolist() == [0] * 4
+        assert answer.solver_change.tolist() == [0] * 4
+        assert torch.equal(answer.assignments, request_of_rows.warm_start)
+
+
+def test_batches_without_counts_go_row_by_row(request_of_rows):
+    @dataclass(frozen=True)
+    class FreeBatches(SayingBatch):
+        capabilities: ClassVar[Capabilities] = Capabilities(batched=True, cardinality=False)
+
+        def solve(self, request: SolveRequest, /) -> SolveResult:
+            assert request.problem.free
+            return result(np.ones(6))
+
+    answer = dispatch.solve_batch(FreeBatches(boom), request_of_rows, Handling(polish=False))
+    counts = request_of_rows.problems.counts(answer.assignments)
+    assert counts.tolist() == [[1, 2]] * 4
+    assert Status.FAILED not in {status for status, _ in answer.failures.values()}
+
+
+def test_how_many_processes_a_solver_gets():
+    assert dispatch.workers_for(SayingBatch(boom), 4) == 0
+    assert dispatch.workers_for(Saying(boom), 4) == 4
+    assert dispatch.workers_for(Saying(boom), 0) == 0
+    assert dispatch.workers_for(Saying(boom), None) == os.cpu_count()
+    parallel = sampler(parallel=True)(boom)
+    assert [dispatch.workers_for(parallel, count) for count in (None, 0, 1, 8)] == [1, 0, 1, 1]

@@ -181,3 +181,52 @@ def test_a_batch_of_one_has_the_energies_of_its_problem(rng):
     assert float(batch.energy(torch.tensor(x)[None])[0]) == pytest.approx(problem.energy(x), rel=1e-12)
     np.testing.assert_allclose(batch.problem(0).dense(), problem.dense(), rtol=1e-12, atol=1e-15)
     assert (batch.num_rows, batch.num_variables, batch.num_groups) == (1, 6, 2)
+
+
+@pytest.fixture(params=["dense", "factor form"])
+def either_form(request, rng) -> BlockQubo:
+    if request.param == "dense":
+        return random_problem(rng, 7, 3)
+    return BlockQubo(FactorForm(rng.normal(size=7), rng.normal(size=(7, 3))), 3, 0.5)
+
+
+def test_a_flip_cost_is_what_pruning_adds_whether_kept_or_pruned(rng, either_form):
+    for x in (np.zeros(7, dtype=bool), np.ones(7, dtype=bool), rng.random(7) < 0.5):
+        costs = either_form.flip_costs(x)
+        for i in range(7):
+            pruned, kept = x.copy(), x.copy()
+            pruned[i], kept[i] = True, False
+            assert costs[i] == pytest.approx(energy(either_form, pruned) - energy(either_form, kept), rel=1e-9)
+
+
+def test_couplings_are_what_pruning_adds_to_the_other_flip_costs(rng, either_form):
+    x = rng.random(7) < 0.5
+    for i in range(7):
+        before, after = x.copy(), x.copy()
+        before[i], after[i] = False, True
+        change = either_form.flip_costs(after) - either_form.flip_costs(before)
+        np.testing.assert_allclose(either_form.couplings(i), change, rtol=1e-9, atol=1e-12)
+        assert either_form.couplings(i)[i] == 0
+
+
+def test_couplings_do_not_write_to_the_problem(either_form):
+    before = either_form.dense().copy()
+    either_form.couplings(2)[:] = 9.0
+    np.testing.assert_array_equal(either_form.dense(), before)
+
+
+def test_a_free_problem_allows_every_binary_x(rng):
+    free = BlockQubo(rng.normal(size=(4, 4)), None, 1.0)
+    assert free.free
+    assert not BlockQubo(np.eye(2), 1).free
+    assert (free.num_groups, free.num_pruned, free.labels.tolist()) == (0, (), [-1] * 4)
+    assert all(free.is_feasible(x) for x in ([0, 0, 0, 0], [1, 1, 0, 1], [True] * 4))
+    assert not free.is_feasible([0, 2, 0, 0])
+    assert not free.is_feasible([0, 1, 0])
+    assert free.counts(np.ones(4)).tolist() == []
+    assert "any number" in repr(free)
+
+
+def test_a_free_problem_has_no_groups(rng):
+    with pytest.raises(InputError, match="labels are given without num_pruned"):
+        BlockQubo(np.eye(3), None, labels=[0, 0, 1])

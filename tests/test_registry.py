@@ -12,8 +12,15 @@ from qubo_prune_solvers.greedy import Greedy
 
 from qubo_prune import registry
 from qubo_prune.errors import InputError, SolverError
-from qubo_prune.registry import available_solvers, describe_solvers, make_solver, solver_class
-from qubo_prune.solver import Solver
+from qubo_prune.registry import (
+    Adapter,
+    available_solvers,
+    check_settings,
+    describe_solvers,
+    make_solver,
+    solver_class,
+)
+from qubo_prune.solver import Capabilities, Solver
 
 GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", registry.GROUP)
 
@@ -22,9 +29,13 @@ GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", registry.GROUP
 def plug_ins(monkeypatch):
     """Replaces the installed entry points by those given, next to ``greedy``."""
 
-    def install(**targets: str) -> None:
+    def install(adapters: dict[str, str] | None = None, **targets: str) -> None:
         given = [EntryPoint(name.rstrip("_"), target, registry.GROUP) for name, target in targets.items()]
-        monkeypatch.setattr(registry, "_entry_points", lambda: [GREEDY, *given])
+        known = {
+            registry.GROUP: [GREEDY, *given],
+            registry.ADAPTERS: [EntryPoint(name, to, registry.ADAPTERS) for name, to in (adapters or {}).items()],
+        }
+        monkeypatch.setattr(registry, "_entry_points", lambda group=registry.GROUP: known[group])
 
     return install
 
@@ -151,3 +162,54 @@ def test_any_class_is_reached_by_its_module(plug_in_module):
         solver_class("stranger:Other")
     with pytest.raises(SolverError, match="ModuleNotFoundError"):
         solver_class("no_such_package:Solver")
+
+
+def test_a_solver_whose_package_is_missing_says_what_to_install(plug_ins, plug_in_module):
+    class Cold(Greedy):
+        capabilities = Capabilities(
+            requires=(("numpy", "numpy"), ("cryostat.core", "cryostat-sdk"), ("helium3", "helium"))
+        )
+
+    plug_in_module.Cold = Cold
+    plug_ins(cold="stranger:Cold")
+    with pytest.raises(SolverError, match=r"'cold' needs a package that is missing: pip install cryostat-sdk helium$"):
+        make_solver("cold")
+    info = next(info for info in describe_solvers() if info.name == "cold")
+    assert "pip install cryostat-sdk helium" in info.error
+    assert available_solvers() == ["greedy"]
+
+
+@dataclass(frozen=True)
+class Wrapped(Adapter):
+    """A solver around anything."""
+
+    path: str
+    settings: tuple[tuple[str, object], ...]
+
+    @classmethod
+    def from_path(cls, path, **settings):
+        check_settings(path, settings, ["reads"])
+        return cls(path, tuple(settings.items()))
+
+    def solve(self, request, /):
+        raise NotImplementedError
+
+
+def test_an_adapter_makes_a_solver_of_what_a_path_names(plug_ins, plug_in_module):
+    plug_in_module.Wrapped = Wrapped
+    plug_ins(adapters={"wrap": "stranger:Wrapped"})
+    made = make_solver("wrap:dwave.samplers:TabuSampler", reads=3)
+    assert made == Wrapped("dwave.samplers:TabuSampler", (("reads", 3),))
+    with pytest.raises(TypeError, match="did you mean 'reads'"):
+        make_solver("wrap:dwave.samplers:TabuSampler", read=3)
+
+
+def test_adapters_that_cannot_be_used_say_why(plug_ins, plug_in_module):
+    plug_in_module.Greedy = Greedy
+    plug_ins(adapters={"wrap": "stranger:Missing", "plain": "stranger:Greedy"})
+    with pytest.raises(InputError, match=r"no adapter 'warp'; did you mean 'wrap'\?; installed are plain, wrap"):
+        make_solver("warp:package.module:Thing")
+    with pytest.raises(SolverError, match=r"'wrap' .* cannot be loaded"):
+        make_solver("wrap:package.module:Thing")
+    with pytest.raises(SolverError, match=r"'plain' .* not a subclass of qubo_prune\.registry\.Adapter"):
+        make_solver("plain:package.module:Thing")

@@ -20,6 +20,8 @@ def layer(name: str, before: float, after: float) -> LayerReport:
         10.0,
         12,
         7,
+        0.4,
+        0.1,
         0.5,
         "greedy",
         100,

@@ -1,0 +1,371 @@
+"""Solvers in processes of their own: whatever they do costs them one block."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from reference import minimum, random_batch, random_feasible, random_problem, random_starts
+
+from qubo_prune import workers
+from qubo_prune.dispatch import Handling, solve, solve_batch
+from qubo_prune.errors import InputError, SolverError
+from qubo_prune.solver import (
+    BatchRequest,
+    BatchResult,
+    Capabilities,
+    Deadline,
+    Solver,
+    SolveRequest,
+    SolveResult,
+    Status,
+    derive_seed,
+    single_answer,
+)
+from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
+
+
+class Stubborn(Exception):
+    """Does not survive a copy: it cannot be made of its one argument."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def local() -> Any:
+    class Local:
+        """Only what travels by value gets out of the worker."""
+
+    return Local()
+
+
+def misbehave(how: str, request: SolveRequest) -> SolveResult:
+    """One of the ways in which a solver can go wrong."""
+    start = request.warm_start
+    if how == "sleeps":
+        time.sleep(1000)
+    if how == "computes on":
+        while True:
+            pass
+    if how == "hangs in native code":
+        # nothing of Python runs in here, and the interpreter's lock is held
+        import ctypes
+
+        ctypes.PyDLL(None).sleep(1000)
+    if how == "dies":
+        os._exit(7)
+    if how == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "times out by itself":
+        raise TimeoutError("the annealer is busy")
+    if how == "leaves":
+        sys.exit(3)
+    if how == "raises what cannot be copied":
+        raise Stubborn("this", "that")
+    if how == "answers what cannot be copied":
+        return single_answer(request.problem, start, Status.FEASIBLE, info={"lock": threading.Lock()})
+    answer = single_answer(request.problem, start, Status.FEASIBLE, info={"local": local()})
+    spoilt = {
+        "NaN": np.full((1, len(start)), np.nan),
+        "too short": start[None, 1:],
+        "wrong counts": np.ones((1, len(start)), dtype=bool),
+    }
+    if how in spoilt:
+        object.__setattr__(answer, "assignments", spoilt[how])
+    return answer
+
+
+TROUBLE = {
+    "sleeps": (Status.OVERRAN, "at its time limit"),
+    "computes on": (Status.OVERRAN, "at its time limit"),
+    "hangs in native code": (Status.OVERRAN, "at its time limit"),
+    "dies": (Status.FAILED, "its process died .* exit code 7"),
+    "is killed": (Status.FAILED, "its process died .* exit code -9"),
+    "times out by itself": (Status.FAILED, "TimeoutError: the annealer is busy"),
+    "leaves": (Status.FAILED, "SystemExit: 3"),
+    "raises what cannot be copied": (Status.FAILED, "Stubborn: this and that"),
+    "answers what cannot be copied": (Status.FAILED, "TypeError: .*lock"),
+    "NaN": (Status.INFEASIBLE, "no answer is binary"),
+    "too short": (Status.INFEASIBLE, "no answer is binary"),
+    "wrong counts": (Status.INFEASIBLE, "no answer meets the counts"),
+}
+
+
+@dataclass(frozen=True)
+class Troubled(Solver):
+    """Misbehaves in the first rows of a batch, each in its own way, and answers well in the others."""
+
+    how: tuple[str, ...] = tuple(TROUBLE)
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        for row, how in enumerate(self.how):
+            if request.seed == derive_seed(0, row):
+                return misbehave(how, request)
+        return solve(request.problem, "exact")
+
+
+@pytest.fixture(scope="module")
+def rows() -> BatchRequest:
+    rng = np.random.default_rng(5)
+    problems = random_batch(rng, len(TROUBLE) + 4, 6, [3])
+    return BatchRequest(problems, random_starts(rng, problems), row_time_limit=2.0)
+
+
+@pytest.fixture(scope="module")
+def answer(rows: BatchRequest) -> BatchResult:
+    return solve_batch(Troubled(), rows, Handling(polish=False, workers=2))
+
+
+@pytest.mark.parametrize("how", TROUBLE)
+def test_a_solver_that_goes_wrong_loses_that_block_and_the_report_says_why(rows, answer, how):
+    row = list(TROUBLE).index(how)
+    status, detail = answer.failures[row]
+    assert status is TROUBLE[how][0]
+    assert re.search(TROUBLE[how][1], detail), detail
+    assert torch.equal(answer.assignments[row], rows.warm_start[row])
+    assert float(answer.change[row]) == 0
+
+
+def test_the_blocks_after_it_are_solved(rows, answer):
+    assert sorted(answer.failures) == list(range(len(TROUBLE)))
+    for row in range(len(TROUBLE), rows.problems.num_rows):
+        problem = rows.problems.problem(row)
+        assert problem.energy(answer.assignments[row].numpy()) == pytest.approx(minimum(problem))
+
+
+@dataclass(frozen=True)
+class Drawing(Solver):
+    """Draws by the seed."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        rng = np.random.default_rng(request.seed)
+        drawn = [random_feasible(rng, request.problem) for _ in range(5)]
+        return single_answer(request.problem, min(drawn, key=request.problem.energy), Status.FEASIBLE)
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(rng):
+    problems = random_batch(rng, 7, 12, [6])
+    request = BatchRequest(problems, random_starts(rng, problems), seed=3)
+    here, one, two = (solve_batch(Drawing(), request, Handling(False, workers=count)) for count in (0, 1, 2))
+    assert (here.change < 0).any()
+    for other in (one, two):
+        assert torch.equal(here.assignments, other.assignments)
+        assert torch.equal(here.change, other.change)
+        assert here.failures == other.failures
+
+
+@dataclass(frozen=True)
+class Held(Solver):
+    """Holds what cannot be sent to another process."""
+
+    lock: Any
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        return single_answer(
+            request.problem, random_feasible(np.random.default_rng(0), request.problem), Status.FEASIBLE
+        )
+
+
+def test_a_solver_that_cannot_be_sent_runs_here_and_the_result_says_so(rng):
+    problem = random_problem(rng, 6, 3)
+    result = solve(problem, Held(threading.Lock()), time_limit=5.0)
+    assert problem.is_feasible(result.assignment)
+    assert "cannot be sent to another process" in result.info["isolation"]
+    with pytest.raises(TypeError, match="cannot be sent"):
+        Workers(Held(threading.Lock()), 1)
+
+
+def test_closures_travel(rng):
+    problem = random_problem(rng, 6, 3)
+    wanted = random_feasible(rng, problem)
+
+    @dataclass(frozen=True)
+    class Closed(Solver):
+        def solve(self, request: SolveRequest, /) -> SolveResult:
+            return single_answer(request.problem, wanted, Status.FEASIBLE, info={"pid": os.getpid()})
+
+    result = solve(problem, Closed(), time_limit=10.0, polish=False)
+    assert result.assignment.tolist() == wanted.tolist()
+    assert result.info["pid"] != os.getpid()
+
+
+@dataclass(frozen=True)
+class Refusing(Solver):
+    """Raises what it is given."""
+
+    error: BaseException
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        raise self.error
+
+
+def test_errors_of_a_worker_are_raised_here_with_their_traceback(rng):
+    problem = random_problem(rng, 6, 3)
+    with pytest.raises(InputError, match="only even blocks"):
+        solve(problem, Refusing(InputError("only even blocks")), time_limit=10.0)
+    with pytest.raises(SolverError, match="ValueError: too cold") as caught:
+        solve(problem, Refusing(ValueError("too cold")), time_limit=10.0)
+    assert "in solve" in caught.value.__cause__.__notes__[0]
+    with pytest.raises(KeyboardInterrupt):
+        solve(problem, Refusing(KeyboardInterrupt()), time_limit=10.0)
+
+
+@dataclass(frozen=True)
+class Sleeping(Solver):
+    """Sleeps so many seconds, whatever its time limit, then tells that limit."""
+
+    seconds: float
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        time.sleep(self.seconds)
+        x = random_feasible(np.random.default_rng(0), request.problem)
+        return single_answer(request.problem, x, Status.FEASIBLE, info={"limit": request.time_limit})
+
+
+@dataclass(frozen=True)
+class Dozing(Sleeping):
+    """The same, and claims to watch the clock."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(anytime=True)
+
+
+def test_one_that_watches_the_clock_gets_some_grace(rng):
+    request = SolveRequest(random_problem(rng, 6, 3), time_limit=0.2)
+    late = Workers(Dozing(0.6), 1).submit(request)
+    assert late().info["limit"] == 0.2
+    with pytest.raises(Overrun):
+        Workers(Dozing(30.0), 1).submit(request)()
+    with pytest.raises(Overrun):
+        Workers(Sleeping(0.6), 1).submit(request)()
+
+
+def test_the_clock_of_many_bounds_each_of_them(rng):
+    request = SolveRequest(random_problem(rng, 6, 3), time_limit=100.0)
+    solver = Workers(Sleeping(0.0), 1)
+    assert solver.submit(request, Deadline(20.0))().info["limit"] < 20.0
+    assert solver.submit(request, Deadline(None))().info["limit"] == 100.0
+    with pytest.raises(NotBegun):
+        solver.submit(request, Deadline(1e-9))()
+
+
+def test_a_batch_ends_near_its_time_limit_whatever_the_solver_does(rng):
+    problems = random_batch(rng, 6, 6, [3])
+    request = BatchRequest(problems, random_starts(rng, problems), time_limit=1.0)
+    began = time.perf_counter()
+    answer = solve_batch(Sleeping(1000.0), request, Handling(workers=1))
+    # a process that is ended takes its time to start again
+    assert time.perf_counter() - began < 30
+    statuses = [answer.failures[row][0] for row in range(6)]
+    assert statuses == [Status.OVERRAN] + [Status.TIME_LIMIT] * 5
+    assert torch.equal(answer.assignments, request.warm_start)
+
+
+def test_an_interrupt_ends_what_was_begun(rng, monkeypatch):
+    problems = random_batch(rng, 6, 6, [3])
+    request = BatchRequest(problems, random_starts(rng, problems))
+    begun: list[Any] = []
+    schedule = workers.ProcessPool.schedule
+
+    def watched(pool: Any, *arguments: Any, **more: Any) -> Any:
+        begun.append(schedule(pool, *arguments, **more))
+        return begun[-1]
+
+    def interrupted(future: Any, limited: bool) -> SolveResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers.ProcessPool, "schedule", watched)
+    monkeypatch.setattr(workers, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        solve_batch(Sleeping(1000.0), request, Handling(workers=1))
+    assert len(begun) == 2
+    assert all(future.cancelled() for future in begun)
+
+
+@pytest.mark.heavy
+def test_a_pool_that_broke_is_replaced(rng):
+    request = SolveRequest(random_problem(rng, 6, 3))
+    solver = Workers(Sleeping(0.0), 1)
+    solver.submit(request)()
+    broken = workers._pools[1]
+    broken.stop()
+    assert solver.submit(request)().status is Status.FEASIBLE
+    assert workers._pools[1] is not broken
+
+
+def test_crashes_without_a_limit_are_seen(rng):
+    request = SolveRequest(
+        random_problem(rng, 6, 3), random_feasible(rng, random_problem(rng, 6, 3)), derive_seed(0, 0)
+    )
+    with pytest.raises(Crash, match="exit code 7"):
+        Workers(Troubled(("dies",)), 1).submit(request)()
+
+
+@pytest.mark.heavy
+def test_a_slow_import_costs_no_block(rng, tmp_path: Path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\n")
+    (tmp_path / "slow_solver.py").write_text(
+        textwrap.dedent("""
+        import dataclasses
+        from qubo_prune import Capabilities, Solver, Status
+        from qubo_prune.solver import single_answer
+        @dataclasses.dataclass(frozen=True)
+        class Slow(Solver):
+            capabilities = Capabilities(requires=(("slow_to_import", "slow"), ("not_there_at_all", "absent")))
+            def solve(self, request, /):
+                import slow_to_import
+                return single_answer(request.problem, request.warm_start, Status.FEASIBLE)
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(workers, "_pools", {})
+    problem = random_problem(rng, 6, 3)
+    from slow_solver import Slow
+
+    result = solve(problem, Slow(), time_limit=1.0, warm_start=random_feasible(rng, problem))
+    assert result.status is Status.FEASIBLE
+    workers._stop_all()
+
+
+SCRIPT = """
+from dataclasses import dataclass
+import numpy as np
+from qubo_prune import BlockQubo, Solver, SolveRequest, SolveResult, Status, solve
+from qubo_prune.solver import single_answer
+
+@dataclass(frozen=True)
+class Mine(Solver):
+    first: int = 0
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        x = np.zeros(request.problem.num_variables, dtype=bool)
+        x[self.first] = True
+        return single_answer(request.problem, x, Status.FEASIBLE)
+
+print("begun")
+result = solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1), Mine(first=1), time_limit=20.0, polish=False)
+print(result.status.name, result.energy)
+"""
+
+
+def test_a_script_needs_no_guard(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # the worker does not run the script again
+    assert done.stdout.split() == ["begun", "FEASIBLE", "3.0"]
+    assert done.stderr == ""
