@@ -54,7 +54,8 @@ def test_every_module_of_the_solver_package_has_its_entry_point():
         for module in pkgutil.iter_modules(qubo_prune_solvers.__path__)
         if not module.name.startswith("_")
     }
-    entries = {entry.value.partition(":")[0] for entry in registry._entry_points()}
+    groups = (registry.GROUP, registry.ADAPTERS)
+    entries = {entry.value.partition(":")[0] for group in groups for entry in registry._entry_points(group)}
     assert modules
     assert modules <= entries, "list it in pyproject.toml, then install the package again"
 

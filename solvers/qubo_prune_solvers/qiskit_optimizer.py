@@ -1,0 +1,109 @@
+"""Any algorithm of qiskit-optimization as a solver: ``qiskit:package.module:Algorithm``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from qubo_prune.conversions import to_quadratic_program
+from qubo_prune.errors import InputError
+from qubo_prune.problem import BlockQubo
+from qubo_prune.registry import Adapter, check_settings, import_object
+from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune_solvers._adapting import argument_names, make
+from qubo_prune_solvers._bqm import small_seed
+
+
+@dataclass(frozen=True, eq=False)
+class QiskitOptimizer(Adapter):
+    """Hand the problem to an ``OptimizationAlgorithm`` of qiskit-optimization.
+
+    Attributes:
+        algorithm: an instance of ``qiskit_optimization.algorithms.OptimizationAlgorithm``.
+        counts: how it is given the counts: as linear constraints ``sum_i x_i == m``
+            (``"constraint"``), or as the framework's penalties (``"penalty"``). ``"auto"`` gives
+            constraints to an algorithm that takes them, except to those that would make QUBOs of
+            them, with penalties of their own that are thousands of times too large.
+
+    Raises:
+        InputError: it is no such algorithm, or does not take binary quadratic problems.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(requires=(("qiskit_optimization", "qiskit-optimization"),))
+
+    algorithm: Any
+    counts: Literal["auto", "constraint", "penalty"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.algorithm, "get_compatibility_msg", None)):
+            raise InputError(f"{self.algorithm!r} is no OptimizationAlgorithm of qiskit-optimization.")
+        constraint = self.counts == "constraint" or (self.counts == "auto" and _takes_counts(self.algorithm))
+        if message := _refusal(self.algorithm, 1 if constraint else None):
+            raise InputError(
+                f"{type(self.algorithm).__name__} takes no binary quadratic problems"
+                f"{' with counts' if constraint else ''} ({message}); use another algorithm."
+            )
+        # what this algorithm can do stands in front of what is said of the class
+        own = dataclasses.replace(type(self).capabilities, cardinality=constraint)
+        object.__setattr__(self, "capabilities", own)
+
+    @classmethod
+    def from_path(cls, path: str, **settings: Any) -> Solver:
+        """The solver around the algorithm that ``package.module:Thing`` names.
+
+        A class or function is called with the settings, ``counts`` left out, to make the algorithm.
+        One that needs other objects, as ``MinimumEigenOptimizer`` does, can be named by a function of
+        one's own that makes it.
+
+        Raises:
+            SolverError: it cannot be imported.
+            InputError: the algorithm cannot be made, or is none.
+            TypeError: it has no such setting.
+        """
+        name = f"qiskit:{path}"
+        thing = import_object(name, path)
+        counts = settings.pop("counts", "auto")
+        check_settings(name, settings, [*(argument_names(thing) if callable(thing) else []), "counts"])
+        return cls(make(name, thing, settings)[0] if callable(thing) else thing, counts)
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        problem = request.problem
+        if not problem.num_variables:
+            return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
+        with _seeded(small_seed(request.seed)):
+            result = self.algorithm.solve(to_quadratic_program(problem))
+        points = [result.x, *(sample.x for sample in result.samples or ())]
+        info = {"algorithm": type(self.algorithm).__name__, "status": result.status.name}
+        return ranked_answers(problem, np.rint(points), Status.FEASIBLE, info=info)
+
+
+def _refusal(algorithm: Any, num_pruned: int | None) -> str:
+    """What the algorithm has against problems such as a block QUBO; empty if nothing."""
+    program = to_quadratic_program(BlockQubo([[1.0, -0.5], [-0.5, 1.0]], num_pruned))
+    return str(algorithm.get_compatibility_msg(program)).strip()
+
+
+def _takes_counts(algorithm: Any) -> bool:
+    """True if the algorithm takes linear constraints and makes no penalties of them."""
+    from qiskit_optimization.algorithms import GroverOptimizer, MinimumEigenOptimizer, RecursiveMinimumEigenOptimizer
+
+    penalising = (GroverOptimizer, MinimumEigenOptimizer, RecursiveMinimumEigenOptimizer)
+    return not isinstance(algorithm, penalising) and not _refusal(algorithm, 1)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the library's one random stream, and leave it as it was found."""
+    from qiskit_optimization.utils import algorithm_globals
+
+    before = algorithm_globals.random_seed
+    algorithm_globals.random_seed = seed
+    try:
+        yield
+    finally:
+        algorithm_globals.random_seed = before
