@@ -1,0 +1,144 @@
+"""What the compiled searches share: several starts, threads, rows of a batch, the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from numpy.typing import NDArray
+
+from qubo_prune.solver import (
+    BatchRequest,
+    BatchResult,
+    Deadline,
+    SolveRequest,
+    SolveResult,
+    Status,
+    derive_seed,
+    ranked_answers,
+    to_numpy_bool,
+)
+from qubo_prune_solvers._starts import starts_of
+from qubo_prune_solvers._swaps import Form, descend, energy, flip_costs, form_of, forms_of, in_threads
+
+# rounds of candidates; rows need a handful, the bound only stops a cycle within the rounding
+_MOST_SWAPS = 100_000
+
+
+class State:
+    """One search: the assignment with its flip costs, the best one seen, and a random stream."""
+
+    def __init__(self, form: Form, start: NDArray[np.bool_], seed: int) -> None:
+        self.form = form
+        self.x = start.copy()
+        self.costs = flip_costs(*form.couplings, form.own, self.x)
+        self.best = self.x.copy()
+        # energy now and of the best, and how many steps ago the best was found
+        self.energies = np.full(2, energy(form.own, self.costs, self.x))
+        self.clock = np.zeros(2, dtype=np.int64)
+        self.free = np.zeros(form.num_variables, dtype=np.int64)
+        self.random = np.array([seed], dtype=np.uint64)
+
+    @property
+    def threshold(self) -> float:
+        """Gains below this are rounding."""
+        return 1e-12 * float(np.abs(self.form.own).mean())
+
+    def finish(self) -> NDArray[np.bool_]:
+        """The best assignment, brought to an optimum over all single swaps."""
+        form = self.form
+        costs = flip_costs(*form.couplings, form.own, self.best)
+        # in factor form a pair costs O(rank), so only the most promising ones are tried
+        width = form.num_variables if len(form.matrix) else min(64, form.num_variables)
+        descend_all(form, self.best, costs, self.threshold, width)
+        return self.best
+
+
+def descend_all(form: Form, x: NDArray[np.bool_], costs: NDArray[np.float64], threshold: float, width: int) -> None:
+    """Best swaps among the ``width`` most promising weights of either kind, until none gains."""
+    room = np.empty((2, max(1, len(form.num_pruned)), max(1, width)), dtype=np.int64)
+    descend(*form.couplings, form.labels, x, costs, threshold, room[0], room[1], _MOST_SWAPS)
+
+
+Search = Callable[[State, Deadline], None]
+
+
+def solve_with(search: Search, request: SolveRequest, starts: int, threads: int | None) -> SolveResult:
+    """Run a search from several starts and answer with the best of each, ranked."""
+    clock, form = Deadline(request.time_limit), form_of(request.problem)
+    points = starts_of(form, request.warm_start, starts, derive_seed(request.seed, starts))
+    if not _movable(form):
+        return ranked_answers(request.problem, points[0], Status.LOCAL_OPTIMUM)
+
+    def run(number: int) -> NDArray[np.bool_]:
+        return _from_start(search, form, points[number], derive_seed(request.seed, number), clock, number)
+
+    found = in_threads(run, list(range(len(points))), threads)
+    status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
+    return ranked_answers(request.problem, np.stack(found), status, info={"starts": len(points)})
+
+
+def solve_batch_with(search: Search, request: BatchRequest, starts: int, threads: int | None) -> BatchResult:
+    """The same for every row of a batch; rows run in parallel, the starts of a row in turn."""
+    clock = Deadline(request.time_limit)
+    warm = to_numpy_bool(request.warm_start).copy()
+    forms = list(forms_of(request.problems))
+
+    def run(row: int) -> NDArray[np.bool_] | None:
+        form, own_clock = forms[row], Deadline(_shorter(request.row_time_limit, clock.remaining))
+        if clock.expired:
+            return None
+        if not _movable(form):
+            return np.asarray(warm[row])
+        seed = derive_seed(request.seed, row)
+        points = starts_of(form, warm[row], starts, derive_seed(seed, starts))
+        found = [
+            _from_start(search, form, x, derive_seed(seed, number), own_clock, number)
+            for number, x in enumerate(points)
+        ]
+        return found[int(np.argmin([_energy(form, x) for x in found]))]
+
+    answers = in_threads(run, list(range(len(forms))), threads)
+    late = {row: (Status.TIME_LIMIT, "") for row, x in enumerate(answers) if x is None}
+    for row, x in enumerate(answers):
+        warm[row] = warm[row] if x is None else x
+    return BatchResult(torch.as_tensor(warm).to(request.warm_start.device), late)
+
+
+def _from_start(
+    search: Search, form: Form, start: NDArray[np.bool_], seed: int, clock: Deadline, number: int
+) -> NDArray[np.bool_]:
+    """One search; starts after the first are left as they are once time is over."""
+    if clock.expired and number:
+        return start
+    state = State(form, start, seed)
+    search(state, clock)
+    return state.finish()
+
+
+def _movable(form: Form) -> bool:
+    """True if some group has weights of both kinds, so that swaps exist."""
+    sizes = np.bincount(form.labels, minlength=len(form.num_pruned))
+    return bool(((form.num_pruned > 0) & (form.num_pruned < sizes)).any())
+
+
+def _energy(form: Form, x: NDArray[np.bool_]) -> float:
+    return float(energy(form.own, flip_costs(*form.couplings, form.own, x), x))
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    known = [limit for limit in (one, other) if limit is not None]
+    return min(known) if known else None
+
+
+@njit(cache=True, nogil=True)
+def keep_best(x: Any, energies: Any, best: Any, threshold: float) -> Any:
+    """Remember x if its energy is below the best one's; whether it was."""
+    if energies[0] < energies[1] - threshold:
+        energies[1] = energies[0]
+        best[:] = x
+        return True
+    return False

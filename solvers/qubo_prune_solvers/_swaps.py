@@ -1,0 +1,255 @@
+"""Compiled swap kernels: the state of a search that keeps every count, and its moves.
+
+A problem is read as ``own_i = Q_ii`` and ``2 Q_ij = v_i M_ij v_j``; without M, ``2 Q_ij = 2 F_i . F_j``.
+So whole rows share one Gram matrix as M, dense problems are ``M = 2 Q, v = 1``, and factor form is
+never multiplied out. Cached flip costs ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` make a proposal O(1),
+``dE = K_u - K_p - 2 Q_up`` for pruning kept u and restoring pruned p, and an accepted swap O(n)
+(O(n rank) in factor form).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
+
+T = TypeVar("T")
+_NO_MATRIX = np.zeros((0, 0))
+_NO_FACTOR = np.zeros((0, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One problem as the kernels read it."""
+
+    own: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+    values: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    num_pruned: NDArray[np.int64]
+
+    @property
+    def num_variables(self) -> int:
+        """n."""
+        return len(self.own)
+
+    @property
+    def couplings(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """The arguments by which kernels read ``2 Q_ij``."""
+        return self.matrix, self.values, self.factor
+
+
+def form_of(problem: BlockQubo) -> Form:
+    """The kernels' view of one problem; nothing of size n x n is built for factor form."""
+    if isinstance(problem.q, FactorForm):
+        # a writable copy: for read-only arrays every kernel would be compiled once more
+        matrix, values, factor = _NO_MATRIX, np.zeros(0), np.array(problem.q.factor, order="C")
+    else:
+        matrix, values, factor = 2 * problem.q, np.ones(problem.num_variables), _NO_FACTOR
+    counts = np.array(problem.num_pruned, dtype=np.int64)
+    return Form(np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts)
+
+
+def forms_of(batch: BlockBatch) -> Iterator[Form]:
+    """The same for every row of a batch; rows that share a Gram block share the matrix here."""
+    hessian = np.ascontiguousarray(batch.hessian.double().cpu().numpy())
+    values, linear = batch.values.double().cpu().numpy(), batch.linear.double().cpu().numpy()
+    labels = batch.labels.cpu().numpy().astype(np.int64)
+    counts = batch.num_pruned.cpu().numpy().astype(np.int64)
+    for row in range(batch.num_rows):
+        matrix = hessian if batch.shared else hessian[row]
+        own = values[row] ** 2 * np.diagonal(matrix) / 2 + linear[row]
+        yield Form(own, matrix, np.ascontiguousarray(values[row]), _NO_FACTOR, labels, counts[row])
+
+
+def in_threads(work: Callable[[Any], T], items: list[Any], threads: int | None) -> list[T]:
+    """``work`` on every item, in their order, on so many threads (one per core if ``None``).
+
+    The kernels release the interpreter's lock, so threads are enough.
+    """
+    count = min(len(items), threads or os.cpu_count() or 1)
+    if count <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, items))
+
+
+@njit(cache=True, nogil=True)
+def next_random(state: Any) -> Any:
+    """The next 64 random bits (splitmix64); ``state`` is one uint64."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    z = state[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def uniform(state: Any) -> Any:
+    """A random number in [0, 1)."""
+    return np.float64(next_random(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@njit(cache=True, nogil=True)
+def below(state: Any, n: int) -> Any:
+    """A random integer from 0 to n-1."""
+    return np.int64(uniform(state) * n)
+
+
+@njit(cache=True, nogil=True)
+def coupling(matrix: Any, values: Any, factor: Any, i: int, j: int) -> Any:
+    """``2 Q_ij`` for different i and j."""
+    if len(matrix):
+        return values[i] * matrix[i, j] * values[j]
+    total = 0.0
+    for k in range(factor.shape[1]):
+        total += factor[i, k] * factor[j, k]
+    return 2.0 * total
+
+
+@njit(cache=True, nogil=True)
+def flip(matrix: Any, values: Any, factor: Any, i: int, x: Any, costs: Any) -> None:
+    """Flip ``x_i`` and bring the flip costs up to date."""
+    sign = -1.0 if x[i] else 1.0
+    own = costs[i]
+    if len(matrix):
+        scale = sign * values[i]
+        row = matrix[i]
+        for j in range(len(costs)):
+            costs[j] += scale * row[j] * values[j]
+    else:
+        for j in range(len(costs)):
+            total = 0.0
+            for k in range(factor.shape[1]):
+                total += factor[i, k] * factor[j, k]
+            costs[j] += 2.0 * sign * total
+    costs[i] = own
+    x[i] = not x[i]
+
+
+@njit(cache=True, nogil=True)
+def exchange(matrix: Any, values: Any, factor: Any, kept: int, pruned: int, x: Any, costs: Any) -> None:
+    """Prune ``kept``, restore ``pruned``, and bring the flip costs up to date."""
+    if not len(matrix):
+        flip(matrix, values, factor, kept, x, costs)
+        flip(matrix, values, factor, pruned, x, costs)
+        return
+    between = values[kept] * matrix[kept, pruned] * values[pruned]
+    own_kept, own_pruned = costs[kept], costs[pruned]
+    up, down = values[kept], values[pruned]
+    row_up, row_down = matrix[kept], matrix[pruned]
+    for j in range(len(costs)):
+        costs[j] += (up * row_up[j] - down * row_down[j]) * values[j]
+    costs[kept] = own_kept - between
+    costs[pruned] = own_pruned + between
+    x[kept], x[pruned] = True, False
+
+
+@njit(cache=True, nogil=True)
+def flip_costs(matrix: Any, values: Any, factor: Any, own: Any, x: Any) -> Any:
+    """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` from scratch."""
+    costs = own.copy()
+    point = np.zeros(len(own), dtype=np.bool_)
+    for i in range(len(own)):
+        if x[i]:
+            flip(matrix, values, factor, i, point, costs)
+    return costs
+
+
+@njit(cache=True, nogil=True)
+def energy(own: Any, costs: Any, x: Any) -> Any:
+    """``x'Qx`` from the flip costs: ``sum over pruned of (K_i + Q_ii) / 2``."""
+    total = 0.0
+    for i in range(len(x)):
+        if x[i]:
+            total += (costs[i] + own[i]) / 2.0
+    return total
+
+
+@njit(cache=True, nogil=True)
+def best_swap(
+    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, free: Any, now: int, width: int,
+    kept: Any, pruned: Any,
+) -> Any:  # fmt: skip
+    """The best swap among the ``width`` most promising weights of either kind: (change, kept, pruned).
+
+    Weights i with ``free[i] > now`` take no part. ``kept`` and ``pruned`` are room for the candidates,
+    ``(groups, width)``. No partner anywhere gives (inf, -1, -1).
+    """
+    groups = kept.shape[0]
+    best, best_kept, best_pruned = np.inf, -1, -1
+    keys = np.empty((2, width))
+    found = np.empty((2, width), dtype=np.int64)
+    sizes = np.empty(2, dtype=np.int64)
+    for g in range(groups):
+        sizes[:] = 0
+        worst_kept = worst_pruned = np.inf
+        for i in range(len(x)):
+            # a kept weight is the better the lower its cost, a pruned one the higher; written so that the
+            # one branch below is rarely taken and well predicted
+            side = 1 if x[i] else 0
+            key = -costs[i] if x[i] else costs[i]
+            worst = worst_pruned if x[i] else worst_kept
+            if key < worst and free[i] <= now and (groups == 1 or labels[i] == g):
+                at = sizes[side]
+                if at == width:
+                    at -= 1
+                else:
+                    sizes[side] += 1
+                while at > 0 and keys[side, at - 1] > key:
+                    keys[side, at] = keys[side, at - 1]
+                    found[side, at] = found[side, at - 1]
+                    at -= 1
+                keys[side, at] = key
+                found[side, at] = i
+                if sizes[side] == width:
+                    if side:
+                        worst_pruned = keys[1, width - 1]
+                    else:
+                        worst_kept = keys[0, width - 1]
+        for a in range(sizes[0]):
+            kept[g, a] = found[0, a]
+        for b in range(sizes[1]):
+            pruned[g, b] = found[1, b]
+        for a in range(sizes[0]):
+            u = found[0, a]
+            for b in range(sizes[1]):
+                p = found[1, b]
+                change = keys[0, a] + keys[1, b] - coupling(matrix, values, factor, u, p)
+                if change < best:
+                    best, best_kept, best_pruned = change, u, p
+    return best, best_kept, best_pruned
+
+
+@njit(cache=True, nogil=True)
+def descend(
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    threshold: float,
+    kept: Any,
+    pruned: Any,
+    most: int,
+) -> Any:
+    """Best swaps until none of the candidates gains more than ``threshold``; the energy change."""
+    free = np.zeros(len(x), dtype=np.int64)
+    total = 0.0
+    for _ in range(most):
+        change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, 0, kept.shape[1], kept, pruned)
+        if not change < -threshold:
+            break
+        exchange(matrix, values, factor, u, p, x, costs)
+        total += change
+    return total

@@ -1,0 +1,137 @@
+"""Simulated annealing by swaps, which keeps every count; compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numba import njit
+
+from qubo_prune.solver import (
+    BatchRequest,
+    BatchResult,
+    Capabilities,
+    Deadline,
+    Solver,
+    SolveRequest,
+    SolveResult,
+)
+from qubo_prune_solvers._search import State, keep_best, solve_batch_with, solve_with
+from qubo_prune_solvers._swaps import below, coupling, exchange, uniform
+
+
+@dataclass(frozen=True)
+class Anneal(Solver):
+    """Propose random swaps; take one that adds ``dE`` to the energy with probability ``exp(-dE/T)``.
+
+    The temperature falls geometrically from ``hot`` to ``cold`` times the median ``|dE|`` of random
+    swaps at the start. A sweep proposes n swaps; a proposal is O(1), an accepted one O(n). Each start
+    ends in an optimum over all single swaps (over the 64 most promising weights of either kind, for
+    factor form).
+
+    After S. Kirkpatrick, C. Gelatt, M. Vecchi, Science 220 (1983).
+
+    Attributes:
+        starts: runs from the warm start, greedy forward selection, the rounded relaxation and random
+            assignments, in this order.
+        sweeps: temperatures of a run.
+        hot: highest temperature, in median ``|dE|``; low values stay near the start.
+        cold: lowest temperature, in median ``|dE|``.
+        threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batched=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
+    )
+
+    starts: int = 3
+    sweeps: int = 200
+    hot: float = 0.3
+    cold: float = 1e-3
+    threads: int | None = None
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        return solve_with(self._search, request, self.starts, self.threads)
+
+    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
+        return solve_batch_with(self._search, request, self.starts, self.threads)
+
+    def _search(self, state: State, clock: Deadline) -> None:
+        form = state.form
+        order, bounds = _by_group(form.labels, state.x, len(form.num_pruned))
+        scale = _typical_change(*form.couplings, order, bounds, state.costs, state.random)
+        if scale == 0.0:
+            return
+        for temperature in scale * np.geomspace(self.hot, self.cold, self.sweeps):
+            if clock.expired:
+                break
+            _sweep(
+                *form.couplings, order, bounds, state.x, state.costs, state.best, state.energies, state.random,
+                float(temperature), state.threshold,
+            )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
+def _by_group(labels: Any, x: Any, groups: int) -> Any:
+    """Variables ordered by group, the kept ones of each first; where its kept and pruned ones begin and end."""
+    order = np.empty(len(x), dtype=np.int64)
+    bounds = np.empty((groups, 3), dtype=np.int64)
+    at = 0
+    for g in range(groups):
+        bounds[g, 0] = at
+        for side in (False, True):
+            for i in range(len(x)):
+                if labels[i] == g and x[i] == side:
+                    order[at] = i
+                    at += 1
+            bounds[g, 2 if side else 1] = at
+    return order, bounds
+
+
+@njit(cache=True, nogil=True)
+def _draw(order: Any, bounds: Any, random: Any) -> Any:
+    """Places in ``order`` of a random kept and a random pruned variable of one group; (-1, -1) if unlucky."""
+    g = 0
+    if len(bounds) > 1:
+        # groups in proportion to their size
+        at = below(random, len(order))
+        while at >= bounds[g, 2]:
+            g += 1
+    first, middle, end = bounds[g]
+    if first == middle or middle == end:
+        return -1, -1
+    return first + below(random, middle - first), middle + below(random, end - middle)
+
+
+@njit(cache=True, nogil=True)
+def _typical_change(matrix: Any, values: Any, factor: Any, order: Any, bounds: Any, costs: Any, random: Any) -> Any:
+    """The median ``|dE|`` of random swaps."""
+    changes = np.zeros(256)
+    known = 0
+    for _ in range(1024):
+        a, b = _draw(order, bounds, random)
+        if a >= 0 and known < len(changes):
+            u, p = order[a], order[b]
+            changes[known] = abs(costs[u] - costs[p] - coupling(matrix, values, factor, u, p))
+            known += 1
+    return np.median(changes[:known]) if known else 0.0
+
+
+@njit(cache=True, nogil=True)
+def _sweep(
+    matrix: Any, values: Any, factor: Any, order: Any, bounds: Any, x: Any, costs: Any, best: Any, energies: Any,
+    random: Any, temperature: float, threshold: float,
+) -> None:  # fmt: skip
+    """n proposals at one temperature."""
+    for _ in range(len(x)):
+        a, b = _draw(order, bounds, random)
+        if a < 0:
+            continue
+        u, p = order[a], order[b]
+        change = costs[u] - costs[p] - coupling(matrix, values, factor, u, p)
+        if change <= 0.0 or uniform(random) < np.exp(-change / temperature):
+            exchange(matrix, values, factor, u, p, x, costs)
+            order[a], order[b] = p, u
+            energies[0] += change
+            keep_best(x, energies, best, threshold)

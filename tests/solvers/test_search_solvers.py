@@ -1,0 +1,239 @@
+"""What the compiled swap searches share: `tabu`, `local` and `anneal`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from qubo_prune_solvers._relaxation import dual_bound, optimise, relaxed
+from qubo_prune_solvers._starts import starts_of
+from qubo_prune_solvers._swaps import best_swap, coupling, energy, exchange, flip_costs, form_of, forms_of
+from qubo_prune_solvers.anneal import Anneal
+from qubo_prune_solvers.local import Local
+from qubo_prune_solvers.tabu import Tabu
+from reference import minimum, random_batch, random_feasible, random_problem, random_starts, swaps
+
+from qubo_prune import solve
+from qubo_prune.dispatch import solve_batch
+from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.solver import BatchRequest, SolveRequest, Status
+
+SEARCHES = [Tabu(threads=1), Local(threads=1), Anneal(threads=1)]
+by_name = pytest.mark.parametrize("search", SEARCHES, ids=lambda s: type(s).__name__)
+
+
+def factor_problem(rng, n, num_pruned, rank=5, labels=None):
+    return BlockQubo(FactorForm(rng.normal(size=n), rng.normal(size=(n, rank))), num_pruned, 0.5, labels)
+
+
+def problems_of_every_form(rng):
+    labels = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    yield random_problem(rng, 12, 6)
+    yield random_problem(rng, 12, (2, 1, 3), labels)
+    yield factor_problem(rng, 12, 6)
+    yield factor_problem(rng, 12, (1, 0, 4), labels=labels)
+
+
+@by_name
+def test_small_problems_are_solved_to_the_optimum(rng, search):
+    for _ in range(3):
+        for problem in problems_of_every_form(rng):
+            result = search.solve(SolveRequest(problem, seed=3))
+            assert problem.is_feasible(result.assignment)
+            assert result.energy == pytest.approx(minimum(problem), rel=1e-12, abs=1e-12)
+
+
+@by_name
+@pytest.mark.parametrize("form", ["dense", "factor", "groups"])
+def test_no_single_swap_improves_an_answer(rng, search, form):
+    n = 40
+    problem = {
+        "dense": lambda: random_problem(rng, n, 15),
+        "factor": lambda: factor_problem(rng, n, 20),
+        "groups": lambda: random_problem(rng, n, (4, 9), [0, 1] * 20),
+    }[form]()
+    for x in search.solve(SolveRequest(problem, random_feasible(rng, problem))).assignments:
+        reached = problem.energy(x)
+        assert min(problem.energy(other) for other in swaps(problem, x)) >= reached - 1e-9 * abs(reached)
+
+
+@by_name
+def test_the_seed_decides_and_threads_do_not(rng, search):
+    problem = random_problem(rng, 60, 30)
+    first, again, threaded = (
+        type(search)(threads=threads).solve(SolveRequest(problem, seed=5)).assignments for threads in (1, 1, 4)
+    )
+    assert np.array_equal(first, again)
+    assert np.array_equal(first, threaded)
+
+
+@by_name
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("labels", [None, [0, 1] * 6])
+def test_batches_are_solved_row_by_row_in_any_form(rng, search, shared, labels):
+    batch = random_batch(rng, 5, 12, [6] if labels is None else [2, 4], labels, shared)
+    starts = random_starts(rng, batch)
+    request = BatchRequest(batch, starts, seed=2)
+    answer = search.solve_batch(request)
+    assert torch.equal(answer.assignments, type(search)(threads=3).solve_batch(request).assignments)
+    for row in range(5):
+        problem, x = batch.problem(row), answer.assignments[row].numpy()
+        assert problem.is_feasible(x)
+        # a few hundred steps on 12 variables leave nothing to find
+        assert problem.energy(x) == pytest.approx(minimum(problem), rel=1e-9, abs=1e-9)
+    assert torch.equal(starts, request.warm_start)
+    assert solve_batch(search, request).failures == {}
+
+
+@by_name
+def test_a_time_limit_ends_the_search_with_a_feasible_answer(rng, search):
+    problem = random_problem(rng, 300, 100)
+    endless = {
+        Tabu: Tabu(steps=10**9), Local: Local(rounds=10**6), Anneal: Anneal(sweeps=10**6)
+    }[type(search)]  # fmt: skip
+    endless.solve(SolveRequest(random_problem(rng, 8, 4), time_limit=0.01))  # compiles
+    began = time.monotonic()
+    result = endless.solve(SolveRequest(problem, time_limit=0.2))
+    assert time.monotonic() - began < 10
+    assert result.status is Status.TIME_LIMIT
+    assert problem.is_feasible(result.assignment)
+    batch = random_batch(rng, 3, 30, [10])
+    late = endless.solve_batch(BatchRequest(batch, random_starts(rng, batch), time_limit=1e-9))
+    assert {status for status, _ in late.failures.values()} == {Status.TIME_LIMIT}
+    each = endless.solve_batch(BatchRequest(batch, random_starts(rng, batch), row_time_limit=0.05))
+    assert bool((batch.counts(each.assignments) == batch.num_pruned).all())
+
+
+@by_name
+@pytest.mark.parametrize("num_pruned", [0, 9])
+def test_all_kept_or_all_pruned_leaves_nothing_to_do(rng, search, num_pruned):
+    result = search.solve(SolveRequest(random_problem(rng, 9, num_pruned)))
+    assert result.assignment.sum() == num_pruned
+
+
+@by_name
+def test_it_beats_a_plain_descent_on_correlated_rows(rng, search):
+    inputs = rng.normal(size=(200, 120)) @ (np.eye(120) / 3 + rng.normal(size=(120, 120)) / 120**0.5)
+    better = 0
+    for _ in range(4):
+        u = rng.normal(size=120)
+        problem = BlockQubo(u[:, None] * (inputs.T @ inputs) * u, 60)
+        start = np.zeros(120, dtype=bool)
+        start[np.argsort(problem.diagonal)[:60]] = True
+        plain = solve(problem, "greedy", warm_start=start).energy
+        found = solve(problem, search, warm_start=start).energy
+        assert found <= plain * 1.02
+        better += found < plain * 0.999
+    assert better >= 2
+
+
+def test_cached_costs_stay_those_of_a_fresh_sum(rng):
+    for problem in problems_of_every_form(rng):
+        form, x = form_of(problem), random_feasible(rng, problem)
+        costs = flip_costs(*form.couplings, form.own, x)
+        assert costs == pytest.approx(problem.flip_costs(x))
+        for _ in range(20):
+            kept, pruned = np.flatnonzero(~x), np.flatnonzero(x)
+            u, p = int(rng.choice(kept)), int(rng.choice(pruned))
+            before = problem.energy(x)
+            change = costs[u] - costs[p] - coupling(*form.couplings, u, p)
+            exchange(*form.couplings, u, p, x, costs)
+            assert problem.energy(x) - before == pytest.approx(change, rel=1e-9, abs=1e-9)
+            assert costs == pytest.approx(problem.flip_costs(x))
+            assert energy(form.own, costs, x) + problem.offset == pytest.approx(problem.energy(x))
+
+
+def test_forms_of_a_batch_are_the_rows_problems(rng):
+    for shared in (True, False):
+        batch = random_batch(rng, 3, 7, [3], shared=shared)
+        for row, form in enumerate(forms_of(batch)):
+            problem = batch.problem(row)
+            x = random_feasible(rng, problem)
+            assert form.own == pytest.approx(problem.diagonal)
+            assert flip_costs(*form.couplings, form.own, x) == pytest.approx(problem.flip_costs(x))
+
+
+@pytest.mark.parametrize("width", [3, 12])
+def test_the_best_swap_is_the_best_pair_of_the_candidates(rng, width):
+    for problem in problems_of_every_form(rng):
+        form, x = form_of(problem), random_feasible(rng, problem)
+        costs = problem.flip_costs(x)
+        barred = rng.random(12) < 0.2
+        free = np.where(barred, 9, 0)
+        room = np.empty((2, problem.num_groups, width), dtype=np.int64)
+        best, u, p = best_swap(*form.couplings, form.labels, x, costs, free, 5, width, room[0], room[1])
+        expected = np.inf
+        for group in range(problem.num_groups):
+            inside = (problem.labels == group) & ~barred
+            kept = sorted(np.flatnonzero(inside & ~x), key=lambda i: costs[i])[:width]
+            pruned = sorted(np.flatnonzero(inside & x), key=lambda i: -costs[i])[:width]
+            for i in kept:
+                for j in pruned:
+                    expected = min(expected, costs[i] - costs[j] - problem.couplings(int(i))[j])
+        assert best == pytest.approx(expected)
+        if np.isfinite(expected):
+            other = x.copy()
+            other[u], other[p] = True, False
+            assert problem.energy(other) - problem.energy(x) == pytest.approx(best)
+        else:
+            assert (u, p) == (-1, -1)
+
+
+def test_starts_are_feasible_and_begin_with_the_given_one(rng):
+    for problem in problems_of_every_form(rng):
+        form, warm = form_of(problem), random_feasible(rng, problem)
+        starts = starts_of(form, warm, 6, seed=1)
+        assert len(starts) == 6
+        assert all(problem.is_feasible(x) for x in starts)
+        assert np.array_equal(starts[0], warm)
+        lowest = starts_of(form, None, 1, seed=1)[0]
+        for group in range(problem.num_groups):
+            inside = problem.labels == group
+            assert problem.diagonal[inside & lowest].max(initial=-np.inf) <= problem.diagonal[inside & ~lowest].min(
+                initial=np.inf
+            )
+
+
+def test_the_relaxation_is_optimal_and_its_dual_certifies_it(rng):
+    labels = np.array([0, 1] * 6)
+    factor = rng.normal(size=(12, 12))
+    matrix, linear, counts = factor @ factor.T, rng.normal(size=12), np.array([2, 4])
+    y = relaxed(matrix, linear, labels, counts, most=10_000)
+    assert ((y >= 0) & (y <= 1)).all()
+    assert np.bincount(labels, weights=y) == pytest.approx(counts)
+    value, gradient = y @ matrix @ y + linear @ y, 2 * matrix @ y + linear
+    free = np.zeros(12, dtype=np.int64)
+    bound = dual_bound(labels, counts, free, y, gradient, value, np.empty(2))
+    assert bound == pytest.approx(value, rel=1e-3)
+    for _ in range(200):
+        other = rng.random(12)
+        for group in (0, 1):
+            inside = labels == group
+            other[inside] *= counts[group] / other[inside].sum()
+        if (other <= 1).all():
+            assert other @ matrix @ other + linear @ other >= bound - 1e-9
+    # a bound holds at any point, not only at the optimum
+    flat = (counts / 6)[labels]
+    slope = 2 * matrix @ flat + linear
+    early = dual_bound(labels, counts, free, flat, slope, flat @ matrix @ flat + linear @ flat, np.empty(2))
+    assert early <= bound + 1e-9
+    room = np.empty((2, 2), dtype=np.int64)
+    change, _ = optimise(matrix, labels, 2, free, flat, slope, 1e-12, 10_000, room)
+    assert change <= 0
+    assert slope == pytest.approx(2 * matrix @ flat + linear)
+
+
+@by_name
+def test_whole_rows_never_form_their_matrix(rng, search, monkeypatch):
+    batch = random_batch(rng, 3, 20, [10])
+    monkeypatch.setattr(type(batch), "problem", lambda *_: pytest.fail("Q was formed"))
+    search.solve_batch(BatchRequest(batch, torch.zeros(3, 20, dtype=torch.bool).index_fill_(1, torch.arange(10), True)))
+
+
+@by_name
+def test_factor_form_never_becomes_a_matrix(rng, search, monkeypatch):
+    problem = factor_problem(rng, 30, 15)
+    monkeypatch.setattr(BlockQubo, "dense", lambda *_: pytest.fail("Q was formed"))
+    assert problem.is_feasible(search.solve(SolveRequest(problem)).assignment)
