@@ -33,6 +33,7 @@ from qubo_prune.solver import (
     SolveRequest,
     SolveResult,
     Status,
+    best_first,
     derive_seed,
     single_answer,
     to_numpy_bool,
@@ -274,20 +275,20 @@ class _Call:
         if not len(answers) or (can.cardinality and not feasible.any()):
             wanted = "is binary" if not len(answers) else "meets the counts"
             return self._fallback(problem, start, Status.INFEASIBLE, f"no answer {wanted}")
-        raw = np.min(problem.energy(answers[feasible])) if feasible.any() else None
         # what misses a count is mended only for solvers that were not asked to meet it
         mended = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
-        mended, energies = _best(problem, mended, request.num_answers)
+        mended, energies = best_first(problem, mended, request.num_answers)
         repaired = float(energies[0])
+        raw: float | None = repaired
+        if not feasible.all() and not can.cardinality:
+            raw = float(np.min(problem.energy(answers[feasible]))) if feasible.any() else None
         status, bound, info = self._believed(problem, result, repaired, as_given=bool(feasible[0]))
         if self._handling.polish and not (can.swap_optimal or problem.free) and status is not Status.OPTIMAL:
-            mended, energies = _best(
+            mended, energies = best_first(
                 problem, np.stack([_swap_optimum(problem, x) for x in mended]), request.num_answers
             )
         energy_start = None if start is None else float(np.float64(problem.energy(start)))
-        ledger = Ledger(
-            energy_start, None if raw is None else float(raw), float(feasible.mean()), repaired, float(energies[0])
-        )
+        ledger = Ledger(energy_start, raw, float(feasible.mean()), repaired, float(energies[0]))
         worse = energy_start is not None and energies[0] > energy_start
         # the start itself, given back, may differ in its last digits
         if alone and worse and start is not None and not np.array_equal(mended[0], start):
@@ -351,14 +352,6 @@ def _binary_answers(problem: BlockQubo, result: SolveResult) -> NDArray[np.bool_
     points = [np.asarray(x) for x in result.assignments]
     usable = [x.astype(bool) for x in points if x.shape == (n,) and np.isin(x, (0, 1)).all()]
     return np.stack(usable) if usable else np.zeros((0, n), dtype=bool)
-
-
-def _best(problem: BlockQubo, points: NDArray[np.bool_], most: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """The different ones among the assignments, best first, and their energies."""
-    different = np.unique(points, axis=0)
-    energies = np.atleast_1d(problem.energy(different))
-    order = np.argsort(energies, kind="stable")[:most]
-    return different[order], energies[order]
 
 
 def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None = None) -> BatchResult:

@@ -235,12 +235,21 @@ class Solver(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} declares 'batched' but has no solve_batch")
 
 
+def best_first(
+    problem: BlockQubo, points: NDArray[np.bool_], most: int | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The different ones among assignments ``(k, n)``, best first, and their energies."""
+    # a set of bytes, since numpy sorts rows of a thousand columns very slowly
+    different = np.stack(list({x.tobytes(): x for x in points}.values()))
+    energies = np.atleast_1d(problem.energy(different))
+    order = np.argsort(energies, kind="stable")[:most]
+    return different[order], energies[order]
+
+
 def ranked_answers(problem: BlockQubo, assignments: ArrayLike, status: Status, **fields: Any) -> SolveResult:
     """A :class:`SolveResult` of assignments ``(k, n)``, energies computed, best first, each once."""
-    points = np.unique(np.atleast_2d(np.asarray(assignments, dtype=bool)), axis=0)
-    energies = np.atleast_1d(problem.energy(points))
-    order = np.argsort(energies, kind="stable")
-    return SolveResult(points[order], energies[order], status, **fields)
+    points, energies = best_first(problem, np.atleast_2d(np.asarray(assignments, dtype=bool)))
+    return SolveResult(points, energies, status, **fields)
 
 
 def single_answer(problem: BlockQubo, x: NDArray[np.bool_], status: Status, **fields: Any) -> SolveResult:

@@ -1,0 +1,1 @@
+"""Solvers against each other on block QUBOs of real layers."""

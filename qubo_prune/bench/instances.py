@@ -1,0 +1,181 @@
+"""Block QUBOs of real layers: what the benchmarks are run on.
+
+A family is one layer and one block size: the same columns of several rows, so that all its problems
+share one Gram block. A problem is the block alone, ``E(x) = 1/2 (w*x)' H (w*x)``: the mean squared
+output error that pruning these weights of the row brings, half of them to be pruned, Wanda's choice
+as the warm start. Blocks as wide as the layer are whole rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qubo_prune.errors import InputError
+from qubo_prune.hessian import Gram
+from qubo_prune.layers import Layer, find_layers
+from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.models import load_model
+from qubo_prune.network import Seconds, stream
+from qubo_prune.problem import BlockBatch, BlockQubo
+from qubo_prune.progress import Progress
+from qubo_prune.scores import score
+from qubo_prune.solver import to_numpy_bool
+from qubo_prune.text import check_length, token_windows
+
+#: Easy and hard layers of the 135 M language model, from its middle and near its end.
+SMOLLM2_LAYERS = (
+    "model.layers.14.self_attn.q_proj",
+    "model.layers.14.self_attn.o_proj",
+    "model.layers.14.mlp.gate_proj",
+    "model.layers.14.mlp.down_proj",
+    "model.layers.27.self_attn.o_proj",
+)
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where Grams and weights come from: a model and the text it reads."""
+
+    model: str = "smollm2-135m"
+    layers: tuple[str, ...] = SMOLLM2_LAYERS
+    calibration: str = "pydoc"
+    samples: int = 32
+    sequence_length: int = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Problems of one layer and size, one per row, with a warm start each."""
+
+    layer: str
+    batch: BlockBatch
+    start: Tensor
+
+    @property
+    def num_variables(self) -> int:
+        """n."""
+        return self.batch.num_variables
+
+    @property
+    def name(self) -> str:
+        """The layer's last names and n."""
+        parts = self.layer.removeprefix("model.layers.").split(".")
+        return f"{parts[0]}.{parts[-1]}/{self.num_variables}"
+
+    def problems(self) -> Iterator[tuple[BlockQubo, np.ndarray]]:
+        """Each problem with its warm start."""
+        for row in range(self.batch.num_rows):
+            yield self.batch.problem(row), to_numpy_bool(self.start[row])
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A layer's weights and Gram."""
+
+    name: str
+    weight: Tensor
+    gram: Gram
+
+    def family(self, size: int, rows: int, seed: int = 0) -> Family:
+        """``rows`` random rows on ``size`` random columns, the same for the same seed."""
+        d_out, d_in = self.weight.shape
+        if size > d_in:
+            raise InputError(f"A block of {size} does not fit into {self.name!r}, whose rows have {d_in} weights.")
+        rng = np.random.default_rng([seed, size])
+        columns = torch.tensor(np.sort(rng.permutation(d_in)[:size]))
+        chosen = torch.tensor(np.sort(rng.permutation(d_out)[:rows]))
+        hessian = self.gram.matrix[columns][:, columns].contiguous()
+        weight = self.weight[chosen][:, columns].double().contiguous()
+        wanda = score("wanda", weight, Gram(hessian, self.gram.tokens), seed)
+        keep = keep_highest(wanda, Pattern.parse("row"), 1 - (size // 2) / size)
+        nothing = torch.zeros_like(weight)
+        batch = BlockBatch(
+            hessian, weight, nothing, nothing[:, 0], torch.zeros(size, dtype=torch.long), (~keep).sum(1, keepdim=True)
+        )
+        return Family(self.name, batch, ~keep)
+
+
+def capture(source: Source, progress: Progress | None = None, cache: Path | None = None) -> list[Captured]:
+    """Weights and Grams of the source's layers in the dense model, kept on disk for the next time.
+
+    Args:
+        source: the model, its layers, and the text.
+        progress: shows the pass over the text.
+        cache: folder for the captured tensors (safetensors); ``~/.cache/qubo_prune`` by default.
+    """
+    bars = progress or Progress()
+    file = (cache or _cache_folder()) / f"{_key(source)}.safetensors"
+    tensors = _read(file)
+    if tensors is None:
+        tensors = _captured(source, bars)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{os.getpid()}.tmp")
+        save_file(tensors, aside)
+        aside.replace(file)
+    tokens = int(tensors["tokens"])
+    return [Captured(name, tensors[f"{name}.weight"], Gram(tensors[f"{name}.gram"], tokens)) for name in source.layers]
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qubo_prune"
+
+
+def _key(source: Source) -> str:
+    described = json.dumps([_FORMAT, vars(source)], sort_keys=True, default=list)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, Tensor] | None:
+    """What was captured before; ``None`` if nothing was or the file is broken."""
+    try:
+        return load_file(file) if file.is_file() else None
+    except SafetensorError:
+        return None
+
+
+def _captured(source: Source, bars: Progress) -> dict[str, Tensor]:
+    with bars.task(f"loading {source.model}", None):
+        loaded = load_model(source.model)
+    layers = find_layers(loaded.model, source.layers)
+    missing = set(source.layers) - {layer.name for layer in layers}
+    if missing:
+        raise InputError(f"{source.model!r} has no layer {sorted(missing)[0]!r}; give the full names of linear layers.")
+    check_length(loaded.model, source.sequence_length)
+    windows = token_windows(loaded.tokenizer, source.calibration, "calibration", source.samples, source.sequence_length)
+    tensors = {"tokens": torch.tensor(windows.tokens.numel())}
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        tensors[f"{layer.name}.weight"] = layer.matrix().detach().clone().contiguous()
+        tensors[f"{layer.name}.gram"] = gram.matrix.clone()
+        advance(1, layer.name)
+
+    with bars.task("reading the text", len(layers)) as advance:
+        stream(loaded.model, layers, list(torch.split(windows.tokens, 1)), visit, Seconds())
+    return tensors
+
+
+def families(captured: Sequence[Captured], sizes: Sequence[int], rows: int, seed: int = 0) -> list[Family]:
+    """One family per layer and size that fits into it; whole rows where a size is 0."""
+    result = []
+    for size in sizes:
+        for layer in captured:
+            width = layer.weight.shape[1]
+            if size <= width:
+                result.append(layer.family(size or width, rows, seed))
+    if not result:
+        raise InputError(
+            f"None of the sizes {list(sizes)} fits into the layers; give smaller ones, or 0 for whole rows."
+        )
+    return result
