@@ -23,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -38,7 +39,14 @@ class Method(StrEnum):
 Model = Annotated[str, typer.Argument(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")]
 Density = Annotated[float, typer.Option(help="Kept share of each budget, above 0 and at most 1.")]
 PatternOption = Annotated[str, typer.Option(help="Where the budget is balanced: row, layer, or n:m such as 2:4.")]
-SolverOption = Annotated[str, typer.Option(help="Who decides the blocks: a name, or package.module:Class.")]
+SolverOption = Annotated[
+    str, typer.Option(help="Who decides: a name, package.module:Class, or adapter:package.module:Thing.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the solver, its value as JSON or as text."),
+]
+NoPolish = Annotated[bool, typer.Option("--no-polish", help="Leave out the swaps on the solver's answers.")]
 Calibration = Annotated[
     str, typer.Option(help="Calibration text: a file, a folder of .txt files, a data set id, or pydoc.")
 ]
@@ -83,6 +91,31 @@ def _hush_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+def _settings(solver: str, given: list[str] | None) -> dict[str, Any]:
+    """Settings from ``name=value`` texts, checked against the solver they are for."""
+    from qubo_prune.errors import InputError
+    from qubo_prune.registry import make_solver
+
+    settings: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"The setting {text!r} is not understood; give --set name=value.")
+        if name in settings:
+            raise InputError(f"The setting {name!r} is given twice; give it once.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    try:
+        make_solver(solver, **settings)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # an unknown setting, or a value that the solver refuses
+        raise InputError(str(error)) from None
+    return settings
+
+
 def _show(result: Any, as_json: bool, quiet: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result.to_dict(), indent=1) + "\n")
@@ -101,9 +134,17 @@ def prune_command(
     warm_start: Annotated[
         str, typer.Option(help="magnitude, wanda, greedy, random, or a masks.safetensors.")
     ] = "wanda",
+    set_: Settings = None,
     block_size: Annotated[
         int | None, typer.Option(help="Weights per block; 64, or less if the solver takes less.")
     ] = None,
+    block_time: Annotated[
+        str, typer.Option(help="Most time for one block such as 500ms or 10s; none for no limit.")
+    ] = "60s",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes for solvers that take one block at a time; one per core.")
+    ] = None,
+    no_polish: NoPolish = False,
     max_sweeps: Annotated[int, typer.Option(help="Most blocks per row before the whole-row swaps.")] = 1,
     max_time: MaxTime = None,
     calibration: Calibration = "pydoc",
@@ -131,8 +172,10 @@ def prune_command(
         _hush_libraries()
         given = KeepMasks.load(warm_start) if warm_start.endswith(".safetensors") else warm_start
         report = prune(
-            model, calibration, density, pattern=pattern, method=method.value, solver=solver, warm_start=given,
-            block_size=block_size, max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
+            model, calibration, density, pattern=pattern, method=method.value, solver=solver,
+            solver_settings=_settings(solver, set_), warm_start=given, block_size=block_size,
+            block_time=None if block_time == "none" else block_time, workers=workers, polish=not no_polish,
+            max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
             sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
             dtype=dtype, device=device, trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
             progress=not quiet,
@@ -212,26 +255,131 @@ def compare_command(
             typer.echo(f"The model of the last method is in {output}.")
 
 
+@app.command("solve")
+def solve_command(
+    problem: Annotated[Path, typer.Argument(help="A problem file: .json, .coo, .qubo, .lp or .ising.")],
+    solver: SolverOption = "greedy",
+    set_: Settings = None,
+    num_pruned: Annotated[
+        str | None, typer.Option(help="Exact counts in place of the file's: 5, or 5,3 for two groups.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Format of the file, if its suffix does not say it.")] = None,
+    seed: Seed = 0,
+    time_limit: Annotated[str | None, typer.Option(help="Wall-clock limit such as 500ms, 10s, 5m.")] = None,
+    answers: Annotated[int, typer.Option(help="How many answers are wanted at most.")] = 1,
+    no_polish: NoPolish = False,
+    output: Annotated[Path | None, typer.Option(help="File for the result as JSON.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Solve one block QUBO from a file.
+
+    Example: qubo-prune solve problem.json --solver tabu --time-limit 5s
+    """
+    with _plain_errors("nothing was written."):
+        from qubo_prune.answer import Answer
+        from qubo_prune.dispatch import solve
+        from qubo_prune.errors import InputError
+        from qubo_prune.files import read_problem
+        from qubo_prune.progress import Progress
+        from qubo_prune.pruning import parse_seconds
+
+        settings, limit = _settings(solver, set_), parse_seconds(time_limit)
+        if output is not None and (output.is_dir() or not output.parent.is_dir()):
+            raise InputError(f"{output} cannot be written: give a file in a folder that is there.")
+        read = read_problem(problem, _counts(num_pruned), format)
+        with Progress(not quiet).task(f"solving {problem.name} by {solver}", None):
+            result = solve(read, solver, seed, limit, num_answers=answers, polish=not no_polish, **settings)
+        asked = {"settings": settings, "seed": seed, "time_limit": limit, "polish": not no_polish}
+        answer = Answer(read, result, str(problem), asked)
+        if output is not None:
+            answer.save(output)
+        _show(answer, as_json, quiet)
+
+
+def _counts(text: str | None) -> tuple[int, ...] | None:
+    from qubo_prune.errors import InputError
+
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise InputError(f"--num-pruned is {text!r}; give whole numbers from 0 on, such as 5 or 5,3.")
+    return tuple(map(int, words))
+
+
 @app.command("solvers")
 def solvers_command(as_json: Json = False) -> None:
-    """List the installed solvers."""
+    """List the solvers, what they can do, and why one cannot be used here."""
     from dataclasses import asdict
 
     from rich.table import Table
 
-    from qubo_prune.registry import describe_solvers
+    from qubo_prune.registry import available_adapters, describe_solvers
 
     infos = describe_solvers()
     if as_json:
         sys.stdout.write(json.dumps([asdict(info) for info in infos], indent=1) + "\n")
         return
-    table = Table("solver", "from", "exact", "batched", "most variables", "state")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column in ("solver", "exact", "counts", "groups", "batch", "factor", "random", "size", "package", "state"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
     for info in infos:
         can = info.capabilities
-        size = "any" if can is None or can.max_variables is None else str(can.max_variables)
-        flags = ("-", "-", "-") if can is None else ("yes" if can.exact else "no", "yes" if can.batched else "no", size)
-        table.add_row(info.name, info.distribution, *flags, info.error or "ready")
+        if can is None:
+            table.add_row(info.name, *["?"] * 7, info.distribution, "not usable")
+            continue
+        groups = can.cardinality and can.groups
+        flags = (can.exact, can.cardinality, groups, can.batched, can.factor_form, can.stochastic)
+        size = "any" if can.max_variables is None else str(can.max_variables)
+        table.add_row(info.name, *("yes" if flag else "-" for flag in flags), size, info.distribution, "ready")
     Console().print(table)
+    for info in infos:
+        if info.error:
+            Console(soft_wrap=True).print(f"{info.name}: {info.error}", markup=False, highlight=False)
+    typer.echo(f"Adapters (NAME:package.module:Thing): {', '.join(available_adapters()) or 'none'}")
+
+
+@app.command("check-solver")
+def check_solver_command(
+    solver: Annotated[str, typer.Argument(help="A name, package.module:Class, or adapter:package.module:Thing.")],
+    set_: Settings = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Check that a solver keeps to the contract; exit code 1 if it does not.
+
+    Example: qubo-prune check-solver my_package.my_module:MySolver
+    """
+    with _plain_errors("nothing was changed."):
+        from dataclasses import asdict
+
+        from rich.table import Table
+        from rich.text import Text
+
+        from qubo_prune.progress import Progress
+        from qubo_prune.registry import make_solver
+        from qubo_prune.testing import check_names, run_check
+
+        made, outcomes = make_solver(solver, **_settings(solver, set_)), []
+        with Progress(not quiet and not as_json).task(f"checking {solver}", len(check_names())) as advance:
+            for name in check_names():
+                outcomes.append(run_check(name, made))
+                advance(1, name)
+        failed = sum(outcome.passed is False for outcome in outcomes)
+        if as_json:
+            sys.stdout.write(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
+        elif not quiet:
+            table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+            for column in ("check", "result", "seconds", ""):
+                table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+            for outcome in outcomes:
+                state = {True: "passed", False: "FAILED", None: "n/a"}[outcome.passed]
+                table.add_row(outcome.name.replace("_", " "), state, f"{outcome.seconds:.2f}", Text(outcome.message))
+            Console().print(table)
+            typer.echo(f"{solver}: {failed} of {len(outcomes)} checks failed." if failed else f"{solver}: passed.")
+        if failed:
+            raise typer.Exit(FAILED)
 
 
 def main() -> None:

@@ -179,6 +179,11 @@ def describe_solvers() -> list[SolverInfo]:
     return infos
 
 
+def available_adapters() -> list[str]:
+    """Names of the registered adapters, sorted."""
+    return list(_by_name(ADAPTERS))
+
+
 def available_solvers() -> list[str]:
     """Names of the solvers that can be used here, sorted."""
     return [info.name for info in describe_solvers() if info.error is None]

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from reference import feasible_points
 from typer.testing import CliRunner
 
+from qubo_prune import registry
 from qubo_prune.cli import app
+from qubo_prune.dispatch import solve
+from qubo_prune.files import read_problem, write_problem
+from qubo_prune.problem import BlockQubo
+from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers
 
 SMALL = ["--samples", "4", "--sequence-length", "16"]
 
@@ -97,12 +105,160 @@ def test_masks_of_a_run_are_a_warm_start(model: Path, text: Path, tmp_path: Path
     assert json.loads(printed)["settings"]["warm_start"] == "given masks"
 
 
-def test_solvers_are_listed() -> None:
+def test_the_solvers_settings_and_limits_are_passed_on(model: Path, text: Path, tmp_path: Path) -> None:
+    common = ["prune", model, "--calibration", text, "--json", *SMALL]
+    code, printed, _ = call(
+        *common, "--output", tmp_path / "a", "--set", "candidates=3", "--set", "precision=double",
+        "--block-time", "2s", "--workers", 0, "--no-polish",
+    )  # fmt: skip
+    assert code == 0
+    settings = json.loads(printed)["settings"]
+    assert settings["solver_settings"] == "Greedy(candidates=3, precision='double')"
+    assert (settings["block_time"], settings["polish"]) == (2.0, False)
+    code, printed, _ = call(*common, "--output", tmp_path / "b", "--block-time", "none")
+    assert (json.loads(printed)["settings"]["block_time"], json.loads(printed)["settings"]["polish"]) == (None, True)
+
+
+def test_solvers_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     code, printed, _ = call("solvers")
     assert code == 0
-    assert "greedy" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    head, *rows, last = printed.splitlines()
+    assert last.startswith("Adapters (NAME:package.module:Thing): ")
+    said = {row.split()[0]: row.split() for row in rows}
+    assert head.split()[:3] == ["solver", "exact", "counts"]
+    assert said["greedy"][1:] == ["-", "yes", "yes", "yes", "yes", "-", "any", "qubo-prune", "ready"]
     code, printed, _ = call("solvers", "--json")
-    assert {entry["name"] for entry in json.loads(printed)} >= {"exact", "greedy"}
+    infos = {entry["name"]: entry for entry in json.loads(printed)}
+    assert set(infos) >= {"exact", "greedy"}
+    assert infos["greedy"]["capabilities"]["devices"] == ["cpu", "cuda"]
+
+
+def test_a_solver_that_cannot_be_used_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [EntryPoint("cold", "no_such_package:Cold", registry.GROUP)]
+    monkeypatch.setattr(registry, "_entry_points", lambda group=registry.GROUP: entries)
+    code, printed, _ = call("solvers")
+    assert code == 0
+    assert "not usable" in printed
+    assert "cold: The solver 'cold' (no_such_package:Cold) cannot be loaded: ModuleNotFoundError" in printed
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> Path:
+    path = tmp_path / "block.json"
+    rng = np.random.default_rng(0)
+    write_problem(BlockQubo(rng.normal(size=(10, 10)), (3, 2), 0.5, [0, 1] * 5), path)
+    return path
+
+
+def test_solve_prints_what_was_found_and_whose_merit_it_is(problem: Path) -> None:
+    code, printed, _ = call("solve", problem, "--solver", "exact")
+    assert code == 0
+    best = solve(read_problem(problem), "exact")
+    lines = {name: rest.strip() for name, _, rest in (line.strip().partition(" ") for line in printed.splitlines())}
+    assert lines["problem"].startswith("10 variables, prune 5 in 2 groups")
+    assert lines["energy"] == f"{best.energy:.9g}"
+    assert lines["bound"].startswith(f"{best.lower_bound:.9g} (gap ")
+    assert lines["status"].startswith("OPTIMAL: The assignment is a proven optimum.")
+    assert lines["pruned"].startswith("5 of 10: ")
+    assert {"solver", "raw", "repaired", "polished", "seconds"} <= set(lines)
+
+
+def test_solve_as_json_and_into_a_file(problem: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answer.json"
+    code, printed, _ = call(
+        "solve", problem, "--solver", "greedy", "--set", "candidates=4", "--num-pruned", "4,1", "--seed", 3,
+        "--time-limit", "5s", "--no-polish", "--answers", 2, "--output", out, "--json",
+    )  # fmt: skip
+    assert code == 0
+    data = json.loads(printed)
+    assert data == json.loads(out.read_text())
+    assert data["problem"]["num_pruned"] == [4, 1]
+    assert (data["settings"], data["seed"], data["time_limit"]) == ({"candidates": 4}, 3, 5.0)
+    assert data["ledger"]["polished"] == data["energy"] == data["answers"][0]["energy"]
+    x = np.zeros(10)
+    x[data["answers"][0]["pruned"]] = 1
+    read = read_problem(problem, (4, 1))
+    assert read.is_feasible(x)
+    assert read.energy(x) == pytest.approx(data["energy"])
+    assert call("solve", problem, "--quiet") == (0, "", "")
+
+
+def test_solve_lists_further_answers(problem: Path) -> None:
+    code, printed, _ = call("solve", problem, "--solver", "test_cli:Everything", "--answers", 3, "--no-polish")
+    assert code == 0
+    assert [line.split()[0] for line in printed.splitlines()[-4:]] == ["answer", "1", "2", "3"]
+
+
+class Everything(Solver):
+    """Answers every assignment there is."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        points = feasible_points(request.problem)
+        return ranked_answers(request.problem, points, Status.FEASIBLE, info={"points": "[bold]all[/]"})
+
+
+def test_a_problem_file_of_another_suffix_and_without_counts(problem: Path, tmp_path: Path) -> None:
+    other = tmp_path / "block.txt"
+    write_problem(BlockQubo(np.eye(3), None), other, "qubo")
+    code, _, errors = call("solve", other, "--format", "qubo")
+    assert (code, "The problem has no counts, which 'greedy' needs" in " ".join(errors.split())) == (2, True)
+    code, printed, _ = call("solve", other, "--format", "qubo", "--num-pruned", 1, "--json")
+    assert json.loads(printed)["energy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--solver", "gredy"], "did you mean 'greedy'"),
+        (["--set", "candiates=3"], "has no setting 'candiates'; did you mean 'candidates'"),
+        (["--set", "candidates"], "The setting 'candidates' is not understood; give --set name=value"),
+        (["--set", "candidates=1", "--set", "candidates=2"], "The setting 'candidates' is given twice"),
+        (["--num-pruned", "three"], "--num-pruned is 'three'; give whole numbers"),
+        (["--num-pruned", "3"], "num_pruned gives 1 counts and the file has 2 groups"),
+        (["--time-limit", "soon"], "The time 'soon' is not understood"),
+        (["--answers", "0"], "num_answers is 0"),
+        (["--format", "qubo"], "line 1: '{' is found"),
+        (["--output", "no/such/folder.json"], "give a file in a folder that is there"),
+        (["--solver", "dimodd:dwave.samplers:TabuSampler"], "There is no adapter 'dimodd'; did you mean 'dimod'"),
+    ],
+)
+def test_a_bad_request_to_solve_is_one_sentence_and_code_2(problem: Path, arguments: list[str], message: str) -> None:
+    code, printed, errors = call("solve", problem, *arguments)
+    assert (code, printed) == (2, "")
+    assert message in " ".join(errors.split())
+    assert errors.startswith("Error: ")
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_check_solver_says_what_holds() -> None:
+    code, printed, _ = call("check-solver", "greedy", "--set", "candidates=4")
+    assert code == 0
+    assert "several groups" in printed
+    assert "it gives no lower bound" in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "greedy: passed."
+    code, printed, _ = call("check-solver", "exact", "--json")
+    assert code == 0
+    assert {"name", "passed", "message", "seconds"} == set(json.loads(printed)[0])
+
+
+class Boasting(Solver):
+    """Claims energies that there are not, and leaves out the counts."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        x = np.zeros((1, request.problem.num_variables), dtype=bool)
+        return SolveResult(x, np.array([-1e9]), Status.OPTIMAL)
+
+
+def test_check_solver_ends_with_code_1_where_something_is_wrong() -> None:
+    code, printed, _ = call("check-solver", "test_cli:Boasting")
+    assert code == 1
+    assert "an answer misses a count: [0] are pruned; the counts are [4]" in " ".join(printed.split())
+    assert "checks failed" in printed.splitlines()[-1]
+    assert call("check-solver", "test_cli:Boasting", "--quiet") == (1, "", "")
+    code, _, errors = call("check-solver", "gredy")
+    assert (code, "did you mean 'greedy'" in errors) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +268,9 @@ def test_solvers_are_listed() -> None:
         (["--density", "1.2"], "density is 1.2"),
         (["--pattern", "3:6"], "which 6 does not divide"),
         (["--solver", "gredy"], "did you mean 'greedy'"),
+        (["--set", "candiates=3"], "has no setting 'candiates'; did you mean 'candidates'"),
+        (["--block-time", "soon"], "'soon' is not understood"),
+        (["--workers", "-1"], "workers is -1"),
         (["--calibration", "missing.txt"], "There is no text 'missing.txt'"),
         (["--samples", "4000"], "give more text"),
         (["--max-time", "soon"], "'soon' is not understood"),
