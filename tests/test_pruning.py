@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tiny
 import torch
+from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
 import qubo_prune.pruning as pruning
 from qubo_prune import InputError, KeepMasks, prune
 from qubo_prune.layers import find_layers
 from qubo_prune.masks import Pattern
+from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult
+
+
+@dataclass(frozen=True)
+class Small(Solver):
+    """Greedy for small blocks, one at a time."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(anytime=True, stochastic=False, max_variables=28)
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        return Greedy().solve(request)
 
 
 def run(model: nn.Module, **settings: Any) -> Any:
@@ -175,7 +188,9 @@ def test_infinite_activations_name_the_layer_and_lose_nothing() -> None:
         ({"warm_start": "magnitud"}, "did you mean 'magnitude'"),
         ({"max_time": "5x"}, "'5x' is not understood"),
         ({"max_time": -1}, "is not understood"),
-        ({"solver": "exact", "block_size": 64}, "at most 28 variables"),
+        ({"solver": Small(), "block_size": 64}, "'Small' takes at most 28 variables"),
+        ({"block_time": "soon"}, "'soon' is not understood"),
+        ({"workers": -1}, "workers is -1"),
         ({"block_size": 1}, "block_size is 1"),
         ({"include": ["*.nothing"]}, "matches none"),
     ],
@@ -249,7 +264,7 @@ def test_a_density_that_keeps_nothing_is_refused() -> None:
 
 
 def test_small_solvers_get_small_blocks() -> None:
-    report = run(tiny.llama(), solver="exact", include=["*.0.self_attn.k_proj"])
+    report = run(tiny.llama(), solver=Small(), include=["*.0.self_attn.k_proj"])
     assert report.settings["block_size"] == 28
     assert report.layers[0].error_after < report.layers[0].error_before
 
