@@ -47,8 +47,7 @@ class Entrant:
     def make(self) -> Solver:
         """The solver, on one thread if it can be told."""
         solver = make_solver(self.name, **self.settings)
-        fields = {f.name for f in dataclasses.fields(solver)} if dataclasses.is_dataclass(solver) else set()
-        if "threads" in fields and "threads" not in self.settings:
+        if hasattr(solver, "threads") and "threads" not in self.settings:
             return make_solver(self.name, **self.settings, threads=1)
         return solver
 

@@ -22,10 +22,7 @@ from qubo_prune.solver import (
     to_numpy_bool,
 )
 from qubo_prune_solvers._starts import starts_of
-from qubo_prune_solvers._swaps import Form, descend, energy, flip_costs, form_of, forms_of, in_threads
-
-# rounds of candidates; rows need a handful, the bound only stops a cycle within the rounding
-_MOST_SWAPS = 100_000
+from qubo_prune_solvers._swaps import Form, energy, flip_costs, form_of, forms_of, in_threads, settle
 
 
 class State:
@@ -41,26 +38,24 @@ class State:
         self.clock = np.zeros(2, dtype=np.int64)
         self.free = np.zeros(form.num_variables, dtype=np.int64)
         self.random = np.array([seed], dtype=np.uint64)
-
-    @property
-    def threshold(self) -> float:
-        """Gains below this are rounding."""
-        return 1e-12 * float(np.abs(self.form.own).mean())
+        self.threshold = rounding(form)
 
     def finish(self) -> NDArray[np.bool_]:
         """The best assignment, brought to an optimum over all single swaps."""
-        form = self.form
-        costs = flip_costs(*form.couplings, form.own, self.best)
-        # in factor form a pair costs O(rank), so only the most promising ones are tried
-        width = form.num_variables if len(form.matrix) else min(64, form.num_variables)
-        descend_all(form, self.best, costs, self.threshold, width)
+        settle_form(self.form, self.best)
         return self.best
 
 
-def descend_all(form: Form, x: NDArray[np.bool_], costs: NDArray[np.float64], threshold: float, width: int) -> None:
-    """Best swaps among the ``width`` most promising weights of either kind, until none gains."""
-    room = np.empty((2, max(1, len(form.num_pruned)), max(1, width)), dtype=np.int64)
-    descend(*form.couplings, form.labels, x, costs, threshold, room[0], room[1], _MOST_SWAPS)
+def settle_form(form: Form, x: NDArray[np.bool_], width: int = 8) -> None:
+    """Descend from x, in place, to an optimum over all single swaps."""
+    costs = flip_costs(*form.couplings, form.own, x)
+    room = np.empty((2, max(1, len(form.num_pruned)), width), dtype=np.int64)
+    settle(*form.couplings, form.labels, form.reach, x, costs, rounding(form), room[0], room[1])
+
+
+def rounding(form: Form) -> float:
+    """Energy changes below this are rounding."""
+    return 1e-12 * float(np.abs(form.own).mean()) if len(form.own) else 0.0
 
 
 Search = Callable[[State, Deadline], None]

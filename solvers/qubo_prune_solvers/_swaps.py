@@ -24,6 +24,8 @@ from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
 T = TypeVar("T")
 _NO_MATRIX = np.zeros((0, 0))
 _NO_FACTOR = np.zeros((0, 0))
+# a descent ends by itself; the bound only stops a cycle within the rounding
+_MOST_SWAPS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class Form:
     factor: NDArray[np.float64]
     labels: NDArray[np.int64]
     num_pruned: NDArray[np.int64]
+    reach: NDArray[np.float64]
 
     @property
     def num_variables(self) -> int:
@@ -56,7 +59,9 @@ def form_of(problem: BlockQubo) -> Form:
     else:
         matrix, values, factor = 2 * problem.q, np.ones(problem.num_variables), _NO_FACTOR
     counts = np.array(problem.num_pruned, dtype=np.int64)
-    return Form(np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts)
+    return Form(
+        np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts, couplings_reach(matrix)
+    )
 
 
 def forms_of(batch: BlockBatch) -> Iterator[Form]:
@@ -65,10 +70,12 @@ def forms_of(batch: BlockBatch) -> Iterator[Form]:
     values, linear = batch.values.double().cpu().numpy(), batch.linear.double().cpu().numpy()
     labels = batch.labels.cpu().numpy().astype(np.int64)
     counts = batch.num_pruned.cpu().numpy().astype(np.int64)
+    reach = couplings_reach(hessian) if batch.shared else None
     for row in range(batch.num_rows):
         matrix = hessian if batch.shared else hessian[row]
         own = values[row] ** 2 * np.diagonal(matrix) / 2 + linear[row]
-        yield Form(own, matrix, np.ascontiguousarray(values[row]), _NO_FACTOR, labels, counts[row])
+        far = couplings_reach(matrix) if reach is None else reach
+        yield Form(own, matrix, np.ascontiguousarray(values[row]), _NO_FACTOR, labels, counts[row], far)
 
 
 def in_threads(work: Callable[[Any], T], items: list[Any], threads: int | None) -> list[T]:
@@ -232,24 +239,105 @@ def best_swap(
 
 @njit(cache=True, nogil=True)
 def descend(
-    matrix: Any,
-    values: Any,
-    factor: Any,
-    labels: Any,
-    x: Any,
-    costs: Any,
-    threshold: float,
-    kept: Any,
-    pruned: Any,
-    most: int,
+    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, threshold: float, kept: Any, pruned: Any
 ) -> Any:
     """Best swaps until none of the candidates gains more than ``threshold``; the energy change."""
     free = np.zeros(len(x), dtype=np.int64)
     total = 0.0
-    for _ in range(most):
+    for _ in range(_MOST_SWAPS):
         change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, 0, kept.shape[1], kept, pruned)
         if not change < -threshold:
             break
         exchange(matrix, values, factor, u, p, x, costs)
         total += change
     return total
+
+
+@njit(cache=True, nogil=True)
+def couplings_reach(matrix: Any) -> Any:
+    """``max_{j != i} |M_ij|`` of every row: no coupling of i is larger than that times two values."""
+    n = len(matrix)
+    reach = np.zeros(n)
+    for i in range(n):
+        largest = 0.0
+        for j in range(n):
+            largest = max(largest, abs(matrix[i, j]) if j != i else 0.0)
+        reach[i] = largest
+    return reach
+
+
+@njit(cache=True, nogil=True)
+def _pruned_extremes(values: Any, costs: Any, pruned: Any) -> Any:
+    """The highest flip cost and the largest value of the pruned weights."""
+    cost, value = -np.inf, 0.0
+    for j in pruned:
+        cost = max(cost, costs[j])
+        value = max(value, abs(values[j]) if len(values) else 0.0)
+    return cost, value
+
+
+@njit(cache=True, nogil=True)
+def _best_partner(matrix: Any, values: Any, factor: Any, labels: Any, costs: Any, kept: int, pruned: Any) -> Any:
+    """``K_p + 2 Q_up`` of the pruned weight of its group that ``kept`` is best swapped with, and its place."""
+    best, place = -np.inf, -1
+    if len(matrix):
+        row, scale, own = matrix[kept], values[kept], labels[kept]
+        for k in range(len(pruned)):
+            j = pruned[k]
+            gain = costs[j] + scale * row[j] * values[j]
+            if gain > best and labels[j] == own:
+                best, place = gain, k
+    else:
+        for k in range(len(pruned)):
+            if labels[pruned[k]] == labels[kept]:
+                gain = costs[pruned[k]] + coupling(matrix, values, factor, kept, pruned[k])
+                if gain > best:
+                    best, place = gain, k
+    return best, place
+
+
+@njit(cache=True, nogil=True)
+def settle(
+    matrix: Any, values: Any, factor: Any, labels: Any, reach: Any, x: Any, costs: Any, threshold: float, kept: Any,
+    pruned: Any,
+) -> None:  # fmt: skip
+    """Descend to an optimum over all single swaps: by candidates while they gain, then by all pairs.
+
+    Every kept weight in turn is swapped with its best partner where that gains, until a whole round
+    brought nothing. ``reach`` (see :func:`couplings_reach`; empty for factor form) tells which weights
+    cannot gain, whatever their couplings are. ``kept`` and ``pruned`` are room for candidates.
+    """
+    descend(matrix, values, factor, labels, x, costs, threshold, kept, pruned)
+    n = len(x)
+    members = np.flatnonzero(x)
+    cost, value = _pruned_extremes(values, costs, members)
+    in_vain, u, left = 0, 0, _MOST_SWAPS
+    while in_vain < n and left > 0:
+        in_vain += 1
+        hopeless = x[u] or (len(matrix) > 0 and costs[u] - cost - abs(values[u]) * reach[u] * value >= 0.0)
+        if not hopeless:
+            gain, place = _best_partner(matrix, values, factor, labels, costs, u, members)
+            if place >= 0 and costs[u] - gain < -threshold:
+                exchange(matrix, values, factor, u, members[place], x, costs)
+                members[place] = u
+                cost, value = _pruned_extremes(values, costs, members)
+                in_vain = 0
+                left -= 1
+        u = u + 1 if u + 1 < n else 0
+
+
+@njit(cache=True, nogil=True)
+def settle_rows(
+    hessian: Any, values: Any, labels: Any, x: Any, costs: Any, thresholds: Any, width: int, groups: int
+) -> None:
+    """The same for many rows, ``(r, n)`` each, which share ``hessian[0]`` or have one each ``(r, n, n)``."""
+    kept = np.empty((groups, width), dtype=np.int64)
+    pruned = np.empty((groups, width), dtype=np.int64)
+    factor = np.empty((0, 0))
+    reach = couplings_reach(hessian[0])
+    for row in range(len(x)):
+        matrix = hessian[0]
+        if len(hessian) > 1:
+            matrix = hessian[row]
+            reach = couplings_reach(matrix)
+        settle(matrix, values[row], factor, labels, reach, x[row], costs[row], thresholds[row], kept, pruned)

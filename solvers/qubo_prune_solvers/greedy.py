@@ -1,18 +1,19 @@
-"""Best-swap descent for many problems at once, in torch: the same code on CPU and CUDA."""
+"""Best-swap descent for many problems at once: compiled on the CPU, in torch on CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qubo_prune.construction import select_forward
-from qubo_prune.couplings import Couplings, of_batch, of_factor
-from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
+from qubo_prune.couplings import Couplings, of_batch
+from qubo_prune.problem import BlockBatch
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -25,10 +26,15 @@ from qubo_prune.solver import (
     single_answer,
     to_numpy_bool,
 )
+from qubo_prune_solvers._search import settle_form
+from qubo_prune_solvers._starts import starts_of
+from qubo_prune_solvers._swaps import form_of, in_threads, settle_rows
 
 # rounds of descent and candidate pairs; rows need a handful, the bound only stops a cycle of
 # gains that are no larger than the rounding of the costs
 _MOST_ROUNDS = 100
+# rows between two looks at the clock
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -36,38 +42,82 @@ class Greedy(Solver):
     """Swap a kept weight with a pruned one of its group while that lowers the energy.
 
     Exchanging kept u with pruned p changes the energy by ``K_u - K_p - 2 Q_up`` with the flip costs
-    ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j``. The cheapest u is paired with its best p; when that
-    fails, all pairs of the ``candidates`` best of either side are tried. Problems with several
-    groups scan all pairs within the groups. O(n) per swap, and no n x n matrix for whole rows that
-    share one Gram block.
+    ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j``. O(n) per swap, and no n x n matrix for whole rows that
+    share one Gram block. Without a warm start it begins from greedy forward selection.
 
-    Without a warm start it begins from greedy forward selection.
+    On the CPU, compiled: the best swap among the ``candidates`` of either side while that gains, then
+    every kept weight with its best partner, to an optimum over all single swaps (in factor form too).
+    On CUDA, in torch, many rows in step: the cheapest u is paired with its best p; when that fails, all
+    pairs of the candidates are tried; several groups scan all their pairs.
 
     Attributes:
-        candidates: how many of either side are paired in batches (single problems try all pairs).
-        precision: of the descent in batches; energies are re-scored in float64 by the framework.
+        candidates: how many weights of either side are paired.
+        kernel: ``compiled`` and ``torch`` choose one of the two everywhere, ``auto`` by device.
+        precision: of the torch kernel; energies are re-scored in float64 by the framework.
+        threads: of the compiled kernel, for the rows of a batch; one per core if ``None``.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        batched=True, stochastic=False, factor_form=True, anytime=True, swap_optimal=True, devices=("cpu", "cuda")
+        batched=True,
+        stochastic=False,
+        factor_form=True,
+        anytime=True,
+        parallel=True,
+        swap_optimal=True,
+        devices=("cpu", "cuda"),
     )
 
     candidates: int = 8
+    kernel: Literal["auto", "compiled", "torch"] = "auto"
     precision: Literal["single", "double"] = "single"
+    threads: int | None = None
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)
-        start = self._start(problem) if request.warm_start is None else torch.tensor(request.warm_start)[None, :]
-        if isinstance(problem.q, FactorForm):
-            couplings, costs, scale = of_factor(problem.q, start)
-        else:
-            couplings, costs, scale = of_batch(BlockBatch.of(problem), start, torch.float64)
-        pairs = _group_pairs(torch.tensor(problem.labels), problem.num_groups)
-        x = _descend(couplings, costs, start, scale, pairs, problem.num_variables, clock)
-        status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
-        return single_answer(problem, to_numpy_bool(x[0]), status)
+        form = form_of(problem)
+        x = starts_of(form, None, 2, 0)[1] if request.warm_start is None else np.array(request.warm_start, dtype=bool)
+        if clock.expired:
+            return single_answer(problem, x, Status.TIME_LIMIT)
+        settle_form(form, x, self._width(problem.num_variables))
+        return single_answer(problem, x, Status.LOCAL_OPTIMUM)
 
     def solve_batch(self, request: BatchRequest, /) -> BatchResult:
+        on_cpu = request.problems.values.device.type == "cpu"
+        if self.kernel == "compiled" or (self.kernel == "auto" and on_cpu):
+            return self._compiled_batch(request)
+        return self._torch_batch(request)
+
+    def _width(self, n: int) -> int:
+        return max(1, min(self.candidates, n))
+
+    def _compiled_batch(self, request: BatchRequest) -> BatchResult:
+        batch, clock = request.problems, Deadline(request.time_limit)
+        values, warm = batch.values.double(), request.warm_start.double()
+        own = values * values * batch.hessian.diagonal(dim1=-2, dim2=-1).double() / 2
+        costs = request.flip_costs
+        if costs is None:
+            costs = batch.linear + values * batch.times_hessian(values * warm) + own * (1 - 2 * warm)
+        hessian = batch.hessian.double().reshape(-1, batch.num_variables, batch.num_variables)
+        thresholds = (own + batch.linear).abs().mean(1) * 1e-12
+        h, u, k, threshold, labels = map(_on_host, (hessian, values, costs, thresholds, batch.labels.long()))
+        # the kernel changes these two
+        x, k = to_numpy_bool(request.warm_start).copy(), k.copy()
+        late: dict[int, tuple[Status, str]] = {}
+
+        def run(rows: slice) -> None:
+            if clock.expired:
+                late.update(dict.fromkeys(range(*rows.indices(len(x))), (Status.TIME_LIMIT, "")))
+                return
+            settle_rows(
+                h if batch.shared else h[rows], u[rows], labels, x[rows], k[rows], threshold[rows],
+                self._width(batch.num_variables), batch.num_groups,
+            )  # fmt: skip
+
+        if batch.num_groups and batch.num_variables:
+            in_threads(run, [slice(at, at + _ROWS) for at in range(0, batch.num_rows, _ROWS)], self.threads)
+        return BatchResult(torch.as_tensor(x).to(request.warm_start.device), late)
+
+    def _torch_batch(self, request: BatchRequest) -> BatchResult:
         batch, clock = request.problems, Deadline(request.time_limit)
         dtype = torch.float32 if self.precision == "single" else torch.float64
         pairs = _group_pairs(batch.labels, batch.num_groups)
@@ -79,14 +129,10 @@ class Greedy(Solver):
             answers.append(_descend(couplings, costs, start, scale, pairs, self.candidates, clock))
         return BatchResult(torch.cat(answers) if answers else request.warm_start)
 
-    @staticmethod
-    def _start(problem: BlockQubo) -> Bool[Tensor, "1 n"]:
-        nothing = torch.zeros(1, problem.num_variables, dtype=torch.bool)
-        if isinstance(problem.q, FactorForm):
-            couplings, costs, _ = of_factor(problem.q, nothing)
-        else:
-            couplings, costs, _ = of_batch(BlockBatch.of(problem), nothing, torch.float64)
-        return select_forward(couplings, costs, torch.tensor(problem.labels), torch.tensor([problem.num_pruned]))
+
+def _on_host(array: Tensor) -> NDArray[Any]:
+    """A contiguous array, without a copy where it is one already."""
+    return np.ascontiguousarray(array.cpu().numpy())
 
 
 def _chunks(batch: BlockBatch, entries_per_row: int) -> list[slice]:

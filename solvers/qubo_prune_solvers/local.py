@@ -20,9 +20,6 @@ from qubo_prune.solver import (
 from qubo_prune_solvers._search import State, keep_best, solve_batch_with, solve_with
 from qubo_prune_solvers._swaps import below, best_swap, coupling, descend, exchange, flip
 
-# a descent ends by itself; the bound only stops a cycle within the rounding
-_MOST_SWAPS = 100_000
-
 
 @dataclass(frozen=True)
 class Local(Solver):
@@ -71,7 +68,8 @@ class Local(Solver):
                 break
             _round(
                 *form.couplings, form.labels, state.x, state.costs, state.best, state.energies, state.free,
-                state.random, room[0], room[1], room[2], room[3], self.kick if number else 0, self.ejections, state.threshold,
+                state.random, room[0], room[1], room[2], room[3], self.kick if number else 0, self.ejections,
+                state.threshold,
             )  # fmt: skip
 
 
@@ -85,7 +83,7 @@ def _round(
     for _ in range(kick):
         _kick(matrix, values, factor, labels, x, costs, energies, free, random, kept, pruned)
     while True:
-        energies[0] += descend(matrix, values, factor, labels, x, costs, threshold, kept, pruned, _MOST_SWAPS)
+        energies[0] += descend(matrix, values, factor, labels, x, costs, threshold, kept, pruned)
         gain = _eject(
             matrix, values, factor, labels, x, costs, free, kept, pruned, first_kept, first_pruned, ejections, threshold
         )

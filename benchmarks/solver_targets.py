@@ -1,0 +1,142 @@
+"""What the solvers have to reach on block QUBOs of a real language model, one core, in one run.
+
+    python benchmarks/solver_targets.py [--quick]
+
+Prints, for each target, what was measured. Times are wall-clock on one core with the framework's
+checks included; solvers take turns on every problem, so that ratios hold on a shared machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+
+import numpy as np
+import torch
+from qubo_prune_solvers._search import State, descend_all
+from qubo_prune_solvers._swaps import forms_of
+from qubo_prune_solvers.greedy import Greedy
+from rich.console import Console
+
+from qubo_prune.bench.instances import Captured, Source, capture, families
+from qubo_prune.bench.solvers import SolverBenchmark, compare_solvers, one_core, parse_entrants
+from qubo_prune.problem import BlockQubo
+from qubo_prune.progress import Progress
+from qubo_prune.solver import BatchRequest, to_numpy_bool
+
+console = Console(soft_wrap=True)
+
+
+def main() -> None:
+    """Measure every target."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the problems")
+    rows = 4 if parser.parse_args().quick else 20
+    bars = Progress(True)
+    captured = capture(Source(), bars)
+    annealing(captured, max(4, rows // 2), bars)
+    batched_greedy(captured)
+    proofs(captured, rows, bars)
+    whole_rows(captured, rows, bars)
+    quantum(captured, max(2, rows // 10), bars)
+
+
+def annealing(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """A compiled search against D-Wave's annealing at n = 1024."""
+    entrants = parse_entrants("tabu(starts=1, steps=5), local(starts=1), neal(start=random), neal, tabu(steps=100)")
+    result = compare_solvers(families(captured, [1024], rows), entrants, progress=bars)
+    (family,) = result.families()
+    console.rule(f"blocks of 1024, half pruned, {rows} problems")
+    slow = median(r.seconds for r in result.of(family, "neal(start=random)"))
+    for label in result.solvers():
+        seconds = median(r.seconds for r in result.of(family, label))
+        raw = 100 * median(result.gaps(family, label, "raw"))
+        console.print(f"{label:24s} raw excess {raw:5.2f} %   {1e3 * seconds:7.1f} ms   neal(random) / this {slow / seconds:6.1f}")
+    no_worse = _wins(result, family, "tabu(starts=1, steps=5)", "neal(start=random)")
+    console.print(f"tabu no worse than neal's best of 10 random reads in {no_worse} of {rows}")
+
+
+def _wins(result: SolverBenchmark, family: str, one: str, other: str) -> int:
+    pairs = zip(result.of(family, one), result.of(family, other), strict=True)
+    return sum((a.raw or np.inf) <= (b.raw or np.inf) * (1 + 1e-9) for a, b in pairs)
+
+
+def batched_greedy(captured: list[Captured]) -> None:
+    """``greedy`` in batches against a descent that looks at all pairs in every step."""
+    console.rule("greedy in batches of 256 rows, n = 512")
+    for family in families(captured, [512], 256):
+        batch, start = family.batch, family.start
+        request = BatchRequest(batch, start)
+        with one_core():
+            Greedy().solve_batch(BatchRequest(batch.rows(slice(0, 8)), start[:8]))
+            began = time.perf_counter()
+            answer = Greedy().solve_batch(request).assignments
+            seconds = time.perf_counter() - began
+            full = torch.tensor(np.stack([_full_descent(form, x) for form, x in zip(forms_of(batch), to_numpy_bool(start), strict=True)]))
+        excess = 100 * (batch.energy(answer).sum() / batch.energy(full).sum() - 1)
+        console.print(
+            f"{family.name:20s} {1e3 * seconds / len(start):6.3f} ms a row   energies {float(excess):+5.2f} % against all pairs"
+        )
+
+
+def _full_descent(form: object, start: np.ndarray) -> np.ndarray:
+    state = State(form, start, 0)  # type: ignore[arg-type]
+    descend_all(state.form, state.x, state.costs, state.threshold, state.form.num_variables)
+    return state.x
+
+
+def proofs(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """Proven optima."""
+    console.rule("proven optima")
+    for label, size, limit in (("cpsat", 32, 10.0), ("exact", 32, 1.0), ("exact", 64, 1.0), ("exact", 128, 5.0)):
+        result = compare_solvers(families(captured, [size], rows), parse_entrants(label), time_limit=limit, progress=bars)
+        seconds = [r.seconds for r in result.records]
+        proven = sum(r.proven for r in result.records)
+        console.print(
+            f"{label} n = {size:3d}: {proven} of {len(seconds)} proven within {limit:g} s; median {1e3 * median(seconds):.1f} ms, "
+            f"slowest {1e3 * max(seconds):.0f} ms, over 100 ms: {sum(s > 0.1 for s in seconds)}"
+        )
+
+
+def whole_rows(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """Rows of 576 of the middle layer's o_proj."""
+    layer = [c for c in captured if c.name.endswith("14.self_attn.o_proj")]
+    entrants = parse_entrants("tabu, local, anneal, greedy, tabu(steps=300)")
+    result = compare_solvers(families(layer, [0], rows), entrants, progress=bars)
+    (family,) = result.families()
+    console.rule(f"whole rows, {family}, {rows} problems")
+    for label in result.solvers():
+        seconds, gaps = [r.seconds for r in result.of(family, label)], result.gaps(family, label)
+        console.print(
+            f"{label:18s} excess median {100 * median(gaps):6.2f} %, worst {100 * max(gaps):6.2f} %   "
+            f"{1e3 * median(seconds):7.1f} ms, slowest {1e3 * max(seconds):7.1f} ms"
+        )
+
+
+def quantum(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """QAOA at n = 12 against random feasible samples and against everything classical."""
+    entrants = parse_entrants("exact, greedy, neal, qaoa(ansatz=xy), qaoa(ansatz=penalty)")
+    chosen = families(captured, [12], rows)
+    result = compare_solvers(chosen, entrants, progress=bars)
+    console.rule("blocks of 12")
+    console.print(result)
+    for family in chosen:
+        for label in ("qaoa(ansatz=xy)", "qaoa(ansatz=penalty)"):
+            records = result.of(family.name, label)
+            feasible = 100 * median(r.feasible for r in records)
+            console.print(f"{family.name:18s} {label:22s} feasible samples {feasible:5.1f} %")
+        problem: BlockQubo = next(iter(family.problems()))[0]
+        console.print(f"{family.name:18s} random feasible assignments: mean energy {_random_mean(problem):.4g}")
+
+
+def _random_mean(problem: BlockQubo, draws: int = 2000) -> float:
+    rng = np.random.default_rng(0)
+    points = np.zeros((draws, problem.num_variables), dtype=bool)
+    for point in points:
+        point[rng.permutation(problem.num_variables)[: problem.num_pruned[0]]] = True
+    return float(np.mean(problem.energy(points)))
+
+
+if __name__ == "__main__":
+    main()
