@@ -90,7 +90,7 @@ def test_unknown_names_give_near_ones():
 def test_unknown_settings_give_near_ones():
     with pytest.raises(TypeError, match="no setting 'candidate'; did you mean 'candidates'"):
         make_solver("greedy", candidate=3)
-    with pytest.raises(TypeError, match=r"'greedy' has no setting 'seed'; it has candidates, precision"):
+    with pytest.raises(TypeError, match=r"'greedy' has no setting 'seed'; it has candidates, .*precision"):
         make_solver("greedy", seed=3)
 
 
