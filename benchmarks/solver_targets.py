@@ -14,8 +14,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from qubo_prune_solvers._search import State, descend_all
-from qubo_prune_solvers._swaps import forms_of
+from qubo_prune_solvers._search import rounding
+from qubo_prune_solvers._swaps import Form, descend, flip_costs, forms_of
 from qubo_prune_solvers.greedy import Greedy
 from rich.console import Console
 
@@ -52,7 +52,9 @@ def annealing(captured: list[Captured], rows: int, bars: Progress) -> None:
     for label in result.solvers():
         seconds = median(r.seconds for r in result.of(family, label))
         raw = 100 * median(result.gaps(family, label, "raw"))
-        console.print(f"{label:24s} raw excess {raw:5.2f} %   {1e3 * seconds:7.1f} ms   neal(random) / this {slow / seconds:6.1f}")
+        console.print(
+            f"{label:24s} raw excess {raw:5.2f} %   {1e3 * seconds:7.1f} ms   neal(random) / this {slow / seconds:6.1f}"
+        )
     no_worse = _wins(result, family, "tabu(starts=1, steps=5)", "neal(start=random)")
     console.print(f"tabu no worse than neal's best of 10 random reads in {no_worse} of {rows}")
 
@@ -69,28 +71,34 @@ def batched_greedy(captured: list[Captured]) -> None:
         batch, start = family.batch, family.start
         request = BatchRequest(batch, start)
         with one_core():
-            Greedy().solve_batch(BatchRequest(batch.rows(slice(0, 8)), start[:8]))
+            Greedy(threads=1).solve_batch(BatchRequest(batch.rows(slice(0, 8)), start[:8]))
             began = time.perf_counter()
-            answer = Greedy().solve_batch(request).assignments
+            answer = Greedy(threads=1).solve_batch(request).assignments
             seconds = time.perf_counter() - began
-            full = torch.tensor(np.stack([_full_descent(form, x) for form, x in zip(forms_of(batch), to_numpy_bool(start), strict=True)]))
+            pairs = zip(forms_of(batch), to_numpy_bool(start), strict=True)
+            full = torch.tensor(np.stack([_full_descent(form, x) for form, x in pairs]))
         excess = 100 * (batch.energy(answer).sum() / batch.energy(full).sum() - 1)
         console.print(
             f"{family.name:20s} {1e3 * seconds / len(start):6.3f} ms a row   energies {float(excess):+5.2f} % against all pairs"
         )
 
 
-def _full_descent(form: object, start: np.ndarray) -> np.ndarray:
-    state = State(form, start, 0)  # type: ignore[arg-type]
-    descend_all(state.form, state.x, state.costs, state.threshold, state.form.num_variables)
-    return state.x
+def _full_descent(form: Form, start: np.ndarray) -> np.ndarray:
+    """The best of all pairs in every step."""
+    x, n = start.copy(), form.num_variables
+    costs = flip_costs(*form.couplings, form.own, x)
+    room = np.empty((2, 1, n), dtype=np.int64)
+    descend(*form.couplings, form.labels, x, costs, rounding(form), room[0], room[1])
+    return x
 
 
 def proofs(captured: list[Captured], rows: int, bars: Progress) -> None:
     """Proven optima."""
     console.rule("proven optima")
     for label, size, limit in (("cpsat", 32, 10.0), ("exact", 32, 1.0), ("exact", 64, 1.0), ("exact", 128, 5.0)):
-        result = compare_solvers(families(captured, [size], rows), parse_entrants(label), time_limit=limit, progress=bars)
+        result = compare_solvers(
+            families(captured, [size], rows), parse_entrants(label), time_limit=limit, progress=bars
+        )
         seconds = [r.seconds for r in result.records]
         proven = sum(r.proven for r in result.records)
         console.print(

@@ -50,7 +50,7 @@ def settle_form(form: Form, x: NDArray[np.bool_], width: int = 8) -> None:
     """Descend from x, in place, to an optimum over all single swaps."""
     costs = flip_costs(*form.couplings, form.own, x)
     room = np.empty((2, max(1, len(form.num_pruned)), width), dtype=np.int64)
-    settle(*form.couplings, form.labels, form.reach, x, costs, rounding(form), room[0], room[1])
+    settle(*form.couplings, form.labels, form.pull, form.size, x, costs, rounding(form), room[0], room[1])
 
 
 def rounding(form: Form) -> float:

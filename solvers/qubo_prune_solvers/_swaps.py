@@ -30,7 +30,7 @@ _MOST_SWAPS = 100_000
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """One problem as the kernels read it."""
+    """One problem as the kernels read it; ``|2 Q_ij| <= pull_i size_j`` bounds the couplings."""
 
     own: NDArray[np.float64]
     matrix: NDArray[np.float64]
@@ -38,7 +38,8 @@ class Form:
     factor: NDArray[np.float64]
     labels: NDArray[np.int64]
     num_pruned: NDArray[np.int64]
-    reach: NDArray[np.float64]
+    pull: NDArray[np.float64]
+    size: NDArray[np.float64]
 
     @property
     def num_variables(self) -> int:
@@ -56,12 +57,12 @@ def form_of(problem: BlockQubo) -> Form:
     if isinstance(problem.q, FactorForm):
         # a writable copy: for read-only arrays every kernel would be compiled once more
         matrix, values, factor = _NO_MATRIX, np.zeros(0), np.array(problem.q.factor, order="C")
+        pull = size = np.sqrt(2 * (factor**2).sum(axis=1))
     else:
         matrix, values, factor = 2 * problem.q, np.ones(problem.num_variables), _NO_FACTOR
+        pull, size = reach(matrix)
     counts = np.array(problem.num_pruned, dtype=np.int64)
-    return Form(
-        np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts, couplings_reach(matrix)
-    )
+    return Form(np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts, pull, size)
 
 
 def forms_of(batch: BlockBatch) -> Iterator[Form]:
@@ -70,12 +71,13 @@ def forms_of(batch: BlockBatch) -> Iterator[Form]:
     values, linear = batch.values.double().cpu().numpy(), batch.linear.double().cpu().numpy()
     labels = batch.labels.cpu().numpy().astype(np.int64)
     counts = batch.num_pruned.cpu().numpy().astype(np.int64)
-    reach = couplings_reach(hessian) if batch.shared else None
+    shared = reach(hessian) if batch.shared else None
     for row in range(batch.num_rows):
         matrix = hessian if batch.shared else hessian[row]
         own = values[row] ** 2 * np.diagonal(matrix) / 2 + linear[row]
-        far = couplings_reach(matrix) if reach is None else reach
-        yield Form(own, matrix, np.ascontiguousarray(values[row]), _NO_FACTOR, labels, counts[row], far)
+        pull, size = shared or reach(matrix)
+        own_values, strength = np.ascontiguousarray(values[row]), np.abs(values[row])
+        yield Form(own, matrix, own_values, _NO_FACTOR, labels, counts[row], strength * pull, strength * size)
 
 
 def in_threads(work: Callable[[Any], T], items: list[Any], threads: int | None) -> list[T]:
@@ -254,26 +256,33 @@ def descend(
 
 
 @njit(cache=True, nogil=True)
-def couplings_reach(matrix: Any) -> Any:
-    """``max_{j != i} |M_ij|`` of every row: no coupling of i is larger than that times two values."""
+def reach(matrix: Any) -> Any:
+    """``size_j = sqrt |M_jj|`` and ``pull_i = max_{j != i} |M_ij| / size_j``, so ``|M_ij| <= pull_i size_j``."""
     n = len(matrix)
-    reach = np.zeros(n)
+    size, pull = np.zeros(n), np.zeros(n)
+    largest = 0.0
     for i in range(n):
-        largest = 0.0
+        largest = max(largest, abs(matrix[i, i]))
+    for i in range(n):
+        # a weight without curvature of its own must not divide by zero
+        size[i] = np.sqrt(max(abs(matrix[i, i]), 1e-12 * largest, 1e-300))
+    inverse = 1.0 / size
+    for i in range(n):
+        furthest = 0.0
         for j in range(n):
-            largest = max(largest, abs(matrix[i, j]) if j != i else 0.0)
-        reach[i] = largest
-    return reach
+            furthest = max(furthest, abs(matrix[i, j]) * inverse[j] if j != i else 0.0)
+        pull[i] = furthest
+    return pull, size
 
 
 @njit(cache=True, nogil=True)
-def _pruned_extremes(values: Any, costs: Any, pruned: Any) -> Any:
-    """The highest flip cost and the largest value of the pruned weights."""
-    cost, value = -np.inf, 0.0
+def _pruned_extremes(costs: Any, sizes: Any, pruned: Any) -> Any:
+    """The highest flip cost and the largest size of the pruned weights."""
+    cost, size = -np.inf, 0.0
     for j in pruned:
         cost = max(cost, costs[j])
-        value = max(value, abs(values[j]) if len(values) else 0.0)
-    return cost, value
+        size = max(size, sizes[j])
+    return cost, size
 
 
 @njit(cache=True, nogil=True)
@@ -298,29 +307,27 @@ def _best_partner(matrix: Any, values: Any, factor: Any, labels: Any, costs: Any
 
 @njit(cache=True, nogil=True)
 def settle(
-    matrix: Any, values: Any, factor: Any, labels: Any, reach: Any, x: Any, costs: Any, threshold: float, kept: Any,
-    pruned: Any,
+    matrix: Any, values: Any, factor: Any, labels: Any, pull: Any, size: Any, x: Any, costs: Any, threshold: float,
+    kept: Any, pruned: Any,
 ) -> None:  # fmt: skip
     """Descend to an optimum over all single swaps: by candidates while they gain, then by all pairs.
 
     Every kept weight in turn is swapped with its best partner where that gains, until a whole round
-    brought nothing. ``reach`` (see :func:`couplings_reach`; empty for factor form) tells which weights
-    cannot gain, whatever their couplings are. ``kept`` and ``pruned`` are room for candidates.
+    brought nothing. ``|2 Q_up| <= pull_u size_p`` tells which weights cannot gain. ``kept`` and ``pruned`` are room for candidates.
     """
     descend(matrix, values, factor, labels, x, costs, threshold, kept, pruned)
     n = len(x)
     members = np.flatnonzero(x)
-    cost, value = _pruned_extremes(values, costs, members)
+    highest, widest = _pruned_extremes(costs, size, members)
     in_vain, u, left = 0, 0, _MOST_SWAPS
     while in_vain < n and left > 0:
         in_vain += 1
-        hopeless = x[u] or (len(matrix) > 0 and costs[u] - cost - abs(values[u]) * reach[u] * value >= 0.0)
-        if not hopeless:
+        if not x[u] and costs[u] - highest - pull[u] * widest < 0.0:
             gain, place = _best_partner(matrix, values, factor, labels, costs, u, members)
             if place >= 0 and costs[u] - gain < -threshold:
                 exchange(matrix, values, factor, u, members[place], x, costs)
                 members[place] = u
-                cost, value = _pruned_extremes(values, costs, members)
+                highest, widest = _pruned_extremes(costs, size, members)
                 in_vain = 0
                 left -= 1
         u = u + 1 if u + 1 < n else 0
@@ -334,10 +341,14 @@ def settle_rows(
     kept = np.empty((groups, width), dtype=np.int64)
     pruned = np.empty((groups, width), dtype=np.int64)
     factor = np.empty((0, 0))
-    reach = couplings_reach(hessian[0])
+    pull, size = reach(hessian[0])
     for row in range(len(x)):
         matrix = hessian[0]
         if len(hessian) > 1:
             matrix = hessian[row]
-            reach = couplings_reach(matrix)
-        settle(matrix, values[row], factor, labels, reach, x[row], costs[row], thresholds[row], kept, pruned)
+            pull, size = reach(matrix)
+        strength = np.abs(values[row])
+        settle(
+            matrix, values[row], factor, labels, strength * pull, strength * size, x[row], costs[row], thresholds[row],
+            kept, pruned,
+        )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from qubo_prune_solvers._relaxation import dual_bound, optimise, relaxed
+from qubo_prune_solvers._search import settle_form
 from qubo_prune_solvers._starts import starts_of
 from qubo_prune_solvers._swaps import best_swap, coupling, energy, exchange, flip_costs, form_of, forms_of
 from qubo_prune_solvers.anneal import Anneal
@@ -153,6 +154,27 @@ def test_forms_of_a_batch_are_the_rows_problems(rng):
             x = random_feasible(rng, problem)
             assert form.own == pytest.approx(problem.diagonal)
             assert flip_costs(*form.couplings, form.own, x) == pytest.approx(problem.flip_costs(x))
+
+
+def test_couplings_stay_within_their_bounds(rng):
+    batch = random_batch(rng, 2, 9, [4])
+    zero_curvature = BlockQubo(np.array([[0.0, 1.0], [1.0, 0.0]]), 1)
+    forms = [form_of(p) for p in (*problems_of_every_form(rng), zero_curvature)] + list(forms_of(batch))
+    for form in forms:
+        for i, j in np.ndindex(form.num_variables, form.num_variables):
+            if i != j:
+                assert abs(coupling(*form.couplings, i, j)) <= form.pull[i] * form.size[j] * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_settling_ends_where_no_pair_gains(rng, width):
+    for problem in (*problems_of_every_form(rng), random_problem(rng, 50, 20), factor_problem(rng, 50, 25)):
+        x = random_feasible(rng, problem)
+        before = problem.energy(x)
+        settle_form(form_of(problem), x, width)
+        assert problem.is_feasible(x)
+        assert problem.energy(x) <= before + 1e-9
+        assert min(problem.energy(other) for other in swaps(problem, x)) >= problem.energy(x) - 1e-9
 
 
 @pytest.mark.parametrize("width", [3, 12])
