@@ -140,7 +140,8 @@ def _key(source: Source) -> str:
 def _read(file: Path) -> dict[str, Tensor] | None:
     """What was captured before; ``None`` if nothing was or the file is broken."""
     try:
-        return load_file(file) if file.is_file() else None
+        # copies: the tensors would otherwise live in the file, which somebody may overwrite
+        return {name: tensor.clone() for name, tensor in load_file(file).items()} if file.is_file() else None
     except SafetensorError:
         return None
 

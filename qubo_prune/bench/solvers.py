@@ -58,6 +58,7 @@ def parse_entrants(text: str) -> list[Entrant]:
     Raises:
         InputError: the text is not a list of that form.
     """
+    text = text.strip()
     pattern = re.compile(r"\s*([^,()]+?)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
     entrants, at = [], 0
     while at < len(text):

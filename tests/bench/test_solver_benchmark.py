@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from reference import minimum, random_layer
+from rich.console import Console
+
+from qubo_prune.bench.instances import Captured
+from qubo_prune.bench.solvers import Entrant, compare_solvers, one_core, parse_entrants
+from qubo_prune.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def families():
+    layer = random_layer(np.random.default_rng(3), 6, 20)
+    captured = Captured("model.layers.3.mlp.up_proj", layer.weight, layer.gram)
+    return [captured.family(8, 3), captured.family(20, 2)]
+
+
+@pytest.fixture(scope="module")
+def result(families):
+    return compare_solvers(families, parse_entrants("exact,greedy,neal(num_reads=3),qaoa"), seed=1)
+
+
+def test_entrants_are_read_with_their_settings():
+    assert parse_entrants("tabu, neal(num_reads=10, start=random),local") == [
+        Entrant("tabu", "tabu", {}),
+        Entrant("neal(num_reads=10, start=random)", "neal", {"num_reads": 10, "start": "random"}),
+        Entrant("local", "local", {}),
+    ]
+    (one,) = parse_entrants("dimod:dwave.samplers:TabuSampler(timeout=5)")
+    assert (one.name, one.settings) == ("dimod:dwave.samplers:TabuSampler", {"timeout": 5})
+    assert parse_entrants("tabu")[0].make().threads == 1
+    assert parse_entrants("tabu(threads=2)")[0].make().threads == 2
+
+
+@pytest.mark.parametrize("text", ["", " ", "tabu(", "tabu)", "tabu(steps)", "a,,b"])
+def test_entrants_that_cannot_be_read_are_refused(text):
+    with pytest.raises(InputError, match=r"give (names|name=value)|No solver"):
+        parse_entrants(text)
+
+
+def test_every_solver_meets_every_problem(result, families):
+    assert result.families() == ["3.up_proj/8", "3.up_proj/20"]
+    for family in families:
+        for solver in ("exact", "greedy", "neal(num_reads=3)"):
+            records = result.of(family.name, solver)
+            assert [r.instance for r in records] == list(range(family.batch.num_rows))
+            assert all(r.num_variables == family.num_variables and r.seconds > 0 for r in records)
+    assert result.refused["3.up_proj/20", "qaoa"] == "takes at most 14"
+    assert len(result.of("3.up_proj/8", "qaoa")) == 3
+
+
+def test_energies_are_those_of_the_problems(result, families):
+    for row, (problem, start) in enumerate(families[0].problems()):
+        low = minimum(problem)
+        (exact,) = (r for r in result.of("3.up_proj/8", "exact") if r.instance == row)
+        assert exact.proven
+        assert exact.energy == pytest.approx(low)
+        assert exact.lower_bound == pytest.approx(low)
+        assert exact.start == pytest.approx(float(problem.energy(start)))
+        for solver in ("greedy", "neal(num_reads=3)", "qaoa"):
+            (record,) = (r for r in result.of("3.up_proj/8", solver) if r.instance == row)
+            assert record.energy >= low * (1 - 1e-9)
+            assert record.energy <= record.repaired * (1 + 1e-9)
+            assert not record.proven
+    assert max(result.gaps("3.up_proj/8", "exact")) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_table_and_the_files_hold_what_was_measured(result, tmp_path):
+    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(result)
+    console.file.close()
+    text = console.export_text()
+    assert "3.up_proj/8" in text
+    assert "takes at most 14" in text
+    assert "(start)" in text
+    assert "3/3" in text
+    result.save_csv(tmp_path / "bench.csv")
+    rows = list(csv.DictReader((tmp_path / "bench.csv").read_text().splitlines()))
+    assert len(rows) == len(result.records)
+    assert float(rows[0]["energy"]) == result.records[0].energy
+    data = json.loads(json.dumps(result.to_dict()))
+    assert len(data["records"]) == len(rows)
+    assert {label for _, label, _ in data["batched_seconds"]} == {"exact", "greedy"}
+
+
+def test_one_core_is_given_back():
+    before = torch.get_num_threads()
+    cores = os.sched_getaffinity(0)
+
+    def fail() -> None:
+        with one_core():
+            assert len(os.sched_getaffinity(0)) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert os.sched_getaffinity(0) == cores
+    assert torch.get_num_threads() == before
