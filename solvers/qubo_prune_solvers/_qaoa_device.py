@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # what circuits are counted in where no backend says otherwise, and what noise acts on
 _BASIS = ("rz", "sx", "x", "cx")
 
+# of the statevector sampler for a gate and an amplitude, on a busy core
+_SECONDS = 3e-7
+
 
 class Device:
     """One circuit on a sampler, transpiled for it.
@@ -48,9 +51,16 @@ class Device:
         return np.asarray(result[0].data.meas.to_bool_array("little"))
 
     @property
+    def seconds_foreseen(self) -> float:
+        """Roughly what a job of the statevector sampler takes; 0 for others, of which nothing is known."""
+        if self._circuit is self._transpiled:
+            return 0.0
+        return float(_SECONDS * self._circuit.size() * 2**self._circuit.num_qubits)
+
+    @property
     def depth(self) -> int:
         """Layers of gates in the transpiled circuit, the measurement not counted."""
-        return int(self._transpiled.remove_final_measurements(inplace=False).depth())
+        return int(self._transpiled.depth(lambda gate: gate.operation.name not in ("measure", "barrier")))
 
     @property
     def two_qubit_gates(self) -> int:

@@ -34,7 +34,7 @@ class Simulation:
     """Amplitudes over ``points`` ``(s, n)``, on which the scaled energies are ``phases`` ``(s,)``."""
 
     def __init__(self, ansatz: Ansatz, points: NDArray[np.bool_], phases: NDArray[np.float64]) -> None:
-        self._ansatz, self._phases = ansatz, phases
+        self._ansatz, self._points, self._phases = ansatz, points, phases
         self._place = np.full(2**ansatz.num_qubits, -1, dtype=np.int64)
         self._codes = points @ (1 << np.arange(ansatz.num_qubits))
         self._place[self._codes] = np.arange(len(points))
@@ -59,6 +59,12 @@ class Simulation:
     def mean(self, angles: NDArray[np.float64]) -> float:
         """Mean of the scaled energies."""
         return float(self.probabilities(angles) @ self._phases)
+
+    def sample(self, angles: NDArray[np.float64], shots: int, seed: int) -> NDArray[np.bool_]:
+        """What a device without errors would measure, ``(shots, n)``."""
+        probabilities = self.probabilities(angles)
+        drawn = np.random.default_rng(seed).choice(len(probabilities), shots, p=probabilities / probabilities.sum())
+        return self._points[drawn]
 
     def _start(self) -> NDArray[np.complex128]:
         size = len(self._phases)

@@ -31,8 +31,8 @@ class CpSat(Solver):
     """Prove the optimum over products ``z_ij = x_i x_j``, with an objective of integer coefficients.
 
     Counts are linear equalities, and so are they times each variable: ``sum_j z_ij = m_g x_i`` over
-    the others j of a group g, with ``m_g - 1`` in i's own. Real blocks of 32 take seconds, half of
-    them pruned; above 48 the answer is a heuristic with a weak bound.
+    the others j of a group g, with ``m_g - 1`` in i's own. Real blocks, half pruned, take 0.1 to 8 s
+    for 32 weights (100 of 100 proved) and 2 to 60 s for 48; larger ones end with a bound, if at all.
 
     CP-SAT minimises the energy with coefficients rounded to integers. By how much the two can differ
     in any assignment that meets the counts is computed from the coefficients (``info["rounding"]``):

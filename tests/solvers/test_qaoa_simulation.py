@@ -45,3 +45,7 @@ def compare(ansatz, problem, scale, rng):
     assert wanted.sum() == pytest.approx(1, abs=1e-9)
     assert np.allclose(simulation.probabilities(angles), wanted, atol=1e-9)
     assert simulation.mean(angles) == pytest.approx(float(wanted @ phases))
+    samples = simulation.sample(angles, 5000, seed=1)
+    assert np.array_equal(samples, simulation.sample(angles, 5000, seed=1))
+    shares = [(samples == x).all(axis=1).mean() for x in points]
+    assert np.abs(np.array(shares) - wanted).max() < 0.03

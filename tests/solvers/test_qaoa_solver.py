@@ -195,12 +195,30 @@ def test_large_blocks_are_refused_with_advice():
             ask()
 
 
-def test_the_time_limit_ends_the_training():
+@pytest.mark.parametrize("ansatz", ["xy", "penalty"])
+def test_the_time_limit_ends_the_search_and_spares_the_sampler(ansatz):
+    problem = gram_problem(14)
     began = time.perf_counter()
-    result = solve(gram_problem(12), "qaoa", layers=3, maxiter=10**6, time_limit=0.3)
-    assert time.perf_counter() - began < 20
+    result = solve(problem, "qaoa", ansatz=ansatz, layers=3, maxiter=10**6, time_limit=0.3, polish=False)
+    assert time.perf_counter() - began < 10
     assert result.status is Status.TIME_LIMIT
     assert result.info["iterations"] >= 1
+    assert result.info["circuit_evaluations"] == 0
+    assert "from the simulation" in result.info["sampled"]
+    assert problem.is_feasible(result.assignment)
+
+
+def test_with_time_enough_the_sampler_has_the_last_word():
+    info = solve(gram_problem(6), "qaoa", time_limit=60).info
+    assert info["circuit_evaluations"] == 1
+    assert "sampled" not in info
+
+
+def test_whoever_cannot_stop_does_not_declare_to():
+    assert Qaoa().capabilities.anytime
+    assert Qaoa(sampler="aer").capabilities.anytime
+    assert not Qaoa(sampler=StatevectorSampler()).capabilities.anytime
+    assert not Qaoa(training="samples").capabilities.anytime
 
 
 @pytest.mark.parametrize(
