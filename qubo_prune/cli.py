@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(help="Measure solvers.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -304,7 +307,7 @@ def _counts(text: str | None) -> tuple[int, ...] | None:
         return None
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
-        raise InputError(f"--num-pruned is {text!r}; give whole numbers from 0 on, such as 5 or 5,3.")
+        raise InputError(f"The numbers {text!r} are not understood; give whole ones from 0 on, such as 5 or 5,3.")
     return tuple(map(int, words))
 
 
@@ -380,6 +383,64 @@ def check_solver_command(
             typer.echo(f"{solver}: {failed} of {len(outcomes)} checks failed." if failed else f"{solver}: passed.")
         if failed:
             raise typer.Exit(FAILED)
+
+
+@bench.command("solvers")
+def bench_solvers_command(
+    solvers: Annotated[
+        str, typer.Option(help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'.")
+    ] = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa",
+    sizes: Annotated[str, typer.Option(help="Comma-separated block sizes; 0 for whole rows.")] = "12,64,256",
+    problems: Annotated[int, typer.Option(help="Blocks per layer and size.")] = 3,
+    model: Annotated[
+        str, typer.Option(help="Whose layers: a hub id, a local folder, or smollm2-135m.")
+    ] = "smollm2-135m",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Full name of a linear layer; give it once for each. Needed for other models."),
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Wall-clock limit of each solve, such as 500ms or 10s.")
+    ] = "10s",
+    calibration: Calibration = "pydoc",
+    samples: Samples = 32,
+    sequence_length: Length = 512,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="File for one line per solve, as CSV.")] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="One part of the table for each layer.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare solvers on block QUBOs of real layers: one core, one run, taking turns.
+
+    The columns raw, repaired and final are energies in percent above the best that any solver found:
+    as the solver gave them, with counts mended, and after swaps.
+
+    Example: qubo-prune bench solvers --solvers tabu,neal --sizes 64,1024
+    """
+    with _plain_errors("nothing was written."):
+        from qubo_prune.bench.instances import SMOLLM2_LAYERS, Source, capture, families
+        from qubo_prune.bench.solvers import compare_solvers, parse_entrants
+        from qubo_prune.errors import InputError
+        from qubo_prune.progress import Progress
+        from qubo_prune.pruning import parse_seconds
+
+        _hush_libraries()
+        entrants, limit = parse_entrants(solvers), parse_seconds(time_limit)
+        if model != "smollm2-135m" and not layer:
+            raise InputError(f"The layers of {model!r} to take blocks from are not given; name some with --layer.")
+        if problems < 1:
+            raise InputError(f"problems is {problems}; give a whole number from 1 on.")
+        widths = _counts(sizes)
+        for entrant in entrants:  # before the long pass over the text
+            entrant.make()
+        bars = Progress(not quiet and not as_json)
+        source = Source(model, tuple(layer or SMOLLM2_LAYERS), calibration, samples, sequence_length)
+        chosen = families(capture(source, bars), widths or (), problems, seed)
+        result = compare_solvers(chosen, entrants, seed, limit, bars)
+        if output is not None:
+            result.save_csv(output)
+        _show(result if as_json or not per_layer else result.table(full=True), as_json, quiet)
 
 
 def main() -> None:

@@ -216,7 +216,7 @@ def test_a_problem_file_of_another_suffix_and_without_counts(problem: Path, tmp_
         (["--set", "candiates=3"], "has no setting 'candiates'; did you mean 'candidates'"),
         (["--set", "candidates"], "The setting 'candidates' is not understood; give --set name=value"),
         (["--set", "candidates=1", "--set", "candidates=2"], "The setting 'candidates' is given twice"),
-        (["--num-pruned", "three"], "--num-pruned is 'three'; give whole numbers"),
+        (["--num-pruned", "three"], "The numbers 'three' are not understood; give whole ones"),
         (["--num-pruned", "3"], "num_pruned gives 1 counts and the file has 2 groups"),
         (["--time-limit", "soon"], "The time 'soon' is not understood"),
         (["--answers", "0"], "num_answers is 0"),
@@ -339,3 +339,36 @@ def test_importing_the_package_is_cheap() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_solvers_are_compared_on_real_layers(model, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layer = "model.layers.0.mlp.up_proj"
+    arguments = [
+        "bench", "solvers", "--solvers", "greedy,neal(num_reads=2)", "--sizes", "8,0", "--problems", "2",
+        "--model", str(model), "--layer", layer, "--calibration", str(text), "--samples", "2",
+        "--sequence-length", "8", "--output", str(tmp_path / "bench.csv"),
+    ]  # fmt: skip
+    code, output, error = call(*arguments)
+    assert code == 0, error
+    assert "n = 8, 2 problems" in output
+    assert "n = 16, 2 problems" in output
+    assert len((tmp_path / "bench.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--solvers", "nosuch"], "no solver 'nosuch'"),
+        (["--solvers", "neal(reads=2)"], "no setting 'reads'; did you mean 'num_reads'"),
+        (["--sizes", "many"], "The numbers 'many' are not understood"),
+        (["--problems", "0"], "problems is 0"),
+        (["--time-limit", "never"], "The time 'never' is not understood"),
+        (["--model", "some/model"], "name some with --layer"),
+    ],
+)
+def test_a_bad_request_to_the_benchmark_is_one_sentence_and_code_2(arguments, said, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, _, error = call("bench", "solvers", *arguments)
+    assert code == 2
+    assert said in " ".join(error.split())

@@ -23,7 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from threadpoolctl import threadpool_limits
 
 from qubo_prune.bench.instances import Family
@@ -45,8 +48,11 @@ class Entrant:
     settings: Mapping[str, Any]
 
     def make(self) -> Solver:
-        """The solver, on one thread if it can be told."""
-        solver = make_solver(self.name, **self.settings)
+        """The solver, on one thread if it can be told; :class:`InputError` for an unknown setting."""
+        try:
+            solver = make_solver(self.name, **self.settings)
+        except TypeError as error:
+            raise InputError(str(error)) from error
         if hasattr(solver, "threads") and "threads" not in self.settings:
             return make_solver(self.name, **self.settings, threads=1)
         return solver
@@ -131,14 +137,15 @@ class SolverBenchmark:
 
     Attributes:
         records: one per solver and problem.
+        entrants: labels of the solvers, in the order of the table.
         refused: why a solver did not take part in a family, by (family, solver).
-        batched: seconds a row where many rows are solved at once, and their summed energies'
-            excess over single solves is in ``records``' terms, by (family, solver).
+        batched: seconds a row where all rows of a family are given at once, by (family, solver).
         machine: processor and operating system.
         made: the day.
     """
 
     records: tuple[Record, ...]
+    entrants: tuple[str, ...]
     refused: Mapping[tuple[str, str], str]
     batched: Mapping[tuple[str, str], float]
     machine: Mapping[str, Any]
@@ -153,61 +160,67 @@ class SolverBenchmark:
         return best
 
     def of(self, family: str, solver: str) -> list[Record]:
-        """The records of one line of the table."""
+        """The records of one solver on one family."""
         return [r for r in self.records if r.family == family and r.solver == solver]
 
     def gaps(self, family: str, solver: str, stage: str = "energy") -> list[float]:
         """``E / E_best - 1`` of each problem at a stage: ``raw``, ``repaired``, ``energy``, ``start``."""
+        return self._gaps(self.of(family, solver), stage)
+
+    def _gaps(self, records: Sequence[Record], stage: str) -> list[float]:
         best = self.best_known()
-        values = [(getattr(r, stage), best[r.family, r.instance]) for r in self.of(family, solver)]
-        return [value / low - 1 if low else 0.0 for value, low in values if value is not None]
+        values = [(getattr(r, stage), best[r.family, r.instance]) for r in records]
+        return [max(0.0, value / low - 1) if low else 0.0 for value, low in values if value is not None]
 
     def families(self) -> list[str]:
         """Names of the families, in their order."""
-        return list(dict.fromkeys([r.family for r in self.records]))
+        return list(dict.fromkeys(r.family for r in self.records))
 
     def solvers(self) -> list[str]:
         """Labels of the solvers, in their order."""
-        return list(dict.fromkeys([r.solver for r in self.records] + [s for _, s in self.refused]))
+        return list(self.entrants)
 
-    def table(self) -> Table:
-        """One line per family and solver: medians over the problems."""
+    def table(self, full: bool = False) -> Table:
+        """One line per block size and solver, medians over all problems of that size; per layer if ``full``."""
         table = Table(
-            "problems", "solver", "raw %", "repaired %", "final %", "proven", "ms", "batch ms",
-            title=f"excess over the best energy found, {self.made}",
-            caption=f"medians; Wanda is the start; {self.machine.get('processor', '')}, one core",
+            box=None, pad_edge=False, padding=(0, 1), header_style="bold", caption_justify="left",
+            title=f"excess over the best energy found, {self.made}", title_justify="left",
+            caption=f"medians; {self.machine.get('processor', '')}, one core",
         )  # fmt: skip
-        for family in self.families():
-            start = _percent(self.gaps(family, self.of_family(family)[0].solver, "start"))
-            table.add_row(family, "(start)", "", "", start, "", "", "")
-            for solver in self.solvers():
-                table.add_row("", solver, *self._cells(family, solver))
-            table.add_section()
+        for name in ("solver", "raw %", "repaired %", "final %", "worst %", "proven", "ms", "in batch"):
+            table.add_column(name, justify="left" if name == "solver" else "right", overflow="fold")
+        groups: dict[str, list[Record]] = {}
+        for record in self.records:
+            groups.setdefault(record.family if full else f"n = {record.num_variables}", []).append(record)
+        for name, records in groups.items():
+            count = len({(r.family, r.instance) for r in records})
+            start = self._gaps(records, "start")
+            table.add_row(f"[bold]{name}[/bold], {count} problems", *[""] * 7)
+            table.add_row("  (Wanda's start)", "", "", _percent(start), f"{100 * max(start):.1f}", "", "", "")
+            for solver in self.entrants:
+                table.add_row(f"  {escape(solver)}", *self._cells(records, solver))
         return table
 
-    def of_family(self, family: str) -> list[Record]:
-        """The records of one family."""
-        return [r for r in self.records if r.family == family]
-
-    def _cells(self, family: str, solver: str) -> tuple[str, ...]:
-        records = self.of(family, solver)
+    def _cells(self, group: Sequence[Record], solver: str) -> tuple[str, ...]:
+        records, names = [r for r in group if r.solver == solver], {r.family for r in group}
         if not records:
-            return (self.refused.get((family, solver), "-"), "", "", "", "", "")
-        stages = (_percent(self.gaps(family, solver, stage)) for stage in ("raw", "repaired", "energy"))
-        proven = sum(r.proven for r in records)
-        batch = self.batched.get((family, solver))
-        return (
-            *stages, f"{proven}/{len(records)}" if proven else "-", _milliseconds(median(r.seconds for r in records)),
-            "" if batch is None else _milliseconds(batch),
-        )  # fmt: skip
+            return ("-",) * 7
+        stages = (_percent(self._gaps(records, stage)) for stage in ("raw", "repaired", "energy"))
+        worst = f"{100 * max(self._gaps(records, 'energy')):.1f}"
+        count = sum(r.proven for r in records)
+        proven = f"{count}/{len(records)}" if count else "-"
+        seconds = _milliseconds(median(r.seconds for r in records))
+        batch = [self.batched[name, solver] for name in names if (name, solver) in self.batched]
+        return *stages, worst, proven, seconds, _milliseconds(median(batch)) if batch else "-"
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(note) for note in _once(self.refused)))
 
     def to_dict(self) -> dict[str, Any]:
         """Records, refusals, batches and the machine as plain data."""
         return {
             "made": self.made,
+            "entrants": list(self.entrants),
             "machine": dict(self.machine),
             "records": [dataclasses.asdict(record) for record in self.records],
             "refused": [[*key, why] for key, why in self.refused.items()],
@@ -220,6 +233,17 @@ class SolverBenchmark:
             writer = csv.DictWriter(file, [f.name for f in dataclasses.fields(Record)])
             writer.writeheader()
             writer.writerows(dataclasses.asdict(record) for record in self.records)
+
+
+def _once(refused: Mapping[tuple[str, str], str]) -> list[str]:
+    """Refusals without repeating a reason for every family."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for (family, solver), why in refused.items():
+        reasons.setdefault((solver, why), []).append(family)
+    return [
+        f"{solver} {why}: left out {', '.join(names) if len(names) < 3 else f'{len(names)} families'}"
+        for (solver, why), names in reasons.items()
+    ]
 
 
 def _percent(gaps: Sequence[float]) -> str:
@@ -273,7 +297,7 @@ def compare_solvers(
             for label, solver in taking.items():
                 if solver.capabilities.batched:
                     batched[family.name, label] = _batch_seconds(solver, family, seed)
-    return SolverBenchmark(tuple(records), refused, batched, machine(), str(date.today()))
+    return SolverBenchmark(tuple(records), tuple(solvers), refused, batched, machine(), str(date.today()))
 
 
 def _warmed_up(solver: Solver, family: Family) -> str | None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.solvers import Entrant, compare_solvers, one_core, parse_entrants
 from qubo_prune.errors import InputError
+from qubo_prune.report import rendered
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +78,10 @@ def test_the_table_and_the_files_hold_what_was_measured(result, tmp_path):
     console.print(result)
     console.file.close()
     text = console.export_text()
-    assert "3.up_proj/8" in text
-    assert "takes at most 14" in text
-    assert "(start)" in text
+    assert "n = 8, 3 problems" in text
+    assert "qaoa takes at most 14: left out 3.up_proj/20" in text
     assert "3/3" in text
+    assert "3.up_proj/20" in rendered(result.table(full=True), 120)
     result.save_csv(tmp_path / "bench.csv")
     rows = list(csv.DictReader((tmp_path / "bench.csv").read_text().splitlines()))
     assert len(rows) == len(result.records)
