@@ -21,8 +21,11 @@ _HOME = {
     "BatchRequest": "solver",
     "BatchResult": "solver",
     "Status": "solver",
+    "Ledger": "solver",
     "available_solvers": "registry",
     "solve": "dispatch",
+    "read_problem": "files",
+    "write_problem": "files",
     "prune": "pruning",
     "Report": "report",
     "KeepMasks": "masks",
@@ -41,6 +44,7 @@ __all__ = [
     "FactorForm",
     "InputError",
     "KeepMasks",
+    "Ledger",
     "QuboPruneError",
     "Report",
     "SolveRequest",
@@ -52,13 +56,16 @@ __all__ = [
     "available_solvers",
     "perplexity",
     "prune",
+    "read_problem",
     "solve",
+    "write_problem",
 ]
 
 if TYPE_CHECKING:
     from qubo_prune.dispatch import solve
     from qubo_prune.errors import InputError, QuboPruneError, SolverError
     from qubo_prune.evaluation import perplexity
+    from qubo_prune.files import read_problem, write_problem
     from qubo_prune.masks import KeepMasks
     from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
     from qubo_prune.pruning import prune
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
         BatchRequest,
         BatchResult,
         Capabilities,
+        Ledger,
         Solver,
         SolveRequest,
         SolveResult,

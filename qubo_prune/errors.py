@@ -19,6 +19,6 @@ class SolverError(QuboPruneError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'a' or 'b'?"`` for the nearest names, or an empty string."""
+    """Return ``" (did you mean 'a' or 'b'?)"`` for the nearest names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

@@ -213,7 +213,7 @@ def test_a_problem_file_of_another_suffix_and_without_counts(problem: Path, tmp_
     ("arguments", "message"),
     [
         (["--solver", "gredy"], "did you mean 'greedy'"),
-        (["--set", "candiates=3"], "has no setting 'candiates'; did you mean 'candidates'"),
+        (["--set", "candiates=3"], "has no setting 'candiates' (did you mean 'candidates'"),
         (["--set", "candidates"], "The setting 'candidates' is not understood; give --set name=value"),
         (["--set", "candidates=1", "--set", "candidates=2"], "The setting 'candidates' is given twice"),
         (["--num-pruned", "three"], "The numbers 'three' are not understood; give whole ones"),
@@ -222,7 +222,7 @@ def test_a_problem_file_of_another_suffix_and_without_counts(problem: Path, tmp_
         (["--answers", "0"], "num_answers is 0"),
         (["--format", "qubo"], "line 1: '{' is found"),
         (["--output", "no/such/folder.json"], "give a file in a folder that is there"),
-        (["--solver", "dimodd:dwave.samplers:TabuSampler"], "There is no adapter 'dimodd'; did you mean 'dimod'"),
+        (["--solver", "dimodd:dwave.samplers:TabuSampler"], "There is no adapter 'dimodd' (did you mean 'dimod'"),
     ],
 )
 def test_a_bad_request_to_solve_is_one_sentence_and_code_2(problem: Path, arguments: list[str], message: str) -> None:
@@ -269,7 +269,7 @@ def test_check_solver_ends_with_code_1_where_something_is_wrong() -> None:
         (["--density", "1.2"], "density is 1.2"),
         (["--pattern", "3:6"], "which 6 does not divide"),
         (["--solver", "gredy"], "did you mean 'greedy'"),
-        (["--set", "candiates=3"], "has no setting 'candiates'; did you mean 'candidates'"),
+        (["--set", "candiates=3"], "has no setting 'candiates' (did you mean 'candidates'"),
         (["--block-time", "soon"], "'soon' is not understood"),
         (["--workers", "-1"], "workers is -1"),
         (["--calibration", "missing.txt"], "There is no text 'missing.txt'"),
@@ -360,7 +360,7 @@ def test_solvers_are_compared_on_real_layers(model, text, tmp_path, monkeypatch)
     ("arguments", "said"),
     [
         (["--solvers", "nosuch"], "no solver 'nosuch'"),
-        (["--solvers", "neal(reads=2)"], "no setting 'reads'; did you mean 'num_reads'"),
+        (["--solvers", "neal(reads=2)"], "no setting 'reads' (did you mean 'num_reads'"),
         (["--sizes", "many"], "The numbers 'many' are not understood"),
         (["--problems", "0"], "problems is 0"),
         (["--time-limit", "never"], "The time 'never' is not understood"),

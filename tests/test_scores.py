@@ -51,5 +51,5 @@ def test_without_data_the_weights_decide(rng):
 
 def test_unknown_scores_name_near_ones(rng):
     layer = random_layer(rng, 2, 3)
-    with pytest.raises(InputError, match="'wandaa'; did you mean 'wanda'"):
+    with pytest.raises(InputError, match=r"'wandaa' \(did you mean 'wanda'"):
         score("wandaa", layer.weight, layer.gram, 0)

@@ -186,7 +186,7 @@ def test_settings_go_to_the_constructor_if_it_names_them(monkeypatch, rng):
 
 
 def test_unknown_settings_give_near_ones():
-    with pytest.raises(TypeError, match="'dimod:TabuSampler' has no setting 'timeouts'; did you mean 'timeout'"):
+    with pytest.raises(TypeError, match=r"'dimod:TabuSampler' has no setting 'timeouts' \(did you mean 'timeout'\?\)"):
         make_solver("dimod:dwave.samplers:TabuSampler", timeouts=3)
 
 

@@ -224,7 +224,7 @@ def test_whoever_cannot_stop_does_not_declare_to():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ansatz": "xyz"}, "ansatz is 'xyz'; did you mean 'xy'"),
+        ({"ansatz": "xyz"}, r"ansatz is 'xyz' \(did you mean 'xy'\?\); it can be xy, penalty"),
         ({"mixer": "completed"}, "did you mean 'complete'"),
         ({"initial": "random"}, "it can be dicke, warm_start"),
         ({"training": "sample"}, "did you mean 'samples'"),

@@ -114,7 +114,7 @@ def test_a_path_names_a_class_a_function_or_an_algorithm(monkeypatch):
     assert make_solver("qiskit:stranger:Trying", tries=3, counts="penalty").algorithm.tries == 3
     assert isinstance(make_solver("qiskit:stranger:make").algorithm, MinimumEigenOptimizer)
     assert make_solver("qiskit:stranger:made").algorithm is stranger.made
-    with pytest.raises(TypeError, match="'qiskit:stranger:Trying' has no setting 'trys'; did you mean 'tries'"):
+    with pytest.raises(TypeError, match=r"'qiskit:stranger:Trying' has no setting 'trys' \(did you mean 'tries'\?\)"):
         make_solver("qiskit:stranger:Trying", trys=3)
     with pytest.raises(InputError, match=r"cannot be made.*min_eigen_solver.*Name a function"):
         make_solver("qiskit:qiskit_optimization.algorithms:MinimumEigenOptimizer")
