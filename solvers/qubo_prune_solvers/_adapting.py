@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Self, SupportsIndex
 
 from qubo_prune.errors import InputError
+from qubo_prune.registry import Adapter
+
+
+class Remade(Adapter):
+    """An adapter that travels to another process as its path, to be made there anew.
+
+    Objects of other libraries often cannot be copied, or no longer once they have been used.
+    """
+
+    _recipe: ClassVar[functools.partial[Any] | None] = None
+
+    def remade_from(self, path: str, settings: Mapping[str, Any]) -> Self:
+        """The same adapter; a copy of it will be ``from_path(path, **settings)``."""
+        object.__setattr__(self, "_recipe", functools.partial(type(self).from_path, path, **settings))
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        return super().__reduce_ex__(protocol) if self._recipe is None else (self._recipe, ())
 
 
 def argument_names(function: Callable[..., Any]) -> list[str]:

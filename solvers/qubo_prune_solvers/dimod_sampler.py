@@ -11,9 +11,9 @@ import numpy as np
 
 from qubo_prune.conversions import to_cqm
 from qubo_prune.errors import InputError
-from qubo_prune.registry import Adapter, check_settings, import_object
+from qubo_prune.registry import check_settings, import_object
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
-from qubo_prune_solvers._adapting import argument_names, make
+from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
 
 # reads where the sampler takes a number and none is set: most samplers' own default is one
@@ -21,7 +21,7 @@ _READS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class DimodSampler(Adapter):
+class DimodSampler(Remade):
     """Hand the problem to a dimod sampler, the counts as penalties.
 
     A sampler that has ``sample_cqm`` gets the counts as constraints. Of what the framework knows, a
@@ -78,9 +78,10 @@ class DimodSampler(Adapter):
         """
         name = f"dimod:{path}"
         thing = import_object(name, path)
+        rest: Mapping[str, Any] = settings
         if callable(thing) and not hasattr(type(thing), "sample"):
-            thing, settings = make(name, thing, settings)
-        return cls(thing, settings)
+            thing, rest = make(name, thing, settings)
+        return cls(thing, rest).remade_from(path, settings)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem = request.problem

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
-from qubo_prune.registry import Adapter, check_settings, import_object
+from qubo_prune.registry import check_settings, import_object
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
-from qubo_prune_solvers._adapting import argument_names, make, takes_any_name
+from qubo_prune_solvers._adapting import Remade, argument_names, make, takes_any_name
 
 # what a function can name, and what it then gets of a request
 _GIVEN: dict[str, Callable[[SolveRequest], Any]] = {
@@ -30,7 +30,7 @@ _GIVEN: dict[str, Callable[[SolveRequest], Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class CallableSolver(Adapter):
+class CallableSolver(Remade):
     """Ask a function ``f(problem, warm_start, seed, time_limit)`` for an assignment or several.
 
     The function is passed what it names of ``problem``, ``q`` (the matrix), ``num_pruned`` (a number
@@ -94,10 +94,12 @@ class CallableSolver(Adapter):
         """
         name = f"callable:{path}"
         function = import_object(name, path)
+        rest: dict[str, Any] = dict(settings)
         if isinstance(function, type):
-            function, settings = make(name, function, settings)
-        own = {} if callable(function) and "counts" in argument_names(function) else {"counts"}
-        return cls(function, **{key: settings.pop(key) for key in own & settings.keys()}, settings=settings)
+            function, rest = make(name, function, settings)
+        its_own = callable(function) and "counts" in argument_names(function)
+        counts = True if its_own else rest.pop("counts", True)
+        return cls(function, counts, rest).remade_from(path, settings)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         names = argument_names(self.function)

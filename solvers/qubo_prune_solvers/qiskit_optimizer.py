@@ -13,14 +13,14 @@ import numpy as np
 from qubo_prune.conversions import to_quadratic_program
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo
-from qubo_prune.registry import Adapter, check_settings, import_object
+from qubo_prune.registry import check_settings, import_object
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
-from qubo_prune_solvers._adapting import argument_names, make
+from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import small_seed
 
 
 @dataclass(frozen=True, eq=False)
-class QiskitOptimizer(Adapter):
+class QiskitOptimizer(Remade):
     """Hand the problem to an ``OptimizationAlgorithm`` of qiskit-optimization.
 
     Attributes:
@@ -67,9 +67,9 @@ class QiskitOptimizer(Adapter):
         """
         name = f"qiskit:{path}"
         thing = import_object(name, path)
-        counts = settings.pop("counts", "auto")
         check_settings(name, settings, [*(argument_names(thing) if callable(thing) else []), "counts"])
-        return cls(make(name, thing, settings)[0] if callable(thing) else thing, counts)
+        algorithm = make(name, thing, settings)[0] if callable(thing) else thing
+        return cls(algorithm, settings.get("counts", "auto")).remade_from(path, settings)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem = request.problem

@@ -13,6 +13,7 @@ from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.testing import SolverContract
 
 
 def gram_block(rng: np.random.Generator, n: int, linear: float = 0.0) -> BlockQubo:
@@ -180,3 +181,9 @@ def test_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setattr(registry, "_importable", lambda module: module != "ortools" and found(module))
     with pytest.raises(SolverError, match="'cpsat' needs a package that is missing: pip install ortools"):
         make_solver("cpsat")
+
+
+class TestContract(SolverContract):
+    @pytest.fixture
+    def solver(self):
+        return CpSat()

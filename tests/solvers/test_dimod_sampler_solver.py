@@ -18,6 +18,7 @@ from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.testing import SolverContract
 
 
 class Recording(dimod.Sampler):
@@ -201,3 +202,9 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_the_example_of_the_documentation_runs():
     assert doctest.testmod(dimod_sampler).failed == 0
+
+
+class TestContract(SolverContract):
+    @pytest.fixture
+    def solver(self):
+        return DimodSampler(dwave.samplers.SimulatedAnnealingSampler())

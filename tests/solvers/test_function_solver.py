@@ -17,6 +17,7 @@ from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import SolveRequest, Status, ranked_answers
+from qubo_prune.testing import SolverContract
 
 
 @pytest.fixture
@@ -29,6 +30,14 @@ def module(monkeypatch):
 
 def cheapest(q, num_pruned):
     return np.diag(q).argsort().argsort() < num_pruned
+
+
+def cheapest_of_each(problem):
+    costs, x = problem.diagonal, np.zeros(problem.num_variables, dtype=bool)
+    for group, count in enumerate(problem.num_pruned):
+        members = np.flatnonzero(problem.labels == group)
+        x[members[costs[members].argsort(kind="stable")[:count]]] = True
+    return x
 
 
 def first_ones(problem):
@@ -202,3 +211,9 @@ def test_a_good_function_finds_the_optimum(rng):
 
 def test_the_example_of_the_documentation_runs():
     assert doctest.testmod(function).failed == 0
+
+
+class TestContract(SolverContract):
+    @pytest.fixture
+    def solver(self):
+        return CallableSolver(cheapest_of_each)

@@ -12,6 +12,7 @@ from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.testing import SolverContract
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,9 @@ def test_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setattr(registry, "_importable", lambda module: module != "dwave.samplers" and found(module))
     with pytest.raises(SolverError, match="'neal' needs a package that is missing: pip install dwave-samplers"):
         make_solver("neal")
+
+
+class TestContract(SolverContract):
+    @pytest.fixture
+    def solver(self):
+        return Neal()

@@ -13,6 +13,7 @@ from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.testing import SolverContract
 
 
 def gram_problem(n: int, seed: int = 7) -> BlockQubo:
@@ -248,3 +249,9 @@ def test_the_packages_to_install_are_named(monkeypatch):
         make_solver("qaoa")
     with pytest.raises(SolverError, match="pip install qiskit-aer"):
         Qaoa(sampler="aer").solve(SolveRequest(gram_problem(4)))
+
+
+class TestContract(SolverContract):
+    @pytest.fixture
+    def solver(self):
+        return Qaoa(layers=1, shots=256, maxiter=20)
