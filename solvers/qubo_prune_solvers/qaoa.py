@@ -41,9 +41,10 @@ class Qaoa(Solver):
     * ``ansatz="penalty"``: ``exp(-i beta_l X)`` on every qubit, from ``|+...+>``, on the energy with
       penalties for the counts. Samples may miss them.
 
-    Greedy swaps solve blocks of this size in microseconds; this is for studying the circuits. On random
-    Gram problems of 12 variables two layers of the complete XY mixer halve the mean energy of uniform
-    feasible sampling and hit the optimum 9 times as often, the ring 3 times.
+    Greedy swaps solve blocks of this size in microseconds; this is for studying the circuits. How much
+    more often than uniform feasible sampling they hit the optimum, two layers, median of six blocks of
+    12 real weights: 44 times (complete XY mixer, 812 CX), 10 times (ring, 596), 14 times (penalties,
+    264, a third of the samples feasible).
 
     With a time limit the search for angles ends in time, and if the statevector sampler would not, the
     simulation draws the samples. Samplers of one's own, and training on samples, run in a process that
