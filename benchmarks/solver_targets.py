@@ -79,7 +79,8 @@ def batched_greedy(captured: list[Captured]) -> None:
             full = torch.tensor(np.stack([_full_descent(form, x) for form, x in pairs]))
         excess = 100 * (batch.energy(answer).sum() / batch.energy(full).sum() - 1)
         console.print(
-            f"{family.name:20s} {1e3 * seconds / len(start):6.3f} ms a row   energies {float(excess):+5.2f} % against all pairs"
+            f"{family.name:20s} {1e3 * seconds / len(start):6.3f} ms a row   "
+            f"energies {float(excess):+5.2f} % against all pairs"
         )
 
 
@@ -102,8 +103,8 @@ def proofs(captured: list[Captured], rows: int, bars: Progress) -> None:
         seconds = [r.seconds for r in result.records]
         proven = sum(r.proven for r in result.records)
         console.print(
-            f"{label} n = {size:3d}: {proven} of {len(seconds)} proven within {limit:g} s; median {1e3 * median(seconds):.1f} ms, "
-            f"slowest {1e3 * max(seconds):.0f} ms, over 100 ms: {sum(s > 0.1 for s in seconds)}"
+            f"{label} n = {size:3d}: {proven} of {len(seconds)} proven within {limit:g} s; "
+            f"median {1e3 * median(seconds):.1f} ms, slowest {1e3 * max(seconds):.0f} ms, over 100 ms: {sum(s > 0.1 for s in seconds)}"
         )
 
 

@@ -8,6 +8,7 @@ solver that does not watch the clock runs in a process that is ended at the limi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections import deque
@@ -41,7 +42,7 @@ from qubo_prune.solver import (
 from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
-PENALTY_FACTOR = 0.5
+PENALTY_FACTOR = 0.25
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,13 @@ def prepared(
 
 
 def _swap_optimum(problem: BlockQubo, start: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-    return np.asarray(make_solver("greedy").solve(SolveRequest(problem, start)).assignment)
+    return np.asarray(_swapper().solve(SolveRequest(problem, start)).assignment)
+
+
+@functools.cache
+def _swapper() -> Solver:
+    """Who polishes; looked up once, since that costs more than polishing a block."""
+    return make_solver("greedy")
 
 
 class _Call:
@@ -411,7 +418,7 @@ def _accepted(
     # not (change <= 0) also catches NaN
     solver_change = torch.where(change <= 0, change, nothing)
     if handling.polish and not solver.capabilities.swap_optimal:
-        swapped = make_solver("greedy").solve_batch(dataclasses.replace(request, warm_start=answer, flip_costs=None))
+        swapped = _swapper().solve_batch(dataclasses.replace(request, warm_start=answer, flip_costs=None))
         polished = problems.energy_change(start, swapped.assignments)
         better = polished < change
         # where the solver failed there is nothing of its to polish

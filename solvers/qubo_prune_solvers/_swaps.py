@@ -313,7 +313,8 @@ def settle(
     """Descend to an optimum over all single swaps: by candidates while they gain, then by all pairs.
 
     Every kept weight in turn is swapped with its best partner where that gains, until a whole round
-    brought nothing. ``|2 Q_up| <= pull_u size_p`` tells which weights cannot gain. ``kept`` and ``pruned`` are room for candidates.
+    brought nothing. ``|2 Q_up| <= pull_u size_p`` tells which weights cannot gain. ``kept`` and ``pruned``
+    are room for candidates.
     """
     descend(matrix, values, factor, labels, x, costs, threshold, kept, pruned)
     n = len(x)
