@@ -188,7 +188,7 @@ class SolverBenchmark:
             caption=f"medians; {self.machine.get('processor', '')}, one core",
         )  # fmt: skip
         for name in ("solver", "raw %", "repaired %", "final %", "worst %", "proven", "ms", "in batch"):
-            table.add_column(name, justify="left" if name == "solver" else "right", overflow="fold")
+            table.add_column(name, justify="left" if name == "solver" else "right", no_wrap=name == "solver")
         groups: dict[str, list[Record]] = {}
         for record in self.records:
             groups.setdefault(record.family if full else f"n = {record.num_variables}", []).append(record)
