@@ -1,15 +1,28 @@
-"""The examples of the documentation and the notebooks run as printed."""
+"""The examples of the documentation and the notebooks run as printed; what the pages list is what there is."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from qubo_prune.cli import app
+from qubo_prune.dispatch import PENALTY_FACTOR
+from qubo_prune.registry import available_adapters, describe_solvers, solver_class
+from qubo_prune.solver import Capabilities
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+EXAMPLE = DOCS / "examples" / "qubo-prune-openjij"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+OURS = {info.name: info for info in describe_solvers() if info.distribution == "qubo-prune"}
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +39,154 @@ def run_in_order(pieces: list[str], name: str) -> None:
         exec(compile(piece, f"{name}[{number}]", "exec"), namespace)
 
 
-def test_the_tour_runs() -> None:
-    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    run_in_order(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL), "python.md")
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), flags=re.DOTALL)
+
+
+def section(page: Path, heading: str) -> str:
+    """What stands under a heading, its own subsections included."""
+    level = heading.split()[0]
+    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(level)}}} |\Z)", text_of(page), re.DOTALL | re.M)
+    assert found, f"{page.name} has no section {heading!r}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of the tables in a text whose first cell is in code type."""
+    lines = re.findall(r"^\| (`.*) \|$", text, flags=re.M)
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
+
+
+@pytest.mark.parametrize("page", ["python.md", "problem-files.md"])
+def test_the_examples_of_the_page_run(page: str) -> None:
+    run_in_order(blocks(DOCS / page, "python"), page)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_run_and_hold_no_outputs(path: Path) -> None:
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(text_of(path))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
     run_in_order(["".join(cell["source"]) for cell in code], path.name)
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert os.path.exists(page.parent / target), f"{page.name} links to {target}, which is not there"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target, _, anchor in (t.partition("#") for t in re.findall(r"\]\((?!https?:)([^)]+)", text_of(page))):
+        file = page.parent / target if target else page
+        assert os.path.exists(file), f"{page.name} links to {target}, which is not there"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(file), flags=re.M)
+            assert anchor in [slug(heading) for heading in headings], f"{page.name} links to {target}#{anchor}"
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+# --- the solvers ------------------------------------------------------------------------------------
+
+
+def declared(can: Capabilities) -> str:
+    """A solver's capabilities as docs/solvers.md gives them."""
+    flags = [field.name for field in fields(can) if getattr(can, field.name) is True]
+    # who knows no count declares nothing about several
+    shown = ", ".join(f"`{flag}`" for flag in flags if flag != "groups" or can.cardinality)
+    size = "any size" if can.max_variables is None else f"at most {can.max_variables} variables"
+    devices = ", ".join(f"`{device}`" for device in can.devices)
+    needs = ", ".join(f"`{package}`" for _, package in can.requires) or "nothing"
+    return f"**Declares** {shown}; {size}; on {devices}; needs {needs}."
+
+
+def test_every_solver_has_its_section() -> None:
+    assert set(re.findall(r"^## `(.*)`$", text_of(DOCS / "solvers.md"), flags=re.M)) == set(OURS)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_section_of_a_solver_agrees_with_its_class(name: str) -> None:
+    said, cls = section(DOCS / "solvers.md", f"## `{name}`"), solver_class(name)
+    assert declared(cls.capabilities) in said.splitlines()
+    settings = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(said)}
+    assert settings == {field.name: repr(field.default) for field in fields(cls)}
+
+
+def test_every_adapter_has_its_section() -> None:
+    said = section(DOCS / "solvers.md", "## Adapters")
+    assert sorted(re.findall(r"^### `(.*):`$", said, flags=re.M)) == available_adapters()
+
+
+def test_the_readme_lists_every_solver() -> None:
+    listed = {cells[0].strip("`"): cells[2:] for cells in rows(section(ROOT / "README.md", "## Solvers"))}
+    yes = {True: "yes", False: "no"}
+    expected = {}
+    for name in OURS:
+        can = solver_class(name).capabilities
+        size = "any" if can.max_variables is None else f"up to {can.max_variables}"
+        expected[name] = [yes[can.exact], yes[can.cardinality], yes[can.batched], size]
+    assert listed == expected
+
+
+def test_the_capabilities_are_those_of_the_class() -> None:
+    said = section(DOCS / "concepts.md", "## What the framework does around a solver").split("###")[0]
+    assert [cells[:2] for cells in rows(said)] == [[f"`{f.name}`", f"`{f.default!r}`"] for f in fields(Capabilities)]
+    for field in fields(Capabilities):
+        assert f"`{field.name}`" in section(DOCS / "plug-in.md", "## 2. Capabilities")
+
+
+def test_the_penalty_is_the_one_that_is_used() -> None:
+    assert rf"\lambda_g = \tfrac1{round(1 / PENALTY_FACTOR)} |\mu_g|" in section(DOCS / "concepts.md", "### Penalties")
+
+
+def test_the_plug_in_page_quotes_its_example() -> None:
+    sources = [text_of(path) for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml")]
+    quoted = [block for language in ("python", "toml") for block in blocks(DOCS / "plug-in.md", language)]
+    assert len(quoted) == 3
+    for block in quoted:
+        assert any(block in source for source in sources), f"not in the example:\n{block}"
+    for name in re.findall(r"[├└]── (\S+)", text_of(DOCS / "plug-in.md")):
+        assert (EXAMPLE / name).is_file()
+
+
+# --- the command line -------------------------------------------------------------------------------
+
+
+def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command that can be run, with its name."""
+    if not hasattr(command, "commands"):
+        yield path, command
+        return
+    for name, inner in command.commands.items():
+        yield from commands(inner, f"{path} {name}".strip())
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_options_of_a_command_stand_on_the_page(name: str) -> None:
+    said = section(DOCS / "command-line.md", f"## {name}")
+    tables = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(said)}
+    for param in COMMANDS[name].params:
+        option, default = param.opts[0], param.default
+        if not option.startswith("--"):
+            continue
+        assert f"`{option}`" in said, f"{name} {option} is not on the page"
+        # a list of every solver is not repeated there
+        if option in tables and default not in (None, False) and option != "--solvers":
+            assert tables[option] == str(default), f"{name} {option} has the default {default}"
+
+
+def test_the_page_names_no_option_that_is_not_there() -> None:
+    known = {option for command in COMMANDS.values() for param in command.params for option in param.opts}
+    assert set(re.findall(r"`(--[\w-]+)`", text_of(DOCS / "command-line.md"))) <= {*known, "--help"}
+
+
+def test_the_benchmark_takes_every_solver_by_default() -> None:
+    (default,) = (param.default for param in COMMANDS["bench solvers"].params if "--solvers" in param.opts)
+    assert set(default.split(",")) == set(OURS)
