@@ -60,7 +60,7 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a solver declares about itself, as data; dispatch acts on every field.
+    """What a solver declares about itself, as data: what dispatch goes by, what the contract checks, what lists show.
 
     Attributes:
         exact: a run without a time limit proves the optimum; nobody else's "optimal" is believed.
@@ -68,14 +68,14 @@ class Capabilities:
             penalties (see :mod:`~qubo_prune.penalty`), and its answers are repaired.
         groups: several counts at once are understood (of no meaning without ``cardinality``).
         batched: implements ``solve_batch``.
-        stochastic: the answer depends on the seed.
+        stochastic: the answer depends on the seed; checked by the contract.
         factor_form: accepts :class:`~qubo_prune.problem.FactorForm`; others are given n x n.
         anytime: stops at the time limit by itself. Others are run in a process of their own that is
             ended at the limit.
         parallel: uses several processor cores by itself, so that dispatch starts no more of it.
         swap_optimal: no single swap improves its answers, so that dispatch need not try.
         max_variables: larger problems are refused; ``None`` for no limit.
-        devices: where its tensors may live.
+        devices: where its tensors may live; for people.
         requires: modules it imports and the package to install for each.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import qubo_prune_solvers
 import typer
 
+import qubo_prune
 from qubo_prune.cli import app
 from qubo_prune.dispatch import PENALTY_FACTOR
 from qubo_prune.registry import available_adapters, describe_solvers, solver_class
@@ -83,6 +86,15 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", text_of(file), flags=re.M)
             assert anchor in [slug(heading) for heading in headings], f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_module_has_its_place_in_the_guide() -> None:
+    said = section(ROOT / "CONTRIBUTING.md", "## Where things live")
+    listed = {name for cells in rows(said) for name in re.findall(r"`([\w.]+)`", cells[0])}
+    ours = [m.name for m in pkgutil.iter_modules(qubo_prune.__path__) if not m.ispkg]
+    bench = [f"bench.{m.name}" for m in pkgutil.iter_modules([str(ROOT / "qubo_prune" / "bench")])]
+    solvers = [m.name for m in pkgutil.iter_modules(qubo_prune_solvers.__path__)]
+    assert listed == {*ours, *bench, *solvers}
 
 
 def slug(heading: str) -> str:

@@ -27,8 +27,7 @@ class Anneal(Solver):
 
     The temperature falls geometrically from ``hot`` to ``cold`` times the median ``|dE|`` of random
     swaps at the start. A sweep proposes n swaps; a proposal is O(1), an accepted one O(n). Each start
-    ends in an optimum over all single swaps (over the 64 most promising weights of either kind, for
-    factor form).
+    ends in an optimum over all single swaps.
 
     After S. Kirkpatrick, C. Gelatt, M. Vecchi, Science 220 (1983).
 

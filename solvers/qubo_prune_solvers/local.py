@@ -28,8 +28,7 @@ class Local(Solver):
     A single-swap optimum can be bad, since pruned weights cancel each other in pairs. Ejection takes
     one of the ``ejections`` best swaps although it loses, then the best second swap, and stays if the
     two together gain. Every round disturbs the best assignment by ``kick`` random swaps of candidates
-    and is undone unless it finds a better one. Ends in an optimum over all single swaps (over the 64
-    most promising weights of either kind, for factor form).
+    and is undone unless it finds a better one. Ends in an optimum over all single swaps.
 
     After H. Lourenco, O. Martin, T. Stuetzle, Iterated Local Search (2003).
 

@@ -31,7 +31,7 @@ class Tabu(Solver):
     Every step takes the best swap among the ``candidates`` cheapest kept and dearest pruned weights
     that are not tabu. After ``patience`` steps without a new best assignment the search returns to
     the best one and makes ``kick`` random swaps of candidates. Each start ends in an optimum over all
-    single swaps (over the 64 most promising weights of either kind, for factor form).
+    single swaps.
 
     After F. Glover, Tabu Search, ORSA J. Computing 1 (1989), with the restarts of iterated local search.
 
