@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-fast lint benchmark clean
+.PHONY: install demo test test-fast lint benchmark benchmark-solvers clean
 
 install: $(STAMP)
 
@@ -33,6 +33,9 @@ lint: install
 
 benchmark: install
 	$(BIN)/python benchmarks/main_job.py
+
+benchmark-solvers: install
+	$(BIN)/python benchmarks/solver_targets.py
 
 clean:
 	rm -rf $(VENV) demo-output .cache

@@ -141,6 +141,7 @@ class _Outcome:
     failures: tuple[tuple[Status, str], ...] = ()
     solver_gain: float = 0.0
     polish_gain: float = 0.0
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 class _Run:
@@ -191,6 +192,7 @@ class _Run:
             self._energy += float(outcome.change.sum())
             self._solver_gain += outcome.solver_gain
             self._polish_gain += outcome.polish_gain
+            self._kept_start.update(outcome.notes)
             self._kept_start.update(
                 f"{status.value} ({detail})" if detail else status.value for status, detail in outcome.failures
             )
@@ -214,7 +216,7 @@ class _Run:
     def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
         """Solve one block in each of some rows."""
         change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        steps, solver_gain, polish_gain = 0, 0.0, 0.0
+        steps, solver_gain, polish_gain, notes = 0, 0.0, 0.0, Counter[str]()
         failures: list[tuple[Status, str]] = []
         num_pruned = self._state.masks(rows).sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
@@ -227,7 +229,8 @@ class _Run:
                 change[movable] = outcome.change
                 steps, failures = steps + outcome.steps, [*failures, *outcome.failures]
                 solver_gain, polish_gain = solver_gain + outcome.solver_gain, polish_gain + outcome.polish_gain
-        return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain)
+                notes.update(outcome.notes)
+        return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain, notes)
 
     def _solve_blocks(
         self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"], seed: int
@@ -261,8 +264,9 @@ class _Run:
         solver_gain = -float(answer.solver_change.sum())
         polish_gain = -float(answer.change.sum()) - solver_gain
         return _Outcome(
-            rows, answer.change, len(rows), tuple(answer.failures.values()), solver_gain, max(0.0, polish_gain)
-        )
+            rows, answer.change, len(rows), tuple(answer.failures.values()), solver_gain, max(0.0, polish_gain),
+            Counter(answer.notes),
+        )  # fmt: skip
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
         """Best swaps over whole rows, from the shared Gram."""

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -436,14 +436,17 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
     call = _Call(solver, type(solver).__name__, dataclasses.replace(handling, polish=False))
     answer = request.warm_start.clone()
     failures: dict[int, tuple[Status, str]] = {}
+    notes: Counter[str] = Counter()
     for row, result in _in_flight(call, request):
+        if result is not None:
+            notes.update(str(result.info[kind]) for kind in ("isolation", "disbelieved") if kind in result.info)
         if result is None:
             failures[row] = (Status.TIME_LIMIT, "")
         elif result.status.kept_warm_start:
             failures[row] = (result.status, str(result.info.get("detail", "")))
         else:
             answer[row] = torch.as_tensor(np.array(result.assignment, order="C")).to(answer)
-    return _accepted(solver, request, answer, failures, handling)
+    return dataclasses.replace(_accepted(solver, request, answer, failures, handling), notes=dict(notes))
 
 
 def _in_flight(call: _Call, request: BatchRequest) -> Iterator[tuple[int, SolveResult | None]]:

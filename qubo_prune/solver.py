@@ -208,12 +208,14 @@ class BatchResult:
         change: float64 energy change of each row against the warm start (filled in by dispatch).
         solver_change: the part of it that the solver's answer, repaired if need be, brought without
             the polish; 0 where that answer was no improvement (filled in by dispatch).
+        notes: what was done otherwise than asked, each with its number of rows (filled in by dispatch).
     """
 
     assignments: Bool[Tensor, "r n"]
     failures: Mapping[int, tuple[Status, str]] = field(default_factory=dict)
     change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
     solver_change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Solver(abc.ABC):

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -311,3 +312,19 @@ def test_descent_writes_neither_to_weights_nor_to_the_start(layer):
     assert torch.equal(layer.weight, before[0])
     assert torch.equal(keep, before[1])
     assert torch.equal(layer.gram.matrix, before[2])
+
+
+def test_a_solver_that_cannot_be_guarded_is_noted(layer):
+    lock = threading.Lock()  # nothing that holds one travels to another process
+
+    @dataclass(frozen=True)
+    class Held(Solver):
+        held: Any = lock
+
+        def solve(self, request: SolveRequest, /) -> SolveResult:
+            return Greedy().solve(request)
+
+    result = run(layer, start_of(layer, "row"), "row", solver=Held(), block_time=30.0)
+    (note,) = [note for note in result.kept_start if "cannot be sent" in note]
+    assert "without a limit" in note
+    assert result.kept_start[note] >= 12
