@@ -393,7 +393,7 @@ def test_numbers_that_a_format_cannot_hold_are_refused(tmp_path, format):
 
 def test_names_and_places_are_checked(rng, tmp_path):
     problem = random_problem(rng, 3, 1)
-    with pytest.raises(InputError, match=r"suffix of 'p\.jsn' is no known .* did you mean 'json'"):
+    with pytest.raises(InputError, match=r"suffix of 'p\.jsn' is no known .*did you mean 'json'"):
         write_problem(problem, tmp_path / "p.jsn")
     with pytest.raises(InputError, match=r"format 'qubbo' is no .* did you mean 'qubo'"):
         read_problem(tmp_path / "p.json", format="qubbo")
