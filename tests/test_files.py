@@ -395,7 +395,7 @@ def test_names_and_places_are_checked(rng, tmp_path):
     problem = random_problem(rng, 3, 1)
     with pytest.raises(InputError, match=r"suffix of 'p\.jsn' is no known .*did you mean 'json'"):
         write_problem(problem, tmp_path / "p.jsn")
-    with pytest.raises(InputError, match=r"format 'qubbo' is no .* did you mean 'qubo'"):
+    with pytest.raises(InputError, match=r"format 'qubbo' is no .*did you mean 'qubo'"):
         read_problem(tmp_path / "p.json", format="qubbo")
     with pytest.raises(InputError, match="there is no such file"):
         read_problem(tmp_path / "p.json")
