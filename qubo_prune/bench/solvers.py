@@ -296,7 +296,7 @@ def compare_solvers(
                     advance(1, f"{family.name} {label}")
             for label, solver in taking.items():
                 if solver.capabilities.batched:
-                    batched[family.name, label] = _batch_seconds(solver, family, seed)
+                    batched[family.name, label] = _batch_seconds(solver, family, seed, time_limit)
     return SolverBenchmark(tuple(records), tuple(solvers), refused, batched, machine(), str(date.today()))
 
 
@@ -327,10 +327,10 @@ def _record(
     )  # fmt: skip
 
 
-def _batch_seconds(solver: Solver, family: Family, seed: int) -> float:
-    """Wall-clock seconds a row where all rows of the family are given at once."""
+def _batch_seconds(solver: Solver, family: Family, seed: int, time_limit: float | None) -> float:
+    """Wall-clock seconds a row where all rows of the family are given at once, the limit for each."""
     began = time.perf_counter()
-    solve_batch(solver, BatchRequest(family.batch, family.start, seed))
+    solve_batch(solver, BatchRequest(family.batch, family.start, seed, row_time_limit=time_limit))
     return (time.perf_counter() - began) / family.batch.num_rows
 
 

@@ -91,6 +91,14 @@ def test_the_table_and_the_files_hold_what_was_measured(result, tmp_path):
     assert {label for _, label, _ in data["batched_seconds"]} == {"exact", "greedy"}
 
 
+def test_the_limit_holds_for_batches_too():
+    layer = random_layer(np.random.default_rng(4), 3, 160)
+    captured = Captured("model.layers.0.mlp.up_proj", layer.weight, layer.gram)
+    result = compare_solvers([captured.family(150, 2)], parse_entrants("exact"), time_limit=0.2)
+    assert not any(record.proven for record in result.records)
+    assert max(result.batched.values()) < 60
+
+
 def cores() -> int:
     # some systems cannot bind a process to a core; there the threads alone are limited
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
