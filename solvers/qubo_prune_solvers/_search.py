@@ -22,7 +22,20 @@ from qubo_prune.solver import (
     to_numpy_bool,
 )
 from qubo_prune_solvers._starts import starts_of
-from qubo_prune_solvers._swaps import Form, energy, flip_costs, form_of, forms_of, in_threads, settle
+from qubo_prune_solvers._swaps import (
+    Form,
+    below,
+    best_swap,
+    coupling,
+    energy,
+    exchange,
+    flip,
+    flip_costs,
+    form_of,
+    forms_of,
+    in_threads,
+    settle,
+)
 
 
 class State:
@@ -137,3 +150,32 @@ def keep_best(x: Any, energies: Any, best: Any, threshold: float) -> Any:
         best[:] = x
         return True
     return False
+
+
+@njit(cache=True, nogil=True)
+def return_to_best(matrix: Any, values: Any, factor: Any, x: Any, costs: Any, best: Any, energies: Any) -> None:
+    """Make x the best assignment again."""
+    for i in range(len(x)):
+        if x[i] != best[i]:
+            flip(matrix, values, factor, i, x, costs)
+    energies[0] = energies[1]
+
+
+@njit(cache=True, nogil=True)
+def swap_at_random(
+    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, energies: Any, free: Any, now: int,
+    tenure: int, random: Any, kept: Any, pruned: Any,
+) -> None:  # fmt: skip
+    """Swap a random pair among the candidates of one group, and keep it from moving for ``tenure`` steps."""
+    width = kept.shape[1]
+    kept[:, :] = -1
+    pruned[:, :] = -1
+    best_swap(matrix, values, factor, labels, x, costs, free, now, width, kept, pruned)
+    g = below(random, kept.shape[0])
+    u, p = kept[g, below(random, width)], pruned[g, below(random, width)]
+    if u < 0 or p < 0:
+        return
+    energies[0] += costs[u] - costs[p] - coupling(matrix, values, factor, u, p)
+    exchange(matrix, values, factor, u, p, x, costs)
+    free[u] = now + tenure + 1
+    free[p] = now + tenure + 1

@@ -17,8 +17,8 @@ from qubo_prune.solver import (
     SolveRequest,
     SolveResult,
 )
-from qubo_prune_solvers._search import State, keep_best, solve_batch_with, solve_with
-from qubo_prune_solvers._swaps import below, best_swap, coupling, descend, exchange, flip
+from qubo_prune_solvers._search import State, keep_best, return_to_best, solve_batch_with, solve_with, swap_at_random
+from qubo_prune_solvers._swaps import best_swap, coupling, descend, exchange
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _round(
 ) -> None:  # fmt: skip
     """Disturb, descend, and return to the best assignment if the descent ended above it."""
     for _ in range(kick):
-        _kick(matrix, values, factor, labels, x, costs, energies, free, random, kept, pruned)
+        swap_at_random(matrix, values, factor, labels, x, costs, energies, free, 0, -1, random, kept, pruned)
     while True:
         energies[0] += descend(matrix, values, factor, labels, x, costs, threshold, kept, pruned)
         gain = _eject(
@@ -90,28 +90,7 @@ def _round(
             break
         energies[0] += gain
     if not keep_best(x, energies, best, threshold):
-        for i in range(len(x)):
-            if x[i] != best[i]:
-                flip(matrix, values, factor, i, x, costs)
-        energies[0] = energies[1]
-
-
-@njit(cache=True, nogil=True)
-def _kick(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, energies: Any, free: Any, random: Any,
-    kept: Any, pruned: Any,
-) -> None:  # fmt: skip
-    """Swap a random pair among twice as many candidates as a descent looks at."""
-    width = kept.shape[1]
-    kept[:, :] = -1
-    pruned[:, :] = -1
-    best_swap(matrix, values, factor, labels, x, costs, free, 0, width, kept, pruned)
-    g = below(random, kept.shape[0])
-    u, p = kept[g, below(random, width)], pruned[g, below(random, width)]
-    if u < 0 or p < 0:
-        return
-    energies[0] += costs[u] - costs[p] - coupling(matrix, values, factor, u, p)
-    exchange(matrix, values, factor, u, p, x, costs)
+        return_to_best(matrix, values, factor, x, costs, best, energies)
 
 
 @njit(cache=True, nogil=True)

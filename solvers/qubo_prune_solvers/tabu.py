@@ -17,8 +17,8 @@ from qubo_prune.solver import (
     SolveRequest,
     SolveResult,
 )
-from qubo_prune_solvers._search import State, keep_best, solve_batch_with, solve_with
-from qubo_prune_solvers._swaps import below, best_swap, coupling, exchange, flip
+from qubo_prune_solvers._search import State, keep_best, return_to_best, solve_batch_with, solve_with, swap_at_random
+from qubo_prune_solvers._swaps import below, best_swap, exchange
 
 # steps between two looks at the clock, well under a millisecond for a thousand variables
 _CHUNK = 1000
@@ -98,37 +98,8 @@ def _run(
                 clock[1] = 0
         if clock[1] > patience:
             clock[1] = 0
-            _restart(matrix, values, factor, x, costs, best, energies)
+            return_to_best(matrix, values, factor, x, costs, best, energies)
             for _ in range(kick):
-                kick_once(
+                swap_at_random(
                     matrix, values, factor, labels, x, costs, energies, free, clock[0], highest, random, kept, pruned
                 )
-
-
-@njit(cache=True, nogil=True)
-def _restart(matrix: Any, values: Any, factor: Any, x: Any, costs: Any, best: Any, energies: Any) -> None:
-    """Back to the best assignment."""
-    for i in range(len(x)):
-        if x[i] != best[i]:
-            flip(matrix, values, factor, i, x, costs)
-    energies[0] = energies[1]
-
-
-@njit(cache=True, nogil=True)
-def kick_once(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, energies: Any, free: Any, now: int,
-    tenure: int, random: Any, kept: Any, pruned: Any,
-) -> None:  # fmt: skip
-    """Swap a random pair among the candidates of one group, and make it tabu."""
-    width = kept.shape[1]
-    kept[:, :] = -1
-    pruned[:, :] = -1
-    best_swap(matrix, values, factor, labels, x, costs, free, now, width, kept, pruned)
-    g = below(random, kept.shape[0])
-    u, p = kept[g, below(random, width)], pruned[g, below(random, width)]
-    if u < 0 or p < 0:
-        return
-    energies[0] += costs[u] - costs[p] - coupling(matrix, values, factor, u, p)
-    exchange(matrix, values, factor, u, p, x, costs)
-    free[u] = now + tenure + 1
-    free[p] = now + tenure + 1
