@@ -97,7 +97,7 @@ def _hush_libraries() -> None:
 def _settings(solver: str, given: list[str] | None) -> dict[str, Any]:
     """Settings from ``name=value`` texts, checked against the solver they are for."""
     from qubo_prune.errors import InputError
-    from qubo_prune.registry import make_solver
+    from qubo_prune.registry import make_solver, setting_value
 
     settings: dict[str, Any] = {}
     for text in given or ():
@@ -106,10 +106,7 @@ def _settings(solver: str, given: list[str] | None) -> dict[str, Any]:
             raise InputError(f"The setting {text!r} is not understood; give --set name=value.")
         if name in settings:
             raise InputError(f"The setting {name!r} is given twice; give it once.")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
+        settings[name] = setting_value(value)
     try:
         make_solver(solver, **settings)
     except InputError:

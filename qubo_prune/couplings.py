@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.problem import BlockBatch, FactorForm
+from qubo_prune.problem import BlockBatch
 
 
 class Couplings(abc.ABC):
@@ -97,28 +97,6 @@ class DenseCouplings(Couplings):
         return DenseCouplings(self._hessian, values, index)
 
 
-class FactorCouplings(Couplings):
-    """One problem in factor form, ``2 Q_ij = 2 F_i . F_j`` off the diagonal."""
-
-    def __init__(self, factor: Tensor) -> None:
-        self._factor = factor
-
-    def rows(self, chosen: Tensor, out: Tensor) -> Tensor:
-        return torch.mul(self._factor[chosen] @ self._factor.T, 2, out=out)
-
-    def pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        return 2 * self._factor[first] @ self._factor[second].transpose(1, 2)
-
-    def listed(self, first: Tensor, second: Tensor) -> Tensor:
-        return 2 * (self._factor[first] * self._factor[second]).sum(1)[None, :]
-
-    def take(self, rows: Tensor) -> FactorCouplings:
-        return self
-
-    def joined(self, parts: list[FactorCouplings]) -> FactorCouplings:
-        return self
-
-
 def of_batch(
     batch: BlockBatch, x: Bool[Tensor, "r n"], dtype: torch.dtype, costs: Float[Tensor, "r n"] | None = None
 ) -> tuple[Couplings, Float[Tensor, "r n"], Float[Tensor, " r"]]:
@@ -129,11 +107,9 @@ def of_batch(
     Everything is divided by one common scale, so that very large or small Hessians neither
     overflow nor vanish in single precision; the argmin of a swap is unchanged.
     """
-    u, now = batch.values, x.to(batch.values.dtype)
-    own = u * u * batch.hessian.diagonal(dim1=-2, dim2=-1) / 2
+    u, own = batch.values, batch.own
     if costs is None:
-        costs = torch.addcmul(batch.linear, u, batch.times_hessian(u * now)).add_(own)
-        costs.addcmul_(own, now, value=-2)
+        costs = batch.flip_costs(x)
     scale = _common_scale(costs)
     couplings: Couplings
     if batch.shared:
@@ -141,20 +117,6 @@ def of_batch(
     else:
         couplings = DenseCouplings(batch.hessian, (u / scale**0.5).to(dtype))
     return couplings, (costs / scale).to(dtype), (own.abs().mean(1) / scale).to(dtype)
-
-
-def of_factor(form: FactorForm, x: Bool[Tensor, "1 n"]) -> tuple[Couplings, Float[Tensor, "1 n"], Float[Tensor, " 1"]]:
-    """The same for one problem in factor form, in float64."""
-    factor, diagonal = torch.tensor(form.factor), torch.tensor(form.diagonal)
-    point = x[0].to(factor.dtype)
-    own = (factor * factor).sum(1)
-    costs = diagonal + own + 2 * (factor @ (factor.T @ point) - own * point)
-    scale = _common_scale(costs)
-    return (
-        FactorCouplings(factor / scale**0.5),
-        costs[None, :] / scale,
-        (diagonal + own).abs().mean()[None] / scale,
-    )
 
 
 def _common_scale(costs: Tensor) -> float:

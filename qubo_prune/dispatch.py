@@ -36,6 +36,7 @@ from qubo_prune.solver import (
     Status,
     best_first,
     derive_seed,
+    shortest,
     single_answer,
     to_numpy_bool,
 )
@@ -178,10 +179,21 @@ def prepared(
         )
     if can.cardinality or problem.free:
         return form, None
+    strength, mu, optimum = penalties(problem, start, penalty)
+    return penalised(form, strength, mu), temperature_range(problem, optimum, seed)
+
+
+def penalties(
+    problem: BlockQubo, start: NDArray[np.bool_] | None, penalty: float | None
+) -> tuple[float | NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """``lambda`` and ``mu`` for the counts, and the swap optimum next to ``start`` that they were read from.
+
+    ``lambda = PENALTY_FACTOR |mu|`` for each group unless ``penalty`` is given.
+    """
     optimum = _swap_optimum(problem, start)
     mu = multipliers(problem, optimum)
     strength = np.abs(mu) * PENALTY_FACTOR + least_strength(problem, mu, optimum) if penalty is None else penalty
-    return penalised(form, strength, mu), temperature_range(problem, optimum, seed)
+    return strength, mu, optimum
 
 
 def _swap_optimum(problem: BlockQubo, start: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
@@ -248,8 +260,7 @@ class _Call:
         left = clock.remaining
         if left is not None and self._solver.capabilities.anytime:
             left = left * min(1.0, max(1, self._handling.workers) / rows_left)
-        limits = [limit for limit in (request.row_time_limit, left) if limit is not None]
-        return min(limits) if limits else None
+        return shortest(request.row_time_limit, left)
 
     def finish(self, request: SolveRequest, wait: Callable[[], SolveResult], alone: bool = True) -> SolveResult:
         """Wait for the answer and verify it; the warm start where it cannot be used.

@@ -261,6 +261,17 @@ class BlockBatch:
             return vectors @ self.hessian
         return torch.bmm(self.hessian, vectors.unsqueeze(2)).squeeze(2)
 
+    @property
+    def own(self) -> Float[Tensor, "r n"]:
+        """``1/2 u_i^2 H_ii``, the diagonal of Q without the linear terms."""
+        return self.values * self.values * self.hessian.diagonal(dim1=-2, dim2=-1) / 2
+
+    def flip_costs(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` of every row at its x, as :meth:`BlockQubo.flip_costs`."""
+        now, own = x.to(self.values.dtype), self.own
+        costs = torch.addcmul(self.linear, self.values, self.times_hessian(self.values * now)).add_(own)
+        return costs.addcmul_(own, now, value=-2)
+
     def energy(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
         """``E_r(x_r)`` of every row."""
         x = x.to(self.values.dtype)

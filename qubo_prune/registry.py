@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -151,6 +152,14 @@ def check_settings(name: str, settings: Iterable[str], known: Iterable[str]) -> 
                 f"The solver {name!r} has no setting {setting!r}{did_you_mean(setting, known)}; "
                 f"it has {', '.join(known) or 'none'}."
             )
+
+
+def setting_value(text: str) -> Any:
+    """A setting from the command line: JSON, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _adapter(name: str) -> type[Adapter]:

@@ -35,6 +35,11 @@ class Deadline:
         return self._end is not None and time.monotonic() >= self._end
 
 
+def shortest(*limits: float | None) -> float | None:
+    """The shortest of several limits in seconds; ``None`` is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def derive_seed(seed: int, *path: int) -> int:
     """An independent 63-bit seed for a part of a run, the same for the same ``seed`` and ``path``."""
     return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -24,7 +24,7 @@ import cloudpickle
 from loky.backend import get_context
 from pebble import ProcessExpired, ProcessPool
 
-from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult
+from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, shortest
 
 #: Seconds for what comes before the solving: reading the request, importing the solver's modules.
 LOADING = 60.0
@@ -68,13 +68,13 @@ class Workers:
         """
         left = None if clock is None else clock.remaining
         end = None if left is None else time.time() + left
-        limits = [seconds for seconds in (request.time_limit, left) if seconds is not None]
-        most = _patience(min(limits), self._anytime) + LOADING if limits else None
+        limit = shortest(request.time_limit, left)
+        most = None if limit is None else _patience(limit, self._anytime) + LOADING
         arguments = (self._solver, cloudpickle.dumps(request), self._anytime, end)
         future = _pool(self.count).schedule(_solve, args=arguments, timeout=most)
         self._begun.add(future)
         future.add_done_callback(self._begun.discard)
-        return functools.partial(_wait, future, bool(limits))
+        return functools.partial(_wait, future, limit is not None)
 
     def cancel(self) -> None:
         """End every solve that is not done."""
@@ -113,8 +113,7 @@ def _solve(solver: bytes, request: bytes, anytime: bool, end: float | None) -> b
     """
     try:
         loaded, asked = _load(solver), pickle.loads(request)
-        limits = [asked.time_limit, None if end is None else end - time.time()]
-        limit = min((seconds for seconds in limits if seconds is not None), default=None)
+        limit = shortest(asked.time_limit, None if end is None else end - time.time())
         if limit is not None and limit <= 0:
             raise NotBegun
         asked = dataclasses.replace(asked, time_limit=limit)

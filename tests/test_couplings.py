@@ -5,20 +5,15 @@ import pytest
 import torch
 from reference import random_batch, random_starts
 
-from qubo_prune.couplings import of_batch, of_factor
-from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.couplings import of_batch
+from qubo_prune.problem import BlockQubo
 
 ROWS, N = 3, 6
 
 
-@pytest.fixture(params=["shared", "dense", "factor"])
+@pytest.fixture(params=["shared", "dense"])
 def case(request, rng):
     """Couplings, flip costs, problems and assignments, with the scale the couplings stand in."""
-    if request.param == "factor":
-        problem = BlockQubo(FactorForm(rng.normal(size=N), rng.normal(size=(N, 2))), 2)
-        x = torch.tensor(rng.permutation(N) < 2)[None]
-        couplings, costs, size = of_factor(problem.q, x)
-        return couplings, costs, size, [problem], x
     batch = random_batch(rng, ROWS, N, [2], shared=request.param == "shared")
     x = random_starts(rng, batch)
     couplings, costs, size = of_batch(batch, x, torch.float64)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 import re
 import time
@@ -34,7 +33,7 @@ from qubo_prune.dispatch import solve, solve_batch
 from qubo_prune.errors import InputError, QuboPruneError
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
-from qubo_prune.registry import make_solver
+from qubo_prune.registry import make_solver, setting_value
 from qubo_prune.report import machine
 from qubo_prune.solver import BatchRequest, Solver, derive_seed
 
@@ -87,10 +86,7 @@ def _settings(text: str) -> dict[str, Any]:
         name, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"The setting {part!r} has no value; give name=value.")
-        try:
-            settings[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name.strip()] = value.strip()
+        settings[name.strip()] = setting_value(value.strip())
     return settings
 
 

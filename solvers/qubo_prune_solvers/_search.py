@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
+    Capabilities,
     Deadline,
+    Solver,
     SolveRequest,
     SolveResult,
     Status,
     derive_seed,
     ranked_answers,
+    shortest,
     to_numpy_bool,
 )
 from qubo_prune_solvers._starts import starts_of
@@ -71,60 +75,81 @@ def rounding(form: Form) -> float:
     return 1e-12 * float(np.abs(form.own).mean()) if len(form.own) else 0.0
 
 
-Search = Callable[[State, Deadline], None]
+class SwapSearch(Solver):
+    """Searches by swaps, from several starts: what `tabu`, `local` and `anneal` share.
+
+    Subclasses have the settings ``starts`` and ``threads``, and write :meth:`search`.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        batched=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
+    )
+
+    starts: int
+    threads: int | None
+
+    @abc.abstractmethod
+    def search(self, state: State, clock: Deadline) -> None:
+        """Improve the state's best assignment until the search ends or time is over."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        """Search from each start, and answer with the best of each, ranked."""
+        clock, form = Deadline(request.time_limit), form_of(request.problem)
+        points = starts_of(form, request.warm_start, self.starts, derive_seed(request.seed, self.starts))
+        if not _movable(form):
+            return ranked_answers(request.problem, points[0], Status.LOCAL_OPTIMUM)
+
+        def run(number: int) -> NDArray[np.bool_]:
+            return self._from_start(form, points[number], derive_seed(request.seed, number), clock, number)
+
+        found = in_threads(run, list(range(len(points))), self.threads)
+        status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
+        return ranked_answers(request.problem, np.stack(found), status, info={"starts": len(points)})
+
+    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
+        """The same for every row; rows run in parallel, the starts of a row in turn."""
+        forms = list(forms_of(request.problems))
+
+        def run(row: int, warm: NDArray[np.bool_], limit: float | None) -> NDArray[np.bool_]:
+            form, clock = forms[row], Deadline(limit)
+            if not _movable(form):
+                return warm
+            seed = derive_seed(request.seed, row)
+            points = starts_of(form, warm, self.starts, derive_seed(seed, self.starts))
+            found = [
+                self._from_start(form, x, derive_seed(seed, number), clock, number) for number, x in enumerate(points)
+            ]
+            return found[int(np.argmin([_energy(form, x) for x in found]))]
+
+        return rows_in_threads(run, request, self.threads)
+
+    def _from_start(
+        self, form: Form, start: NDArray[np.bool_], seed: int, clock: Deadline, number: int
+    ) -> NDArray[np.bool_]:
+        """One search; starts after the first are left as they are once time is over."""
+        if clock.expired and number:
+            return start
+        state = State(form, start, seed)
+        self.search(state, clock)
+        return state.finish()
 
 
-def solve_with(search: Search, request: SolveRequest, starts: int, threads: int | None) -> SolveResult:
-    """Run a search from several starts and answer with the best of each, ranked."""
-    clock, form = Deadline(request.time_limit), form_of(request.problem)
-    points = starts_of(form, request.warm_start, starts, derive_seed(request.seed, starts))
-    if not _movable(form):
-        return ranked_answers(request.problem, points[0], Status.LOCAL_OPTIMUM)
-
-    def run(number: int) -> NDArray[np.bool_]:
-        return _from_start(search, form, points[number], derive_seed(request.seed, number), clock, number)
-
-    found = in_threads(run, list(range(len(points))), threads)
-    status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
-    return ranked_answers(request.problem, np.stack(found), status, info={"starts": len(points)})
-
-
-def solve_batch_with(search: Search, request: BatchRequest, starts: int, threads: int | None) -> BatchResult:
-    """The same for every row of a batch; rows run in parallel, the starts of a row in turn."""
-    clock = Deadline(request.time_limit)
-    warm = to_numpy_bool(request.warm_start).copy()
-    forms = list(forms_of(request.problems))
+def rows_in_threads(
+    work: Callable[[int, NDArray[np.bool_], float | None], NDArray[np.bool_]],
+    request: BatchRequest,
+    threads: int | None,
+) -> BatchResult:
+    """``work(row, warm start, seconds or None)`` for every row; those that time leaves out keep their start."""
+    clock, warm = Deadline(request.time_limit), to_numpy_bool(request.warm_start).copy()
 
     def run(row: int) -> NDArray[np.bool_] | None:
-        form, own_clock = forms[row], Deadline(_shorter(request.row_time_limit, clock.remaining))
-        if clock.expired:
-            return None
-        if not _movable(form):
-            return np.asarray(warm[row])
-        seed = derive_seed(request.seed, row)
-        points = starts_of(form, warm[row], starts, derive_seed(seed, starts))
-        found = [
-            _from_start(search, form, x, derive_seed(seed, number), own_clock, number)
-            for number, x in enumerate(points)
-        ]
-        return found[int(np.argmin([_energy(form, x) for x in found]))]
+        return None if clock.expired else work(row, warm[row], shortest(request.row_time_limit, clock.remaining))
 
-    answers = in_threads(run, list(range(len(forms))), threads)
+    answers = in_threads(run, list(range(len(warm))), threads)
     late = {row: (Status.TIME_LIMIT, "") for row, x in enumerate(answers) if x is None}
     for row, x in enumerate(answers):
         warm[row] = warm[row] if x is None else x
     return BatchResult(torch.as_tensor(warm).to(request.warm_start.device), late)
-
-
-def _from_start(
-    search: Search, form: Form, start: NDArray[np.bool_], seed: int, clock: Deadline, number: int
-) -> NDArray[np.bool_]:
-    """One search; starts after the first are left as they are once time is over."""
-    if clock.expired and number:
-        return start
-    state = State(form, start, seed)
-    search(state, clock)
-    return state.finish()
 
 
 def _movable(form: Form) -> bool:
@@ -135,11 +160,6 @@ def _movable(form: Form) -> bool:
 
 def _energy(form: Form, x: NDArray[np.bool_]) -> float:
     return float(energy(form.own, flip_costs(*form.couplings, form.own, x), x))
-
-
-def _shorter(one: float | None, other: float | None) -> float | None:
-    known = [limit for limit in (one, other) if limit is not None]
-    return min(known) if known else None
 
 
 @njit(cache=True, nogil=True)

@@ -23,13 +23,18 @@ def starts_of(form: Form, warm_start: NDArray[np.bool_] | None, count: int, seed
     first = _lowest(form, form.own) if warm_start is None else np.array(warm_start, dtype=bool)
     result = [first]
     if count > 1:
-        result.append(_forward(*form.couplings, form.own, form.labels, form.num_pruned))
+        result.append(forward_start(form))
     if count > 2 and len(form.matrix) and form.num_variables <= _MOST_RELAXED:
         result.append(_lowest(form, -_relaxed(form)))
     state = np.array([seed], dtype=np.uint64)
     while len(result) < count:
         result.append(_random(form.labels, form.num_pruned, state))
     return result
+
+
+def forward_start(form: Form) -> NDArray[np.bool_]:
+    """Greedy forward selection from the dense problem."""
+    return np.asarray(_forward(*form.couplings, form.own, form.labels, form.num_pruned))
 
 
 def _relaxed(form: Form) -> NDArray[np.float64]:

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from qubo_prune.solver import (
-    BatchRequest,
-    BatchResult,
-    Capabilities,
-    Deadline,
-    Solver,
-    SolveRequest,
-    SolveResult,
-)
-from qubo_prune_solvers._search import State, keep_best, solve_batch_with, solve_with
+from qubo_prune.solver import Deadline
+from qubo_prune_solvers._search import State, SwapSearch, keep_best
 from qubo_prune_solvers._swaps import below, coupling, exchange, uniform
 
 
 @dataclass(frozen=True)
-class Anneal(Solver):
+class Anneal(SwapSearch):
     """Propose random swaps; take one that adds ``dE`` to the energy with probability ``exp(-dE/T)``.
 
     The temperature falls geometrically from ``hot`` to ``cold`` times the median ``|dE|`` of random
@@ -40,23 +32,13 @@ class Anneal(Solver):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batched=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
-    )
-
     starts: int = 3
     sweeps: int = 200
     hot: float = 0.3
     cold: float = 1e-3
     threads: int | None = None
 
-    def solve(self, request: SolveRequest, /) -> SolveResult:
-        return solve_with(self._search, request, self.starts, self.threads)
-
-    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
-        return solve_batch_with(self._search, request, self.starts, self.threads)
-
-    def _search(self, state: State, clock: Deadline) -> None:
+    def search(self, state: State, clock: Deadline) -> None:
         form = state.form
         order, bounds = _by_group(form.labels, state.x, len(form.num_pruned))
         scale = _typical_change(*form.couplings, order, bounds, state.costs, state.random)

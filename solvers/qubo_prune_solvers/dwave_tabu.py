@@ -7,7 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver import (
+    Capabilities,
+    Deadline,
+    Solver,
+    SolveRequest,
+    SolveResult,
+    Status,
+    ranked_answers,
+    shortest,
+)
 from qubo_prune_solvers._bqm import assignments_of, initial_states, model_of, small_seed
 
 
@@ -68,6 +77,5 @@ class DwaveTabu(Solver):
     def _milliseconds(self, clock: Deadline) -> int | None:
         """What the sampler may use for each read; it uses whole milliseconds."""
         left = clock.remaining
-        limits = [self.timeout, None if left is None else left / self.num_reads]
-        known = [limit for limit in limits if limit is not None]
-        return max(1, int(1000 * min(known))) if known else None
+        limit = shortest(self.timeout, None if left is None else left / self.num_reads)
+        return None if limit is None else max(1, int(1000 * limit))

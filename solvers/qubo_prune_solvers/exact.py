@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
@@ -22,11 +21,10 @@ from qubo_prune.solver import (
     Status,
     derive_seed,
     single_answer,
-    to_numpy_bool,
 )
 from qubo_prune_solvers._branching import Tree
 from qubo_prune_solvers._convex import convex_diagonal
-from qubo_prune_solvers._swaps import in_threads
+from qubo_prune_solvers._search import rows_in_threads
 from qubo_prune_solvers.tabu import Tabu
 
 _MAX_VARIABLES = 512
@@ -77,25 +75,15 @@ class Exact(Solver):
 
     def solve_batch(self, request: BatchRequest, /) -> BatchResult:
         _check_size(request.problems.num_variables)
-        clock = Deadline(request.time_limit)
-        warm = to_numpy_bool(request.warm_start).copy()
         shared = _shared_diagonal(request) if request.problems.shared else None
 
-        def run(row: int) -> SolveResult | None:
-            if clock.expired:
-                return None
-            limits = [limit for limit in (request.row_time_limit, clock.remaining) if limit is not None]
+        def run(row: int, warm: NDArray[np.bool_], limit: float | None) -> NDArray[np.bool_]:
             problem = request.problems.problem(row)
-            limit = min(limits) if limits else None
             if shared is None:
-                return self.solve(SolveRequest(problem, warm[row], derive_seed(request.seed, row), limit))
-            return self._prove(problem, shared[row], warm[row], Deadline(limit))
+                return self.solve(SolveRequest(problem, warm, derive_seed(request.seed, row), limit)).assignment
+            return self._prove(problem, shared[row], warm, Deadline(limit)).assignment
 
-        results = in_threads(run, list(range(len(warm))), self.threads)
-        late = {row: (Status.TIME_LIMIT, "") for row, result in enumerate(results) if result is None}
-        for row, result in enumerate(results):
-            warm[row] = warm[row] if result is None else result.assignment
-        return BatchResult(torch.as_tensor(warm).to(request.warm_start.device), late)
+        return rows_in_threads(run, request, self.threads)
 
     def _prove(
         self, problem: BlockQubo, needed: NDArray[np.float64], warm_start: NDArray[np.bool_] | None, clock: Deadline

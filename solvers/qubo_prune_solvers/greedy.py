@@ -27,7 +27,7 @@ from qubo_prune.solver import (
     to_numpy_bool,
 )
 from qubo_prune_solvers._search import settle_form
-from qubo_prune_solvers._starts import starts_of
+from qubo_prune_solvers._starts import forward_start
 from qubo_prune_solvers._swaps import form_of, in_threads, settle_rows
 
 # rounds of descent and candidate pairs; rows need a handful, the bound only stops a cycle of
@@ -75,7 +75,7 @@ class Greedy(Solver):
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)
         form = form_of(problem)
-        x = starts_of(form, None, 2, 0)[1] if request.warm_start is None else np.array(request.warm_start, dtype=bool)
+        x = forward_start(form) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
         if clock.expired:
             return single_answer(problem, x, Status.TIME_LIMIT)
         settle_form(form, x, self._width(problem.num_variables))
@@ -92,14 +92,12 @@ class Greedy(Solver):
 
     def _compiled_batch(self, request: BatchRequest) -> BatchResult:
         batch, clock = request.problems, Deadline(request.time_limit)
-        values, warm = batch.values.double(), request.warm_start.double()
-        own = values * values * batch.hessian.diagonal(dim1=-2, dim2=-1).double() / 2
-        costs = request.flip_costs
-        if costs is None:
-            costs = batch.linear + values * batch.times_hessian(values * warm) + own * (1 - 2 * warm)
+        costs = batch.flip_costs(request.warm_start) if request.flip_costs is None else request.flip_costs
         hessian = batch.hessian.double().reshape(-1, batch.num_variables, batch.num_variables)
-        thresholds = (own + batch.linear).abs().mean(1) * 1e-12
-        h, u, k, threshold, labels = map(_on_host, (hessian, values, costs, thresholds, batch.labels.long()))
+        thresholds = (batch.own + batch.linear).double().abs().mean(1) * 1e-12
+        h, u, k, threshold, labels = map(
+            _on_host, (hessian, batch.values.double(), costs.double(), thresholds, batch.labels.long())
+        )
         # the kernel changes these two
         x, k = to_numpy_bool(request.warm_start).copy(), k.copy()
         late: dict[int, tuple[Status, str]] = {}

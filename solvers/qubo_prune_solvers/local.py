@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from qubo_prune.solver import (
-    BatchRequest,
-    BatchResult,
-    Capabilities,
-    Deadline,
-    Solver,
-    SolveRequest,
-    SolveResult,
-)
-from qubo_prune_solvers._search import State, keep_best, return_to_best, solve_batch_with, solve_with, swap_at_random
+from qubo_prune.solver import Deadline
+from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
 from qubo_prune_solvers._swaps import best_swap, coupling, descend, exchange
 
 
 @dataclass(frozen=True)
-class Local(Solver):
+class Local(SwapSearch):
     """Descend by single swaps and by pairs of them, disturb the best assignment, repeat.
 
     A single-swap optimum can be bad, since pruned weights cancel each other in pairs. Ejection takes
@@ -42,10 +34,6 @@ class Local(Solver):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batched=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
-    )
-
     starts: int = 3
     rounds: float = 0.5
     candidates: int = 8
@@ -53,13 +41,7 @@ class Local(Solver):
     kick: int = 5
     threads: int | None = None
 
-    def solve(self, request: SolveRequest, /) -> SolveResult:
-        return solve_with(self._search, request, self.starts, self.threads)
-
-    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
-        return solve_batch_with(self._search, request, self.starts, self.threads)
-
-    def _search(self, state: State, clock: Deadline) -> None:
+    def search(self, state: State, clock: Deadline) -> None:
         form = state.form
         room = np.empty((4, len(form.num_pruned), self.candidates), dtype=np.int64)
         for number in range(1 + round(self.rounds * form.num_variables)):

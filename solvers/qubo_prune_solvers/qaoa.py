@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.dispatch import PENALTY_FACTOR
+from qubo_prune.dispatch import penalties
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.penalty import least_strength, multipliers, penalised
+from qubo_prune.penalty import penalised
 from qubo_prune.problem import BlockQubo
-from qubo_prune.registry import make_solver
 from qubo_prune.repair import repair
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import small_seed
@@ -216,9 +215,7 @@ def _without_counts(problem: BlockQubo, warm_start: NDArray[np.bool_] | None, pe
     """The problem with penalties for its counts, as dispatch makes it for solvers that know none."""
     if problem.free:
         return problem
-    x = make_solver("greedy").solve(SolveRequest(problem, warm_start)).assignment
-    mu = multipliers(problem, x)
-    strength = np.abs(mu) * PENALTY_FACTOR + least_strength(problem, mu, x) if penalty is None else penalty
+    strength, mu, _ = penalties(problem, warm_start, penalty)
     return penalised(problem, strength, mu)
 
 

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from qubo_prune.solver import (
-    BatchRequest,
-    BatchResult,
-    Capabilities,
-    Deadline,
-    Solver,
-    SolveRequest,
-    SolveResult,
-)
-from qubo_prune_solvers._search import State, keep_best, return_to_best, solve_batch_with, solve_with, swap_at_random
+from qubo_prune.solver import Deadline
+from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
 from qubo_prune_solvers._swaps import below, best_swap, exchange
 
 # steps between two looks at the clock, well under a millisecond for a thousand variables
@@ -25,7 +17,7 @@ _CHUNK = 1000
 
 
 @dataclass(frozen=True)
-class Tabu(Solver):
+class Tabu(SwapSearch):
     """Take the best swap, good or bad, then leave its two weights alone for a while.
 
     Every step takes the best swap among the ``candidates`` cheapest kept and dearest pruned weights
@@ -46,10 +38,6 @@ class Tabu(Solver):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        batched=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
-    )
-
     starts: int = 4
     steps: int = 15
     candidates: int = 4
@@ -58,13 +46,7 @@ class Tabu(Solver):
     kick: int = 20
     threads: int | None = None
 
-    def solve(self, request: SolveRequest, /) -> SolveResult:
-        return solve_with(self._search, request, self.starts, self.threads)
-
-    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
-        return solve_batch_with(self._search, request, self.starts, self.threads)
-
-    def _search(self, state: State, clock: Deadline) -> None:
+    def search(self, state: State, clock: Deadline) -> None:
         form, left = state.form, self.steps * state.form.num_variables
         room = np.empty((2, len(form.num_pruned), self.candidates), dtype=np.int64)
         lowest, highest = self.tenure
