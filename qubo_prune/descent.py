@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,7 +100,12 @@ def warm_start(
     keep = keep_highest(score("wanda" if kind == "greedy" else kind, weight, gram, seed), pattern, density)
     if kind != "greedy":
         return keep
-    state = LayerState(weight, gram, keep, pattern)
+    parts = zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True)
+    return torch.cat([_selected(LayerState(*part, pattern)) for part in parts])
+
+
+def _selected(state: LayerState) -> Bool[Tensor, "d_out d_in"]:
+    """The mask of forward selection, each row with the count it has."""
     state.x = forward_selection(state.emit_whole(_everything(state))).to(state.x.dtype)
     return state.keep_mask()
 
@@ -113,7 +118,10 @@ def descend(
     settings: Descent,
     deadline: Deadline | None = None,
 ) -> DescentResult:
-    """Improve a layer's keep mask; every group keeps the count that ``keep`` gives it.
+    """Improve a layer's keep mask; every budget of the pattern keeps the count that ``keep`` gives it.
+
+    The groups of a grouped convolution are descended one after another; with the pattern ``layer``
+    each of them keeps the count that ``keep`` gives it.
 
     Args:
         weight: dense weights.
@@ -123,8 +131,40 @@ def descend(
         settings: solver, block size, limits.
         deadline: anytime limit; the best mask so far is returned when it expires.
     """
-    state = LayerState(weight, gram, keep, pattern)
-    return _Run(state, pattern, settings, deadline or Deadline(None)).result()
+    deadline = deadline or Deadline(None)
+    parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True))
+    if len(parts) == 1:
+        return _Run(LayerState(*parts[0], pattern), pattern, settings, deadline).result()
+    results = []
+    for number, part in enumerate(parts):
+        own = replace(settings, seed=derive_seed(settings.seed, number))
+        share = None if deadline.remaining is None else Deadline(deadline.remaining / (len(parts) - number))
+        results.append(_Run(LayerState(*part, pattern), pattern, own, share or deadline).result())
+    return _merged(results)
+
+
+def _merged(results: Sequence[DescentResult]) -> DescentResult:
+    """The descents of several groups of rows, which add up; the trace has a point for each group."""
+    trace = [TracePoint(0.0, sum(result.trace[0].energy for result in results), 0)]
+    notes: Counter[str] = Counter()
+    for result in results:
+        notes.update(result.kept_start)
+        change = result.trace[-1].energy - result.trace[0].energy
+        before = trace[-1]
+        trace.append(
+            TracePoint(before.seconds + result.seconds, before.energy + change, before.accepted + result.accepted)
+        )
+    return DescentResult(
+        torch.cat([result.keep for result in results]),
+        sum(result.steps for result in results),
+        sum(result.accepted for result in results),
+        sum(result.seconds for result in results),
+        any(result.stopped_early for result in results),
+        sum(result.solver_gain for result in results),
+        sum(result.polish_gain for result in results),
+        dict(notes),
+        tuple(trace),
+    )
 
 
 def _everything(state: LayerState) -> Int[Tensor, " r"]:

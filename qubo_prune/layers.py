@@ -1,34 +1,58 @@
-"""Prunable layers of a model, each seen as a weight matrix ``(d_out, d_in)``."""
+"""Prunable layers of a model, each seen as a weight matrix ``(d_out, d_in)``.
+
+For every layer, with B samples, T positions in each and ``G = layer.groups``::
+
+    fold_outputs(module(x)) - bias == einsum("btgd,god->btgo", unfold(x), matrix().reshape(G, d_out // G, d_in))
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError, did_you_mean
 
+#: Bytes that unfolded inputs take at most at a time.
+CHUNK_BYTES = 2**28
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear map ``inputs @ W'`` inside a model.
+    """A linear map ``rows @ W'`` inside a model; the rows are the module's inputs, unfolded if it is a convolution.
+
+    A convolution's rows are the patches under its kernel, in the order of its stored weight (input
+    channel, kernel row, kernel column), so ``d_in = C_in / groups * kh * kw`` and W's row is an
+    output channel. Output rows ``k * d_out / groups`` onwards read group k of the inputs only.
 
     Attributes:
         name: dotted path of the module in the model.
-        module: ``nn.Linear``, or the ``Conv1D`` of transformers, which stores W transposed.
+        module: ``nn.Linear``, the ``Conv1D`` of transformers, which stores W transposed, or ``nn.Conv2d``.
     """
 
     name: str
     module: nn.Module
 
     @property
+    def _conv(self) -> nn.Conv2d | None:
+        return self.module if isinstance(self.module, nn.Conv2d) else None
+
+    @property
     def transposed(self) -> bool:
         """True if the parameter holds ``(d_in, d_out)``."""
-        return not isinstance(self.module, nn.Linear)
+        return not isinstance(self.module, (nn.Linear, nn.Conv2d))
+
+    @property
+    def groups(self) -> int:
+        """Parts that the inputs and outputs fall into, each with a map of its own; 1 if not a grouped convolution."""
+        return self._conv.groups if self._conv else 1
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -45,27 +69,139 @@ class Layer:
     @property
     def shape(self) -> tuple[int, int]:
         """``(d_out, d_in)``."""
-        rows, columns = self.parameter.shape
-        return (columns, rows) if self.transposed else (rows, columns)
+        first, *others = self.parameter.shape
+        rest = math.prod(others)
+        return (rest, first) if self.transposed else (first, rest)
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """A tensor of the parameter's shape, such as a mask or a gradient, as ``(d_out, d_in)``."""
+        return stored.T if self.transposed else stored.reshape(self.shape)
+
+    def stored(self, matrix: Tensor) -> Tensor:
+        """A tensor ``(d_out, d_in)``, such as a keep mask, in the parameter's shape."""
+        return matrix.T if self.transposed else matrix.reshape(self.parameter.shape)
 
     def matrix(self) -> Float[Tensor, "d_out d_in"]:
-        """The weight as ``(d_out, d_in)``, a view without gradient."""
-        weight = self.parameter.detach()
-        return weight.T if self.transposed else weight
+        """The weight as ``(d_out, d_in)`` without gradient, to read; :meth:`assign` and :meth:`prune` write.
+
+        It shares the parameter's memory where that has the matrix' order; a ``channels_last``
+        kernel has not and is copied.
+        """
+        return self.as_matrix(self.parameter.detach())
+
+    def assign(self, matrix: Float[Tensor, "d_out d_in"]) -> None:
+        """Write new weights, in place."""
+        self.parameter.detach().copy_(self.stored(matrix))
 
     def remember(self, keep: Bool[Tensor, "d_out d_in"]) -> Removed:
         """The weights that the mask will remove, to put them back later."""
-        pruned = ~keep.to(self.parameter.device)
-        return Removed(self, pruned, self.matrix()[pruned])
+        pruned = self._pruned(keep)
+        return Removed(self, pruned, self.parameter.detach()[pruned])
 
     def prune(self, keep: Bool[Tensor, "d_out d_in"]) -> None:
         """Set the pruned weights to zero, in place."""
-        self.matrix().masked_fill_(~keep.to(self.parameter.device), 0)
+        self.parameter.detach().masked_fill_(self._pruned(keep), 0)
+
+    def _pruned(self, keep: Tensor) -> Tensor:
+        return ~self.stored(keep).to(self.parameter.device)
+
+    @property
+    def window(self) -> tuple[Any, ...]:
+        """How rows are cut out of an input: layers that agree here and read one tensor see the same rows."""
+        conv = self._conv
+        if conv is None:
+            return ()
+        geometry = (conv.kernel_size, conv.stride, conv.dilation, tuple(_padding(conv)))
+        return (*geometry, conv.padding_mode, conv.groups)
+
+    def unfold(self, inputs: Tensor) -> Float[Tensor, "B T groups d_in"]:
+        """The rows that W multiplies: B samples, T positions in each, apart by groups.
+
+        Inputs of a linear layer are ``(B, ..., d_in)``, or ``(d_in,)`` for one sample; those of a
+        convolution ``(B, C_in, height, width)`` or without B, padded as the module pads them.
+        """
+        if self._conv is not None:
+            windows = _windows(self._conv, inputs)
+            return windows.reshape(windows.shape[0], -1, self.groups, self.shape[1])
+        return _flat(inputs)[:, :, None]
+
+    def rows(self, inputs: Tensor, limit: int = CHUNK_BYTES) -> Iterator[Float[Tensor, "n groups d_in"]]:
+        """The rows of :meth:`unfold` in the same order, in chunks of at most ``limit`` bytes (but whole rows)."""
+        if self._conv is None:
+            yield self.unfold(inputs).flatten(0, 1)
+            return
+        windows = _windows(self._conv, inputs)
+        row = math.prod(windows.shape[3:]) * windows.element_size()
+        for part in _parts(windows, max(1, limit // row)):
+            yield part.reshape(-1, self.groups, self.shape[1])
+
+    def fold_outputs(self, outputs: Tensor) -> Float[Tensor, "B T d_out"]:
+        """Outputs of the module, or their gradients, by the positions of :meth:`unfold`."""
+        if self._conv is not None:
+            return _batched(outputs).flatten(2).transpose(1, 2)
+        return _flat(outputs)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """``(B, ..., d)`` as ``(B, T, d)``."""
+    *leading, width = values.shape
+    samples, *middle = leading or [1]
+    return values.reshape(samples, math.prod(middle), width)
+
+
+def _batched(images: Tensor) -> Tensor:
+    return images if images.ndim == 4 else images[None]
+
+
+def _padding(conv: nn.Conv2d) -> list[int]:
+    """Zeros or copies around the image as ``F.pad`` takes them: left, right, top, bottom."""
+    if conv.padding == "valid":
+        return [0, 0, 0, 0]
+    if conv.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [amount for total in reversed(totals) for amount in (total // 2, total - total // 2)]
+    assert not isinstance(conv.padding, str)
+    return [amount for amount in reversed(conv.padding) for _ in range(2)]
+
+
+def _windows(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """What each output position sees, as a view of the padded inputs: ``(B, h, w, C_in, kh, kw)``."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    images = F.pad(_batched(inputs), _padding(conv), mode=mode)
+    samples, channels, *extent = images.shape
+    per_sample, per_channel, *steps = images.stride()
+    positions = [
+        (size - reach * (kernel - 1) - 1) // stride + 1
+        for size, reach, kernel, stride in zip(extent, conv.dilation, conv.kernel_size, conv.stride, strict=True)
+    ]
+    return images.as_strided(
+        (samples, *positions, channels, *conv.kernel_size),
+        (per_sample, *(a * b for a, b in zip(steps, conv.stride, strict=True)),
+         per_channel, *(a * b for a, b in zip(steps, conv.dilation, strict=True))),
+        images.storage_offset(),
+    )  # fmt: skip
+
+
+def _parts(windows: Tensor, rows: int) -> Iterator[Tensor]:
+    """Windows of at most so many rows at a time: whole images if they fit, or lines, or parts of lines."""
+    _, height, width = windows.shape[:3]
+    images = max(1, rows // max(1, height * width))
+    lines = max(1, rows // max(1, images * width))
+    columns = max(1, rows // max(1, images * lines))
+    for some in torch.split(windows, images):
+        for band in torch.split(some, lines, 1):
+            yield from torch.split(band, columns, 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Removed:
-    """The weights that a mask removed from a layer."""
+    """The weights that a mask removed from a layer.
+
+    Attributes:
+        layer: the layer.
+        pruned: where, in the parameter's shape.
+        values: the weights there.
+    """
 
     layer: Layer
     pruned: Tensor
@@ -73,12 +209,12 @@ class Removed:
 
     def restore(self) -> None:
         """Write the removed weights back."""
-        self.layer.matrix()[self.pruned] = self.values
+        self.layer.parameter.detach()[self.pruned] = self.values
 
 
 def is_prunable(module: nn.Module) -> bool:
-    """True for ``nn.Linear`` and the ``Conv1D`` of transformers."""
-    if isinstance(module, nn.Linear):
+    """True for ``nn.Linear``, ``nn.Conv2d`` and the ``Conv1D`` of transformers."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
         return True
     # by name, so that a plain PyTorch model does not import transformers
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
@@ -112,15 +248,31 @@ def find_layers(
     for pattern in (*include, *exclude):
         if not fnmatch.filter(names, pattern):
             raise InputError(
-                f"The pattern {pattern!r} matches none of the model's {len(names)} linear layers"
+                f"The pattern {pattern!r} matches none of the model's {len(names)} prunable layers"
                 f"{did_you_mean(pattern, names)}; names look like {names[0] if names else 'none'!r}."
             )
     chosen = [
         layer for layer in found if (not include or _matches(layer.name, include)) and not _matches(layer.name, exclude)
     ]
     if not chosen:
-        raise InputError("The model has no linear layer to prune; widen include or exclude, or check the model.")
+        raise InputError(
+            "The model has no linear or 2-D convolution layer to prune; widen include or exclude, or check the model."
+        )
+    for layer in chosen:
+        _check_forward(layer)
     return chosen
+
+
+def _check_forward(layer: Layer) -> None:
+    """Refuse a convolution that does more to its inputs or weights than ``nn.Conv2d`` does."""
+    kind = type(layer.module)
+    if not issubclass(kind, nn.Conv2d):
+        return
+    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
+        raise InputError(
+            f"The layer {layer.name!r} is a {kind.__name__}, which computes its output in a way of its own; only "
+            "plain nn.Conv2d can be pruned, so exclude that layer or replace it by padding and an nn.Conv2d."
+        )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -304,7 +304,8 @@ def _visit_block(
 def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None) -> list[Stage]:
     """Group the layers by the input they read in one forward pass, in the order of their calls.
 
-    Layers that this pass does not reach come last, each for itself.
+    Convolutions read the same input only if they cut the same rows out of it. Layers that this pass
+    does not reach come last, each for itself.
     """
     reads: dict[int, list[Any]] = {}
 
@@ -323,7 +324,7 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
     groups: dict[Any, list[int]] = {}
     for number, inputs in reads.items():
         tensor = inputs[0]
-        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version)
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, layers[number].window)
         groups.setdefault(same if len(inputs) == 1 else number, []).append(number)
     stages = [Stage(tuple(layers[n] for n in members), len(reads[members[0]])) for members in groups.values()]
     return stages + [Stage((layer,), 0) for number, layer in enumerate(layers) if number not in reads]
@@ -338,11 +339,12 @@ def _accumulate(
 ) -> Gram:
     """The Gram of a stage's common input over all batches; each pass stops once it is seen."""
     leader = stage.layers[0]
-    gram = GramAccumulator(leader.name)
+    gram = GramAccumulator(leader.name, leader.groups)
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         began = time.perf_counter()
-        gram.add(_input_of(args, kwargs))
+        for rows in leader.rows(_input_of(args, kwargs)):
+            gram.add(rows)
         seconds.hessian += time.perf_counter() - began
         if stage.calls == 1:
             raise _Stop

@@ -322,8 +322,7 @@ class _Run:
         power = float(gram.output_error(weight).sum())
         self._removed.append(layer.remember(result.keep))
         layer.prune(result.keep)
-        stored = result.keep.T if layer.transposed else result.keep
-        self.masks[layer.parameter_name] = stored.cpu()
+        self.masks[layer.parameter_name] = layer.stored(result.keep).cpu()
         self._left -= layer.parameter.numel()
         kept = int(result.keep.sum())
         notes = dict(result.kept_start)
@@ -368,7 +367,7 @@ def _given_mask(layer: Layer, plan: _Plan) -> Tensor:
             f"The mask {layer.parameter_name!r} has shape {tuple(mask.shape)} and type {mask.dtype}; the weight's "
             f"shape {tuple(layer.parameter.shape)} and torch.bool (True = keep) are needed."
         )
-    keep = mask.T if layer.transposed else mask
+    keep = layer.as_matrix(mask)
     wrong = plan.pattern.violations(keep, plan.density)
     if wrong:
         raise InputError(

@@ -22,7 +22,7 @@ def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int)
         scores = weight.abs()
     elif kind == "wanda":
         # H_jj = 2/N ||X_j||^2, so this is Wanda's score times sqrt(2/N), the same order
-        scores = weight.abs() * gram.matrix.diagonal().sqrt()
+        scores = weight.abs() * gram.for_rows(gram.diagonal.sqrt(), len(weight))
     elif kind == "random":
         generator = torch.Generator().manual_seed(seed)
         scores = torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
@@ -30,4 +30,4 @@ def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int)
         raise InputError(f"There is no score {kind!r}{did_you_mean(kind, SCORES)}; use one of {', '.join(SCORES)}.")
     if gram.dead.all():  # no calibration data: nothing is known but the weights
         return weight.abs() if kind == "wanda" else scores
-    return scores.masked_fill(gram.dead, -1.0)
+    return scores.masked_fill(gram.for_rows(gram.dead, len(weight)), -1.0)
