@@ -14,6 +14,7 @@ so ``E(current mask) = 0`` and a negative energy is a predicted improvement.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from qubo_prune.problem import BlockBatch, BlockQubo
+from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
 
 
 def emit(
@@ -78,6 +79,43 @@ def emit_block(
         block.cpu().numpy(), gradient.cpu().numpy(), (u * ~x).cpu().numpy(), u.cpu().numpy(),
         counts.astype(int).tolist(), labels=groups,
     )  # fmt: skip
+
+
+def emit_factor(
+    factor: Float[Tensor, "B n"],
+    gradient: Float[Tensor, " n"],
+    current: Float[Tensor, " n"],
+    kept_value: Float[Tensor, " n"],
+    num_pruned: Sequence[int],
+    labels: ArrayLike | None = None,
+    ridge: float = 0.0,
+    price: Float[Tensor, " n"] | None = None,
+) -> BlockQubo:
+    """The block QUBO for ``H = 1/B F'F``, in factor form as long as that is the smaller one (B < n).
+
+    Args:
+        factor: ``F``, per-sample gradients.
+        gradient: ``g`` at the current point.
+        current: ``w``, zero where pruned.
+        kept_value: ``u``.
+        num_pruned: exact count of ones, per group.
+        labels: group numbers.
+        ridge: ``lam``, the weight of ``||delta||^2``.
+        price: added to the energy for every weight that changes, on top of the model.
+    """
+    f, g, w, u = (part.double() for part in (factor, gradient, current, kept_value))
+    a = u - w
+    coupled = f.T @ (f @ a) / len(f)
+    linear = -u * (g + coupled) + ridge * u * (u - 2 * a)
+    offset = g @ a + a @ coupled / 2 + ridge * (a @ a)
+    if price is not None:
+        pruned = (w == 0) & (u != 0)
+        linear += torch.where(pruned, -price, price)
+        offset += price[pruned].sum()
+    scaled = (f * u).T / math.sqrt(2 * len(f))
+    if len(f) < len(u):
+        return BlockQubo(FactorForm(linear.cpu(), scaled.cpu()), num_pruned, float(offset), labels)
+    return BlockQubo((scaled @ scaled.T + torch.diag(linear)).cpu(), num_pruned, float(offset), labels)
 
 
 def emit_rows(

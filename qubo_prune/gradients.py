@@ -1,0 +1,322 @@
+"""Gradients of single samples, of whole layers or of the selected weights only.
+
+A weight's gradient for sample b is ``G_b = sum_t o_bt a_bt'`` with ``a_bt`` what the layer read at
+position t and ``o_bt`` the gradient of the sample's loss by the layer's output there. Both are seen in
+one backward pass over a micro-batch, for all layers; what is kept of them is decided layer by layer
+while it runs. So no parameter gradient of the model is ever formed, and the memory is that of the
+activations of one micro-batch plus what is asked for: ``B n`` for n weights of B samples, or
+``2 d_out d_in`` for the moments of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qubo_prune.data import Samples
+from qubo_prune.errors import InputError
+from qubo_prune.layers import Layer
+from qubo_prune.objective import Objective
+
+# floats in the working arrays of one layer
+_ROOM = 2**25
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and mean square of a layer's per-sample gradients, float32, ``(d_out, d_in)``.
+
+    Attributes:
+        mean: ``1/B sum_b G_b``, the gradient of the mean loss.
+        square: ``1/B sum_b G_b^2``, the diagonal of the empirical Fisher matrix.
+        samples: B.
+    """
+
+    mean: Float[Tensor, "d_out d_in"]
+    square: Float[Tensor, "d_out d_in"]
+    samples: int
+
+    @property
+    def uncertainty(self) -> Float[Tensor, "d_out d_in"]:
+        """Standard error of the mean: ``sqrt((square - mean^2) / B)``."""
+        return ((self.square - self.mean**2).clamp(min=0) / self.samples).sqrt()
+
+
+Consume = Callable[[Layer, int, Tensor, Tensor], None]
+
+
+def moments(
+    objective: Objective, samples: Samples, indices: Int[Tensor, " B"], layers: Sequence[Layer]
+) -> dict[str, Moments]:
+    """:class:`Moments` of whole layers, by layer name, from one pass over a batch.
+
+    Memory: two float32 matrices a layer, and the activations of one micro-batch.
+    """
+    sums = {
+        layer.name: torch.zeros(2, *layer.shape, device=layer.parameter.device, dtype=torch.float32) for layer in layers
+    }
+
+    def add(layer: Layer, first: int, inputs: Tensor, outputs: Tensor) -> None:
+        _add_moments(sums[layer.name], layer, inputs, outputs)
+
+    _backward(objective, samples, indices, layers, add)
+    return {
+        name: Moments(total[0] / len(indices), total[1] / len(indices), len(indices)) for name, total in sums.items()
+    }
+
+
+def _add_moments(total: Tensor, layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
+    if inputs.shape[1] == 1 and layer.groups == 1:  # one position: products of sums are sums of products
+        a, o = inputs[:, 0, 0], outputs[:, 0]
+        total[0].addmm_(o.T, a)
+        total[1].addmm_((o * o).T, a * a)
+        return
+    for a, o in _chunks(inputs, outputs, layer.parameter.numel()):
+        each = whole(layer, a, o)
+        total[0] += each.sum(0)
+        total[1] += each.square_().sum(0)
+
+
+def whole(
+    layer: Layer, inputs: Float[Tensor, "b T groups d_in"], outputs: Float[Tensor, "b T d_out"]
+) -> Float[Tensor, "b d_out d_in"]:
+    """``G_b`` of a whole layer for each sample."""
+    b, positions, groups, d_in = inputs.shape
+    if groups == 1:
+        return torch.bmm(outputs.transpose(1, 2), inputs[:, :, 0])
+    apart = outputs.reshape(b, positions, groups, -1)
+    return torch.einsum("btgo,btgi->bgoi", apart, inputs).reshape(b, -1, d_in)
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Some weights of one layer, by row and column of its matrix."""
+
+    layer: Layer
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """Their values in a matrix ``(d_out, d_in)``."""
+        return matrix[self.rows, self.columns]
+
+    def gradients(
+        self, inputs: Float[Tensor, "b T groups d_in"], outputs: Float[Tensor, "b T d_out"]
+    ) -> Float[Tensor, "b n"]:
+        """``G_b`` at these weights for each sample."""
+        layer, (b, positions, groups, _) = self.layer, inputs.shape
+        # gathered products take T n multiplications, slow ones; a matrix product T d_out d_in fast ones
+        if positions > 1 and 16 * len(self) > layer.parameter.numel():
+            parts = _chunks(inputs, outputs, layer.parameter.numel())
+            return torch.cat([whole(layer, a, o)[:, self.rows, self.columns] for a, o in parts])
+        place = self.rows // (layer.shape[0] // groups) * inputs.shape[3] + self.columns
+        flat = inputs.flatten(2)
+        parts = _chunks(flat, outputs, positions * len(self))
+        return torch.cat([(a[:, :, place] * o[:, :, self.rows]).sum(1) for a, o in parts])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockGradients:
+    """Per-sample gradients at the weights of some blocks.
+
+    Attributes:
+        given: ``(B, n)`` a block, with the samples' own labels, float32; their mean is the gradient of
+            the loss.
+        curvature: ``(B, n)`` a block, the factor of the Fisher matrix ``H = 1/B G'G``: with labels drawn
+            from the model's distribution, or ``given`` itself for the empirical Fisher matrix.
+        losses: ``(B,)`` the samples' losses, float64.
+    """
+
+    given: list[Float[Tensor, "B n"]]
+    curvature: list[Float[Tensor, "B n"]]
+    losses: Float[Tensor, " B"]
+
+
+def block_gradients(
+    objective: Objective,
+    samples: Samples,
+    indices: Int[Tensor, " B"],
+    blocks: Sequence[Sequence[Entries]],
+    drawn: torch.Generator | None = None,
+) -> BlockGradients:
+    """Per-sample gradients of blocks, each made of entries of one or more layers, from one pass.
+
+    Memory: ``4 B n`` bytes a block (twice that with drawn labels), and one micro-batch's activations.
+
+    Args:
+        objective: model and loss.
+        samples: where the batch comes from.
+        indices: the batch.
+        blocks: parts of blocks; the columns of a block's gradients are those of its parts in turn.
+        drawn: source of the labels for the curvature; ``None`` for the empirical Fisher matrix.
+    """
+    widths = [sum(map(len, parts)) for parts in blocks]
+    device = blocks[0][0].layer.parameter.device
+    kinds = 1 if drawn is None else 2
+    found = [[torch.empty(len(indices), n, device=device) for n in widths] for _ in range(kinds)]
+    wanted: dict[str, list[tuple[int, slice, Entries]]] = {}
+    for number, parts in enumerate(blocks):
+        at = 0
+        for entries in parts:
+            place = slice(at, at + len(entries))
+            wanted.setdefault(entries.layer.name, []).append((number, place, entries))
+            at += len(entries)
+    layers = list({entries.layer.name: entries.layer for parts in blocks for entries in parts}.values())
+
+    def fill(kind: int) -> Consume:
+        def consume(layer: Layer, first: int, inputs: Tensor, outputs: Tensor) -> None:
+            for number, place, entries in wanted[layer.name]:
+                found[kind][number][first : first + len(inputs), place] = entries.gradients(inputs, outputs)
+
+        return consume
+
+    losses = _backward(objective, samples, indices, layers, fill(0), fill(1) if drawn is not None else None, drawn)
+    return BlockGradients(found[0], found[-1], losses)
+
+
+def _chunks(inputs: Tensor, outputs: Tensor, per_sample: int) -> Iterator[tuple[Tensor, Tensor]]:
+    step = max(1, _ROOM // max(1, per_sample))
+    return zip(torch.split(inputs, step), torch.split(outputs, step), strict=True)
+
+
+class _Tap(torch.autograd.Function):
+    """Hands the gradient that arrives at a tensor to a function; makes graphs begin without parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+        ctx.receive = receive
+        return output.clone()  # a copy, since the model may go on in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.receive(grads[0])
+        return grads[0], None, None
+
+
+@dataclass
+class _Watched:
+    """What one layer read and what came back, in one micro-batch."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+class _Watch:
+    """Taps on the layers of a model; calls the consumer once all calls of a layer have their gradient."""
+
+    def __init__(self, layers: Sequence[Layer], device: torch.device) -> None:
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
+        self._seen = {layer.name: _Watched() for layer in layers}
+        self._layers = {layer.name: layer for layer in layers}
+        self.consume: Consume | None = None
+        self.first = 0
+        self.batch = 1
+
+    def hook(self, layer: Layer) -> Callable[..., Tensor]:
+        """A forward hook for the layer's module."""
+
+        def forward(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            watched = self._seen[layer.name]
+            number = len(watched.inputs)
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            watched.inputs.append(inputs.detach())
+            return _Tap.apply(output, self._anchor, lambda grad: self._receive(layer, number, grad))  # type: ignore[no-any-return]
+
+        return forward
+
+    def forget(self, inputs: bool) -> None:
+        """Make ready for another backward pass, or for another micro-batch."""
+        for watched in self._seen.values():
+            watched.outputs.clear()
+            if inputs:
+                watched.inputs.clear()
+
+    def finish(self) -> None:
+        """Consume the layers of which some calls had no influence on the loss."""
+        for name, watched in self._seen.items():
+            if 0 < len(watched.outputs) < len(watched.inputs):
+                self._hand_over(self._layers[name], watched)
+
+    def _receive(self, layer: Layer, number: int, grad: Tensor) -> None:
+        watched = self._seen[layer.name]
+        watched.outputs.append((number, grad.detach()))
+        if len(watched.outputs) == len(watched.inputs):
+            self._hand_over(layer, watched)
+
+    def _hand_over(self, layer: Layer, watched: _Watched) -> None:
+        assert self.consume is not None
+        calls = [
+            (self._by_sample(layer, layer.unfold(watched.inputs[n])), self._by_sample(layer, layer.fold_outputs(grad)))
+            for n, grad in watched.outputs
+        ]
+        inputs, outputs = (torch.cat(part, 1) if len(calls) > 1 else part[0] for part in zip(*calls, strict=True))
+        self.consume(layer, self.first, inputs.float(), outputs.float())
+        watched.outputs.clear()
+
+    def _by_sample(self, layer: Layer, rows: Tensor) -> Tensor:
+        """Rows as ``(b, T, ...)``: windows or tokens that a model stacks along dimension 0 belong to one sample."""
+        if len(rows) % self.batch:
+            raise InputError(
+                f"Layer {layer.name!r} was called with {len(rows)} inputs for a batch of {self.batch} samples, so they "
+                "cannot be told apart; set micro_batch to 1."
+            )
+        return rows.reshape(self.batch, -1, *rows.shape[2:])
+
+
+def _backward(
+    objective: Objective,
+    samples: Samples,
+    indices: Int[Tensor, " B"],
+    layers: Sequence[Layer],
+    consume: Consume,
+    consume_drawn: Consume | None = None,
+    drawn: torch.Generator | None = None,
+) -> Float[Tensor, " B"]:
+    """One pass over a batch, with a second backward pass for drawn labels if asked; the losses, float64."""
+    watch = _Watch(layers, layers[0].parameter.device)
+    losses, first = [], 0
+    with _watching(objective.model, layers, watch), torch.enable_grad():
+        for part in objective.parts(indices):
+            watch.first, watch.batch = first, len(part)
+            prediction, own = objective.losses_of(samples, part)
+            losses.append(own.detach().double())
+            watch.consume = consume
+            own.sum().backward(retain_graph=consume_drawn is not None)
+            watch.finish()
+            if consume_drawn is not None and drawn is not None:
+                watch.forget(inputs=False)
+                watch.consume = consume_drawn
+                objective.loss.drawn(prediction, drawn).sum().backward()
+                watch.finish()
+            watch.forget(inputs=True)
+            first += len(part)
+    return torch.cat(losses)
+
+
+@contextmanager
+def _watching(model: nn.Module, layers: Sequence[Layer], watch: _Watch) -> Iterator[None]:
+    """Taps in place, evaluation mode, and no gradients of parameters while it lasts."""
+    training = {module: module.training for module in model.modules()}
+    needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [layer.module.register_forward_hook(watch.hook(layer), with_kwargs=True) for layer in layers]
+    model.eval()
+    for parameter in needing:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in needing:
+            parameter.requires_grad_(True)
+        for module, mode in training.items():
+            module.training = mode

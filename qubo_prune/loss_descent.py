@@ -1,0 +1,567 @@
+"""Block coordinate descent on the loss itself: iCBS, with what it takes to trust its steps.
+
+A step draws three things that share no sample. A *scoring* batch says which weights look worth a swap. A
+*model* batch gives their gradient g and their Fisher matrix ``H = 1/B G'G`` at the current masked point,
+so each block is a QUBO (see :mod:`qubo_prune.emission`) that a solver decides. *Held-out* samples then
+measure what the move did: it is accepted, halved or rolled back. The blocks of one step are decided
+one after another on one model: with ``r = sum G delta`` over the blocks decided so far, the next one's
+gradient is ``g + 1/B G'r``, so they know of one another across layers.
+
+After iCBS (Rosenberg, Brubaker et al., arXiv 2411.17796), whose own settings are :meth:`LossDescent.paper`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from qubo_prune.data import Fresh, Samples
+from qubo_prune.dispatch import solve
+from qubo_prune.emission import emit_factor
+from qubo_prune.errors import InputError
+from qubo_prune.gradients import BlockGradients, Moments, block_gradients, moments
+from qubo_prune.layers import Layer
+from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, pooled, salience_costs
+from qubo_prune.loss_trace import LossStep, LossTrace
+from qubo_prune.masks import Pattern
+from qubo_prune.objective import Objective
+from qubo_prune.progress import Progress
+from qubo_prune.registry import make_solver
+from qubo_prune.solver import Deadline, Solver, derive_seed, shortest
+
+_MOST_CAUTION = 8.0
+
+
+@dataclass(frozen=True)
+class LossDescent:
+    """Settings of the descent on the loss.
+
+    Attributes:
+        solver: decides the blocks: a name or a ``Solver``.
+        block_size: n, weights per block, half of them kept and half pruned ones.
+        blocks_per_step: blocks decided on the gradients of one pass; 0 for one per layer.
+        samples: B, samples of the model batch of a step.
+        scoring_samples: samples of the scoring batch; 0 takes the model batch for both.
+        max_samples: B doubles up to this when predictions fail or no swap is worth its uncertainty.
+        curvature: labels of the Fisher matrix: ``sampled`` from the model's own distribution, ``empirical``
+            the given ones, or ``auto`` (sampled where the loss is a likelihood).
+        selection: ``gain``, predicted gain of a swap; ``salience``, the paper's ``|u g|``.
+        layer_order: ``gain``, expected held-out gain; ``log-size``, each layer in proportion to the
+            logarithm of its size, shuffled, as in the paper.
+        accept: ``held-out``, only what lowers the held-out loss; ``always``.
+        halvings: how often a move that fails is halved before it is rolled back.
+        caution: price of a changed weight, in standard errors of its predicted gain; adapts.
+        gradient_scale: ``c_g``, factor of the gradient.
+        ridge: ``lam``, weight of ``||delta||^2``.
+        tabu_share: share of the free weights of a pool that rest after their block was solved; never so
+            many that no block is left.
+        frozen_pruned: share of a layer's pruned weights, those of the lowest magnitude, that stay pruned.
+        frozen_kept: share of its kept weights, those of the highest magnitude, that stay kept.
+        budget: ``layer``, or ``global``: weights may move between layers (pattern ``layer`` only).
+        max_blocks: blocks at most; 0 keeps the warm start.
+        patience: steps in a row without progress, at ``max_samples``, after which the descent ends.
+        batch_check: samples of the model batch on which the move is measured too.
+        block_time: wall-clock limit of one block, in seconds.
+        polish: swap within blocks after a solver that leaves that to do.
+        solver_settings: fields of a named solver.
+        seed: every random choice follows from it.
+    """
+
+    solver: str | Solver = "greedy"
+    block_size: int = 1024
+    blocks_per_step: int = 3
+    samples: int = 1000
+    scoring_samples: int = 1000
+    max_samples: int = 8000
+    curvature: Literal["auto", "sampled", "empirical"] = "auto"
+    selection: Literal["gain", "salience"] = "gain"
+    layer_order: Literal["gain", "log-size"] = "gain"
+    accept: Literal["held-out", "always"] = "held-out"
+    halvings: int = 2
+    caution: float = 1.0
+    gradient_scale: float = 1.0
+    ridge: float = 0.0
+    tabu_share: float = 0.0
+    frozen_pruned: float = 0.0
+    frozen_kept: float = 0.0
+    budget: Literal["layer", "global"] = "layer"
+    max_blocks: int = 3000
+    patience: int = 5
+    batch_check: int = 1000
+    block_time: float | None = 60.0
+    polish: bool = True
+    solver_settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        for name in ("tabu_share", "frozen_pruned", "frozen_kept"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1.")
+
+    @classmethod
+    def paper(cls, kind: Literal["classifier", "language"] = "classifier", **changes: Any) -> LossDescent:
+        """The settings of the paper's own code, which trusts every answer of its solver."""
+        settings: dict[str, Any] = {
+            "solver": "anneal", "solver_settings": {"starts": 10}, "block_size": 1024 if kind == "classifier" else 4096,
+            "blocks_per_step": 1, "samples": 200, "scoring_samples": 0, "max_samples": 200, "curvature": "empirical",
+            "selection": "salience", "layer_order": "log-size", "accept": "always", "caution": 0.0,
+            "gradient_scale": 0.75, "ridge": 0.001, "tabu_share": 0.4, "frozen_pruned": 0.42, "frozen_kept": 0.35,
+            "batch_check": 200,
+        }  # fmt: skip
+        return cls(**{**settings, **changes})
+
+
+_CHOICES = {
+    "curvature": ("auto", "sampled", "empirical"),
+    "selection": ("gain", "salience"),
+    "layer_order": ("gain", "log-size"),
+    "accept": ("held-out", "always"),
+    "budget": ("layer", "global"),
+}
+_LEAST = {
+    "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "max_samples": 1, "halvings": 0,
+    "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1,
+}  # fmt: skip
+
+OnStep = Callable[[LossStep], None]
+
+
+def descend_loss(
+    objective: Objective,
+    layers: Sequence[Layer],
+    keep: Mapping[str, Bool[Tensor, "d_out d_in"]],
+    train: Samples,
+    held_out: Samples,
+    settings: LossDescent,
+    pattern: Pattern,
+    *,
+    values: Mapping[str, Float[Tensor, "d_out d_in"]] | None = None,
+    deadline: Deadline | None = None,
+    progress: Progress | None = None,
+    on_step: OnStep | None = None,
+) -> LossTrace:
+    """Improve keep masks by blocks that are emitted from the gradients of the loss.
+
+    The layers' weights are changed in place to the best masks seen, by held-out loss; every budget group
+    keeps its count. An interrupt (Ctrl-C) ends the descent as a time limit does.
+
+    Args:
+        objective: model and loss.
+        layers: the layers to decide.
+        keep: warm start by layer name, as matrices ``(d_out, d_in)``.
+        train: samples that scoring and model batches are drawn from.
+        held_out: samples by which moves are judged; none of them in ``train``.
+        settings: see :class:`LossDescent`.
+        pattern: the groups whose counts stay.
+        values: ``u``, what each weight is if kept, by layer name; by default what the layers hold now, so
+            call this before the masks are applied, or pass the dense weights.
+        deadline: when to stop.
+        progress: where bars are shown.
+        on_step: called after each step with its record, the model being as the step left it; its time
+            does not count.
+
+    Raises:
+        InputError: a loss is not finite, the gradient is zero everywhere, a setting does not fit.
+    """
+    run = _Descent(objective, layers, keep, train, held_out, settings, pattern, values, deadline or Deadline(None))
+    with (progress or Progress()).task("descending the loss", settings.max_blocks) as advance:
+        try:
+            for step in run.steps():
+                advance(step.blocks, f"held-out loss {step.held_out_loss:.4f}")
+                if on_step is not None:
+                    with run.paused():
+                        on_step(step)
+        except KeyboardInterrupt:
+            run.stopped = "It was interrupted; the best masks by then count."
+        finally:
+            run.finish()
+    return run.trace()
+
+
+@dataclass(eq=False)
+class _Weights:
+    """Masked weights of one layer."""
+
+    layer: Layer
+    value: Tensor
+    keep: Tensor
+    frozen: Tensor
+
+    def put(self, keep: Tensor) -> None:
+        """Set the mask and write the weights."""
+        self.keep = keep
+        self.layer.assign(self.value.masked_fill(~keep, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A block's new assignment with its model: ``g'delta + 1/2B ||G delta||^2``."""
+
+    block: Block
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+    factor: Tensor
+
+    @property
+    def swaps(self) -> int:
+        """Weights pruned by it, as many as it restores."""
+        return int((self.x & ~self.block.x).sum())
+
+    @property
+    def delta(self) -> Float[Tensor, " n"]:
+        """Change of the weights, float64."""
+        return self.value * (self.block.x.double() - self.x.double())
+
+    @property
+    def response(self) -> Float[Tensor, " B"]:
+        """``G delta``, per sample."""
+        return self.factor @ self.delta
+
+    def halved(self, response: Float[Tensor, " B"]) -> _Move:
+        """The better half of its swaps, by their part in the energy of a step that does ``response``."""
+        parts = self.delta * (self.gradient + self.factor.T @ response / (2 * len(response)))
+        cost = parts[None, :]
+        changed = (self.x != self.block.x)[None, :]
+        chosen: list[Tensor] = []
+        for group in self.block.labels.unique():
+            member = (self.block.labels == group)[None, :] & changed
+            pairs = best_pairs(cost, ~self.block.x[None, :], member, Pattern("layer"), len(self.x))
+            chosen.append(torch.stack([pairs.kept.double(), pairs.pruned.double(), pairs.cost]))
+        table = torch.cat(chosen, 1) if chosen else torch.empty(3, 0)
+        best = table[:, table[2].argsort()[: table.shape[1] // 2]][:2].long().flatten()
+        x = self.block.x.clone()
+        x[best] = ~x[best]
+        return dataclasses.replace(self, x=x)
+
+
+class _Descent:
+    """State of one run."""
+
+    def __init__(
+        self, objective: Objective, layers: Sequence[Layer], keep: Mapping[str, Tensor], train: Samples,
+        held_out: Samples, settings: LossDescent, pattern: Pattern, values: Mapping[str, Tensor] | None,
+        deadline: Deadline,
+    ) -> None:  # fmt: skip
+        if settings.budget == "global" and pattern.name != "layer":
+            raise InputError(
+                f"The budget is global and the pattern {pattern.name}; weights can only move between layers with the "
+                "pattern 'layer'."
+            )
+        self._objective, self._train, self._held_out = objective, train, held_out
+        self._settings, self._pattern, self._deadline = settings, pattern, deadline
+        self._solver = make_solver(settings.solver, **settings.solver_settings)
+        self._clock = _Clock()
+        self._fresh = Fresh(train, derive_seed(settings.seed, 1))
+        self._labels = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
+        self._random = np.random.default_rng(derive_seed(settings.seed, 3))
+        self._weights = {
+            layer.name: _starting(layer, keep[layer.name], (values or {}).get(layer.name), settings) for layer in layers
+        }
+        pools = [Pool(tuple(layers))] if settings.budget == "global" else [Pool((layer,)) for layer in layers]
+        self._pools = {pool.name: pool for pool in pools}
+        self._tabu = {name: Tabu(self._resting_limit(pool)) for name, pool in self._pools.items()}
+        self._trust = dict.fromkeys(self._pools, 1.0)
+        self._queue: list[str] = []
+        self._caution, self._samples, self._idle = settings.caution, self._most(settings.samples), 0
+        self._steps: list[LossStep] = []
+        self._notes: Counter[str] = Counter()
+        self.stopped = ""
+        for weights in self._weights.values():
+            weights.put(weights.keep)
+        self._losses = objective.measure(held_out)
+        self._start_loss = self._best_loss = float(self._losses.mean())
+        self._best = {name: weights.keep for name, weights in self._weights.items()}
+
+    def _most(self, wanted: int) -> int:
+        """So many samples, as far as there are that many."""
+        if wanted > len(self._train):
+            self._notes[f"{wanted} samples a step were asked; all {len(self._train)} were taken."] = 1
+        return min(wanted, len(self._train))
+
+    def _resting_limit(self, pool: Pool) -> int:
+        free = sum(int((~self._weights[layer.name].frozen).sum()) for layer in pool.layers)
+        return int(self._settings.tabu_share * free)
+
+    def paused(self) -> _Clock:
+        """A context whose time does not count."""
+        return self._clock
+
+    def steps(self) -> Iterator[LossStep]:
+        """Steps until time, blocks or hope are over."""
+        blocks, settings = 0, self._settings
+        while blocks < settings.max_blocks:
+            if self._deadline.expired:
+                self.stopped = "The time was over."
+                return
+            if self._idle >= settings.patience:
+                self.stopped = "No swap was worth its uncertainty any more."
+                return
+            step = self._step(blocks)
+            blocks += step.blocks
+            self._steps.append(step)
+            yield step
+        self.stopped = "All blocks were solved."
+
+    def finish(self) -> None:
+        """Put the best masks seen in place."""
+        for name, weights in self._weights.items():
+            weights.put(self._best[name])
+
+    def trace(self) -> LossTrace:
+        """What happened."""
+        return LossTrace(
+            {name: keep.clone() for name, keep in self._best.items()}, tuple(self._steps), self._start_loss,
+            self._best_loss, self.stopped, dict(self._notes), self._clock.seconds,
+        )  # fmt: skip
+
+    def _step(self, done: int) -> LossStep:
+        settings, allowed = self._settings, self._settings.max_blocks - done
+        batch = self._fresh.indices(self._samples)
+        scoring = batch if not settings.scoring_samples else self._fresh.indices(self._most(settings.scoring_samples))
+        blocks = self._choose(scoring, allowed)
+        before = {name: weights.keep for name, weights in self._weights.items()}
+        gradients = block_gradients(
+            self._objective, self._train, batch, [block.parts for block in blocks],
+            self._labels if self._draws_labels() else None,
+        )  # fmt: skip
+        moves, solved = self._decide(blocks, gradients, done)
+        moves, predicted, change, outcome = self._apply(moves, before)
+        check = batch[: settings.batch_check]
+        measured = float((self._objective.measure(self._train, check) - gradients.losses[: len(check)]).mean())
+        if outcome == "rolled back":
+            self._restore(before)
+        return self._record(moves, blocks, predicted, measured, change, outcome, solved)
+
+    def _draws_labels(self) -> bool:
+        kind, can = self._settings.curvature, self._objective.loss.likelihood
+        if kind == "sampled" and not can:
+            raise InputError(
+                "curvature is 'sampled' but labels cannot be drawn from this loss function; use 'empirical' or 'auto'."
+            )
+        return kind != "empirical" and can
+
+    # -- selection
+
+    def _choose(self, scoring: Tensor, allowed: int) -> list[Block]:
+        settings = self._settings
+        wanted = min(allowed, settings.blocks_per_step or len(self._pools))
+        names = list(self._pools) if settings.layer_order == "gain" else self._next_in_queue(wanted)
+        layers = [layer for name in dict.fromkeys(names) for layer in self._pools[name].layers]
+        found = moments(self._objective, self._train, scoring, layers)
+        if not any(bool(part.mean.any()) for part in found.values()):
+            raise InputError(
+                "The gradient of the loss is zero in every layer, so there is nothing to descend; check that the loss "
+                "depends on the model's output and that the layers to prune are reached."
+            )
+        per_pool = Counter(names) if settings.layer_order == "log-size" else dict.fromkeys(names, wanted)
+        options = [block for name, count in per_pool.items() for block in self._blocks(self._pools[name], found, count)]
+        if settings.layer_order == "gain":
+            options.sort(key=lambda block: -block.expected * self._trust[block.pool.name])
+        if not options:
+            raise InputError("No layer holds both a kept and a pruned weight that is free; give a density below 1.")
+        return options[:wanted]
+
+    def _next_in_queue(self, count: int) -> list[str]:
+        """Pools in the order of an epoch in which each comes in proportion to the logarithm of its size."""
+        while len(self._queue) < count:
+            sizes = {name: math.log10(max(10, pool.starts[-1])) for name, pool in self._pools.items()}
+            smallest = min(sizes.values())
+            epoch = [name for name, size in sizes.items() for _ in range(max(1, round(2 * size / smallest)))]
+            self._queue.extend(self._random.permutation(epoch).tolist())
+        drawn, self._queue = self._queue[:count], self._queue[count:]
+        return drawn
+
+    def _blocks(self, pool: Pool, found: Mapping[str, Moments], count: int) -> list[Block]:
+        """The ``count`` best disjoint blocks of a pool."""
+        size = self._settings.block_size // 2
+        pairs = self._pairs(pool, found, count * size)
+        while len(pairs) < size and self._tabu[pool.name].release():
+            pairs = self._pairs(pool, found, count * size)
+        if 0 < len(pairs) < size:
+            self._notes[f"Blocks of {pool.name} hold all its {2 * len(pairs)} free weights, fewer than asked."] = 1
+        return [
+            Block.of(pool, pairs.take(slice(at, at + size)))
+            for at in range(0, len(pairs), size)
+            # a last block of a few weights is left for the next step
+            if at == 0 or len(pairs) - at >= size
+        ]
+
+    def _pairs(self, pool: Pool, found: Mapping[str, Moments], most: int) -> Pairs:
+        starts, parts = pool.starts, []
+        resting = self._tabu[pool.name].resting(starts[-1], next(iter(found.values())).mean.device)
+        for number, layer in enumerate(pool.layers):
+            weights, moment = self._weights[layer.name], found[layer.name]
+            eligible = ~weights.frozen & ~resting[starts[number] : starts[number + 1]].reshape(layer.shape)
+            eligible &= weights.keep | (weights.value != 0)
+            parts.append(best_pairs(self._costs(moment, weights), weights.keep, eligible, self._pattern, most))
+        return pooled(parts, pool, most)
+
+    def _costs(self, moment: Moments, weights: _Weights) -> Tensor:
+        if self._settings.selection == "salience":
+            return salience_costs(moment, weights.value.float(), weights.keep)
+        scale = self._settings.gradient_scale
+        return flip_costs(moment, weights.value.float(), weights.keep, self._caution, scale)
+
+    # -- decision
+
+    def _decide(self, blocks: Sequence[Block], gradients: BlockGradients, done: int) -> tuple[list[_Move], float]:
+        """Solve the blocks in turn on one model; the moves, and the seconds that the solver took."""
+        settings, moves, spent = self._settings, [], 0.0
+        response = torch.zeros(len(gradients.losses), dtype=torch.float64, device=gradients.given[0].device)
+        for number, block in enumerate(blocks):
+            given, factor = gradients.given[number].double(), gradients.curvature[number].double()
+            gradient = given.mean(0)
+            value = torch.cat([part.of(self._weights[part.layer.name].value) for part in block.parts]).double()
+            uncertainty = (given.var(0, unbiased=False) / len(given)).sqrt()
+            model = settings.gradient_scale * gradient + factor.T @ response / len(response)
+            problem = emit_factor(
+                factor, model, value * ~block.x, value, _counts(block), block.labels.cpu().numpy(), settings.ridge,
+                self._caution * uncertainty * value.abs(),
+            )  # fmt: skip
+            began = time.perf_counter()
+            result = solve(
+                problem, self._solver, derive_seed(settings.seed, 4, done + number),
+                shortest(settings.block_time, self._deadline.remaining or 1e-3 if self._deadline.remaining is not None else None),
+                block.x.cpu().numpy(), polish=settings.polish,
+            )  # fmt: skip
+            spent += time.perf_counter() - began
+            if result.status.kept_warm_start:
+                self._notes[result.status.value] += 1
+            x = torch.as_tensor(result.assignment).to(block.x.device)
+            move = _Move(block, x, value, gradient, factor)
+            response += move.response
+            moves.append(move)
+            self._tabu[block.pool.name].add(block.places)
+        return moves, spent
+
+    # -- acceptance
+
+    def _apply(self, moves: list[_Move], before: Mapping[str, Tensor]) -> tuple[list[_Move], float, Tensor, str]:
+        """Measure a move on held-out samples; halve it while it fails. Leaves the last one tried in place."""
+        for halving in range(self._settings.halvings + 1):
+            predicted, response = _energy(moves)
+            if not any(move.swaps for move in moves):
+                self._restore(before)
+                return moves, 0.0, torch.zeros_like(self._losses), "idle"
+            self._put(moves, before)
+            change = self._objective.measure(self._held_out) - self._losses
+            if float(change.mean()) < 0:
+                return moves, predicted, change, "halved" if halving else "accepted"
+            if self._settings.accept == "always":
+                return moves, predicted, change, "accepted"
+            if halving < self._settings.halvings:
+                moves = [move.halved(response) for move in moves]
+        return moves, predicted, change, "rolled back"
+
+    def _put(self, moves: Sequence[_Move], before: Mapping[str, Tensor]) -> None:
+        keep = {}
+        for move in moves:
+            at = 0
+            for part in move.block.parts:
+                name = part.layer.name
+                mask = keep.setdefault(name, before[name].clone())
+                mask[part.rows, part.columns] = ~move.x[at : at + len(part)]
+                at += len(part)
+        for name, mask in keep.items():
+            self._weights[name].put(mask)
+
+    def _restore(self, before: Mapping[str, Tensor]) -> None:
+        for name, weights in self._weights.items():
+            if weights.keep is not before[name]:
+                weights.put(before[name])
+
+    def _record(
+        self, moves: Sequence[_Move], blocks: Sequence[Block], predicted: float, measured: float, change: Tensor,
+        outcome: str, solved: float,
+    ) -> LossStep:  # fmt: skip
+        mean = float(change.mean())
+        if outcome in ("accepted", "halved"):
+            self._losses = self._losses + change
+        loss = float(self._losses.mean())
+        if loss < self._best_loss:
+            self._best_loss = loss
+            self._best = {name: weights.keep for name, weights in self._weights.items()}
+        step = LossStep(
+            len(self._steps), len(blocks), tuple(block.pool.name for block in blocks), sum(len(b) for b in blocks),
+            sum(move.swaps for move in moves), predicted, measured, mean,
+            float(change.std() / math.sqrt(len(change))) if len(change) > 1 else 0.0, loss, outcome, self._caution,
+            self._samples, solved, self._clock.seconds,
+        )  # fmt: skip
+        self._adapt(step)
+        return step
+
+    def _adapt(self, step: LossStep) -> None:
+        """More caution and more samples where predictions fail, less caution where they hold."""
+        limit = self._most(max(self._settings.max_samples, self._settings.samples))
+        progressed = step.outcome in ("accepted", "halved") and step.held_out_change < 0
+        at_limit = self._samples >= limit
+        self._idle = 0 if progressed else self._idle + at_limit
+        ratio = step.ratio
+        for name in set(step.pools):
+            self._trust[name] = 0.5 * self._trust[name] + 0.5 * min(1.0, max(0.05, ratio or 0.05))
+        if self._settings.accept == "always":
+            return
+        if step.outcome == "idle":
+            self._caution /= 1.5
+        elif ratio < 0.25:
+            self._caution = min(_MOST_CAUTION, 1.5 * self._caution)
+        elif ratio > 0.75:
+            self._caution = max(self._settings.caution / 2, self._caution / 1.25)
+        if step.outcome == "idle" or ratio < 0.25:
+            self._samples = min(2 * self._samples, limit)
+
+
+class _Clock:
+    """Seconds since it was made, less those spent inside ``with``."""
+
+    def __init__(self) -> None:
+        self._began, self._away, self._left = time.perf_counter(), 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began - self._away
+
+    def __enter__(self) -> None:
+        self._left = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._away += time.perf_counter() - self._left
+
+
+def _starting(layer: Layer, keep: Tensor, value: Tensor | None, settings: LossDescent) -> _Weights:
+    dense = (layer.matrix() if value is None else value).detach().clone()
+    keep = keep.to(dense.device)
+    frozen = torch.zeros_like(keep)
+    for side, share, largest in ((~keep, settings.frozen_pruned, False), (keep, settings.frozen_kept, True)):
+        count = int(share * int(side.sum()))
+        magnitude = dense.abs().masked_fill(~side, -math.inf if largest else math.inf).flatten()
+        frozen.view(-1)[magnitude.topk(count, largest=largest).indices] = True
+    return _Weights(layer, dense, keep, frozen)
+
+
+def _counts(block: Block) -> list[int]:
+    return torch.bincount(block.labels, weights=block.x.double()).long().tolist()
+
+
+def _energy(moves: Sequence[_Move]) -> tuple[float, Tensor]:
+    """``g'delta + 1/2B ||sum G delta||^2`` of all moves together, and ``sum G delta``."""
+    linear = sum(float(move.gradient @ move.delta) for move in moves)
+    response = torch.stack([move.response for move in moves]).sum(0)
+    return linear + float(response @ response) / (2 * len(response)), response
