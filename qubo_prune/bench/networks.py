@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -170,25 +170,31 @@ def trained(
         raise InputError(f"There is no network {name!r}{did_you_mean(name, RECIPES)}; use {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
     net = recipe.build(seed)
-    file = Path(folder).expanduser() / f"{name}-{_key(recipe, seed, data)}.safetensors"
-    if not _load(net, file):
+    file = cache_file(folder, name, {**recipe.described(), "seed": seed, "data": where(data)})
+    if not load_cached(net, file):
         (images, labels), _ = recipe.read(data)
         train(
             net, TensorSamples(images, labels), recipe.epochs, seed, optimizer=recipe.optimizer,
             learning_rate=recipe.learning_rate, batch=recipe.batch, progress=progress,
         )  # fmt: skip
-        _store(net, file)
+        store_cached(net, file)
     return net.eval()
 
 
-def _key(recipe: Recipe, seed: int, data: str | Path | None) -> str:
-    where = None if data is None else str(Path(data).expanduser().absolute())
-    described = json.dumps([_FORMAT, recipe.described(), seed, where], sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
+def where(data: str | Path | None) -> str | None:
+    """The folder's whole path, so that settings with another current folder differ."""
+    return None if data is None else str(Path(data).expanduser().absolute())
 
 
-def _load(net: nn.Module, file: Path) -> bool:
-    """Whether the file was there and whole."""
+def cache_file(folder: str | Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """The file in the cache folder for these settings (plain data): their hash is in its name."""
+    described = json.dumps([_FORMAT, settings], sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
+    return Path(folder).expanduser() / f"{name}-{digest}.safetensors"
+
+
+def load_cached(net: nn.Module, file: Path) -> bool:
+    """Load the file's tensors into the network; whether it was there and whole."""
     try:
         net.load_state_dict(load_file(file))
     except (OSError, SafetensorError):
@@ -196,7 +202,8 @@ def _load(net: nn.Module, file: Path) -> bool:
     return True
 
 
-def _store(net: nn.Module, file: Path) -> None:
+def store_cached(net: nn.Module, file: Path) -> None:
+    """Write the network's tensors to the file, which is there only once complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f".{os.getpid()}.tmp")
     save_file(net.state_dict(), aside)
