@@ -114,8 +114,8 @@ def emit_factor(
         offset += price[pruned].sum()
     scaled = (f * u).T / math.sqrt(2 * len(f))
     if len(f) < len(u):
-        return BlockQubo(FactorForm(linear.cpu(), scaled.cpu()), num_pruned, float(offset), labels)
-    return BlockQubo((scaled @ scaled.T + torch.diag(linear)).cpu(), num_pruned, float(offset), labels)
+        return BlockQubo(FactorForm(linear.cpu().numpy(), scaled.cpu().numpy()), num_pruned, float(offset), labels)
+    return BlockQubo((scaled @ scaled.T + torch.diag(linear)).cpu().numpy(), num_pruned, float(offset), labels)
 
 
 def emit_rows(

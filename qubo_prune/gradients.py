@@ -113,7 +113,7 @@ class Entries:
         self, inputs: Float[Tensor, "b T groups d_in"], outputs: Float[Tensor, "b T d_out"]
     ) -> Float[Tensor, "b n"]:
         """``G_b`` at these weights for each sample."""
-        layer, (b, positions, groups, _) = self.layer, inputs.shape
+        layer, (_, positions, groups, _) = self.layer, inputs.shape
         # gathered products take T n multiplications, slow ones; a matrix product T d_out d_in fast ones
         if positions > 1 and 16 * len(self) > layer.parameter.numel():
             parts = _chunks(inputs, outputs, layer.parameter.numel())
@@ -229,7 +229,8 @@ class _Watch:
             number = len(watched.inputs)
             inputs = args[0] if args else next(iter(kwargs.values()))
             watched.inputs.append(inputs.detach())
-            return _Tap.apply(output, self._anchor, lambda grad: self._receive(layer, number, grad))  # type: ignore[no-any-return]
+            apply: Any = _Tap.apply  # untyped in torch
+            return apply(output, self._anchor, lambda grad: self._receive(layer, number, grad))  # type: ignore[no-any-return]
 
         return forward
 
@@ -290,12 +291,12 @@ def _backward(
             prediction, own = objective.losses_of(samples, part)
             losses.append(own.detach().double())
             watch.consume = consume
-            own.sum().backward(retain_graph=consume_drawn is not None)
+            torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
             watch.finish()
             if consume_drawn is not None and drawn is not None:
                 watch.forget(inputs=False)
                 watch.consume = consume_drawn
-                objective.loss.drawn(prediction, drawn).sum().backward()
+                torch.autograd.backward(objective.loss.drawn(prediction, drawn).sum())
                 watch.finish()
             watch.forget(inputs=True)
             first += len(part)

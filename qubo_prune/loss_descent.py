@@ -240,7 +240,7 @@ class _Move:
         cost = parts[None, :]
         changed = (self.x != self.block.x)[None, :]
         chosen: list[Tensor] = []
-        for group in self.block.labels.unique():
+        for group in range(int(self.block.labels.max()) + 1):
             member = (self.block.labels == group)[None, :] & changed
             pairs = best_pairs(cost, ~self.block.x[None, :], member, Pattern("layer"), len(self.x))
             chosen.append(torch.stack([pairs.kept.double(), pairs.pruned.double(), pairs.cost]))
@@ -438,8 +438,7 @@ class _Descent:
             began = time.perf_counter()
             result = solve(
                 problem, self._solver, derive_seed(settings.seed, 4, done + number),
-                shortest(settings.block_time, self._deadline.remaining or 1e-3 if self._deadline.remaining is not None else None),
-                block.x.cpu().numpy(), polish=settings.polish,
+                self._block_time(), block.x.cpu().numpy(), polish=settings.polish,
             )  # fmt: skip
             spent += time.perf_counter() - began
             if result.status.kept_warm_start:
@@ -450,6 +449,11 @@ class _Descent:
             moves.append(move)
             self._tabu[block.pool.name].add(block.places)
         return moves, spent
+
+    def _block_time(self) -> float | None:
+        """Seconds for one block; a step that was begun is finished, if only from its warm starts."""
+        left = self._deadline.remaining
+        return shortest(self._settings.block_time, None if left is None else max(left, 1e-3))
 
     # -- acceptance
 
@@ -471,7 +475,7 @@ class _Descent:
         return moves, predicted, change, "rolled back"
 
     def _put(self, moves: Sequence[_Move], before: Mapping[str, Tensor]) -> None:
-        keep = {}
+        keep: dict[str, Tensor] = {}
         for move in moves:
             at = 0
             for part in move.block.parts:

@@ -53,13 +53,17 @@ class Form:
 
 
 def form_of(problem: BlockQubo) -> Form:
-    """The kernels' view of one problem; nothing of size n x n is built for factor form."""
-    if isinstance(problem.q, FactorForm):
+    """The kernels' view of one problem.
+
+    Factor form is multiplied out only where the factor itself takes a quarter of n x n or more: a swap
+    then costs O(n) instead of O(n rank).
+    """
+    if isinstance(problem.q, FactorForm) and 4 * problem.q.factor.shape[1] < problem.num_variables:
         # a writable copy: for read-only arrays every kernel would be compiled once more
         matrix, values, factor = _NO_MATRIX, np.zeros(0), np.array(problem.q.factor, order="C")
         pull = size = np.sqrt(2 * (factor**2).sum(axis=1))
     else:
-        matrix, values, factor = 2 * problem.q, np.ones(problem.num_variables), _NO_FACTOR
+        matrix, values, factor = 2 * problem.dense(), np.ones(problem.num_variables), _NO_FACTOR
         pull, size = reach(matrix)
     counts = np.array(problem.num_pruned, dtype=np.int64)
     return Form(np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts, pull, size)
@@ -163,15 +167,16 @@ def exchange(matrix: Any, values: Any, factor: Any, kept: int, pruned: int, x: A
     x[kept], x[pruned] = True, False
 
 
-@njit(cache=True, nogil=True)
-def flip_costs(matrix: Any, values: Any, factor: Any, own: Any, x: Any) -> Any:
+def flip_costs(
+    matrix: NDArray[np.float64], values: NDArray[np.float64], factor: NDArray[np.float64], own: NDArray[np.float64],
+    x: NDArray[np.bool_],
+) -> NDArray[np.float64]:  # fmt: skip
     """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` from scratch."""
-    costs = own.copy()
-    point = np.zeros(len(own), dtype=np.bool_)
-    for i in range(len(own)):
-        if x[i]:
-            flip(matrix, values, factor, i, point, costs)
-    return costs
+    point = x.astype(np.float64)
+    if len(matrix):
+        inside = values * point
+        return np.asarray(own + values * (matrix @ inside - np.diagonal(matrix) * inside))
+    return np.asarray(own + 2 * (factor @ (factor.T @ point) - (factor**2).sum(axis=1) * point))
 
 
 @njit(cache=True, nogil=True)
@@ -196,47 +201,71 @@ def best_swap(
     """
     groups = kept.shape[0]
     best, best_kept, best_pruned = np.inf, -1, -1
-    keys = np.empty((2, width))
-    found = np.empty((2, width), dtype=np.int64)
-    sizes = np.empty(2, dtype=np.int64)
+    keys = np.empty((groups, 2, width))
+    sizes = np.zeros((groups, 2), dtype=np.int64)
+    if groups == 1:
+        _candidates_of_one(x, costs, free, now, width, keys[0], sizes[0], kept[0], pruned[0])
+    else:
+        _candidates_of_all(labels, x, costs, free, now, width, keys, sizes, kept, pruned)
     for g in range(groups):
-        sizes[:] = 0
-        worst_kept = worst_pruned = np.inf
-        for i in range(len(x)):
-            # a kept weight is the better the lower its cost, a pruned one the higher; written so that the
-            # one branch below is rarely taken and well predicted
-            side = 1 if x[i] else 0
-            key = -costs[i] if x[i] else costs[i]
-            worst = worst_pruned if x[i] else worst_kept
-            if key < worst and free[i] <= now and (groups == 1 or labels[i] == g):
-                at = sizes[side]
-                if at == width:
-                    at -= 1
-                else:
-                    sizes[side] += 1
-                while at > 0 and keys[side, at - 1] > key:
-                    keys[side, at] = keys[side, at - 1]
-                    found[side, at] = found[side, at - 1]
-                    at -= 1
-                keys[side, at] = key
-                found[side, at] = i
-                if sizes[side] == width:
-                    if side:
-                        worst_pruned = keys[1, width - 1]
-                    else:
-                        worst_kept = keys[0, width - 1]
-        for a in range(sizes[0]):
-            kept[g, a] = found[0, a]
-        for b in range(sizes[1]):
-            pruned[g, b] = found[1, b]
-        for a in range(sizes[0]):
-            u = found[0, a]
-            for b in range(sizes[1]):
-                p = found[1, b]
-                change = keys[0, a] + keys[1, b] - coupling(matrix, values, factor, u, p)
+        for a in range(sizes[g, 0]):
+            u = kept[g, a]
+            for b in range(sizes[g, 1]):
+                p = pruned[g, b]
+                change = keys[g, 0, a] + keys[g, 1, b] - coupling(matrix, values, factor, u, p)
                 if change < best:
                     best, best_kept, best_pruned = change, u, p
     return best, best_kept, best_pruned
+
+
+@njit(cache=True, nogil=True)
+def _insert(key: float, i: int, at: int, keys: Any, found: Any) -> None:
+    """Put a candidate in its place in an ascending list whose place ``at`` is free."""
+    while at > 0 and keys[at - 1] > key:
+        keys[at] = keys[at - 1]
+        found[at] = found[at - 1]
+        at -= 1
+    keys[at] = key
+    found[at] = i
+
+
+@njit(cache=True, nogil=True)
+def _candidates_of_one(
+    x: Any, costs: Any, free: Any, now: int, width: int, keys: Any, sizes: Any, kept: Any, pruned: Any
+) -> None:
+    """The ``width`` cheapest kept and dearest pruned weights, in one pass."""
+    worst_kept = worst_pruned = np.inf
+    for i in range(len(x)):
+        # a kept weight is the better the lower its cost, a pruned one the higher; written so that the
+        # one branch below is rarely taken and well predicted
+        key = -costs[i] if x[i] else costs[i]
+        worst = worst_pruned if x[i] else worst_kept
+        if key < worst and free[i] <= now:
+            side = 1 if x[i] else 0
+            at = min(sizes[side], width - 1)
+            sizes[side] = at + 1
+            _insert(key, i, at, keys[side], pruned if x[i] else kept)
+            if sizes[side] == width:
+                if side:
+                    worst_pruned = keys[1, width - 1]
+                else:
+                    worst_kept = keys[0, width - 1]
+
+
+@njit(cache=True, nogil=True)
+def _candidates_of_all(
+    labels: Any, x: Any, costs: Any, free: Any, now: int, width: int, keys: Any, sizes: Any, kept: Any, pruned: Any
+) -> None:
+    """The same for every group, in one pass over all of them."""
+    for i in range(len(x)):
+        g, side = labels[i], 1 if x[i] else 0
+        key = -costs[i] if x[i] else costs[i]
+        full = sizes[g, side] == width
+        if free[i] > now or (full and key >= keys[g, side, width - 1]):
+            continue
+        at = width - 1 if full else sizes[g, side]
+        sizes[g, side] = at + 1
+        _insert(key, i, at, keys[g, side], pruned[g] if x[i] else kept[g])
 
 
 @njit(cache=True, nogil=True)
