@@ -7,6 +7,7 @@ through its linear term; the rows advance together. The layer's energy
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -310,7 +311,7 @@ class _Run:
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
         """Best swaps over whole rows, from the shared Gram."""
-        swaps, state = make_solver("greedy"), self._state
+        swaps, state = _swaps(), self._state
 
         def swap(part: Tensor, seed: int) -> _Outcome:
             request = BatchRequest(
@@ -351,6 +352,12 @@ class _Run:
             self._steps += len(giver)
             self._accepted += len(giver)
             self._row_swaps(rows)
+
+
+@functools.cache
+def _swaps() -> Solver:
+    """The solver of whole rows; a look-up reads every installed package, as long as hundreds of small rows take."""
+    return make_solver("greedy")
 
 
 def _match_rows(

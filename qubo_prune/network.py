@@ -3,8 +3,9 @@
 A transformer's stack of decoder layers is found by its structure; the arguments that the model
 gives to each of them are captured once, generically, and the stack is then run block by block. In
 a block, layers are taken in the order in which they run, those that read the same input together,
-and each sees inputs computed by the already pruned layers before it. A model without such a stack
-is one single block.
+and each sees inputs computed by the already pruned layers before it. Layers that run before the
+stack are a block of their own, and so are those behind it. A model without such a stack is one
+single block.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ def stream(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], vi
         left = list(layers)
         stack = find_stack(model, layers)
         if stack is not None:
+            # an embedding by convolution: what it makes of the inputs is what the stack is to see
+            ahead = _timed(seconds, lambda: _ahead_of(stack[0], model, left, calls[0]))
+            if ahead:
+                _visit_block(model, ahead, calls, [None] * len(calls), visit, seconds)
+                left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, lambda: _record_stack(stack, model, calls))
             if recorded is not None:
                 inside = {id(layer) for block in stack for layer in within(layers, block)}
@@ -141,6 +147,28 @@ def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | N
         if held > most:
             best, most = blocks, held
     return best
+
+
+def _ahead_of(first: nn.Module, model: nn.Module, layers: Sequence[Layer], call: Call) -> list[Layer]:
+    """Those of the layers that a forward pass runs before it comes to a module, in their order."""
+    reached: dict[Layer, None] = {}
+
+    def stop(module: nn.Module, args: Any) -> None:
+        raise _Stop
+
+    def note(layer: Layer) -> Callable[..., None]:
+        return lambda module, args: reached.setdefault(layer)
+
+    handles = [layer.module.register_forward_pre_hook(note(layer)) for layer in layers]
+    handles.append(first.register_forward_pre_hook(stop))
+    try:
+        call.run(model)
+    except _Stop:
+        return list(reached)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return []
 
 
 @dataclass

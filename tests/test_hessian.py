@@ -73,3 +73,37 @@ def test_inputs_are_not_written_to_and_carry_no_gradient(rng):
     gram = accumulate(inputs)
     assert not gram.matrix.requires_grad
     assert torch.equal(inputs.detach(), before)
+
+
+def test_groups_have_a_gram_each(rng):
+    inputs, change = torch.tensor(rng.normal(size=(40, 3, 4))), torch.tensor(rng.normal(size=(6, 4)))
+    inputs[:, 1, 2] = 0
+    accumulator = GramAccumulator("layer", groups=3)
+    for batch in (inputs[:24].reshape(2, 12, 3, 4), inputs[24:]):
+        accumulator.add(batch)
+    gram = accumulator.finish(4)
+    alone = [accumulate(inputs[:, group]) for group in range(3)]
+    assert (gram.groups, gram.tokens, gram.matrix.shape) == (3, 40, (3, 4, 4))
+    assert [part.tokens for part in gram.parts()] == [40, 40, 40]
+    for part, other in zip(gram.parts(), alone, strict=True):
+        torch.testing.assert_close(part.matrix, other.matrix, rtol=1e-12, atol=1e-12)
+    assert gram.dead.nonzero().tolist() == [[1, 2]]
+    assert gram.for_rows(gram.dead, 6).nonzero().tolist() == [[2, 2], [3, 2]]
+    assert [rows.tolist() for rows in gram.split(change)] == [change[i : i + 2].tolist() for i in (0, 2, 4)]
+    errors = [other.output_error(rows) for other, rows in zip(alone, gram.split(change), strict=True)]
+    torch.testing.assert_close(gram.output_error(change), torch.cat(errors))
+
+
+def test_groups_without_data_are_dead_and_bad_inputs_are_named_by_their_feature():
+    assert GramAccumulator("layer", groups=2).finish(3).dead.shape == (2, 3)
+    bad = torch.zeros(5, 2, 3)
+    bad[4, 1, 0] = float("nan")
+    with pytest.raises(InputError, match=r"'conv'.*feature 3"):
+        GramAccumulator("conv", groups=2).add(bad)
+
+
+def test_one_group_is_a_plain_gram(rng):
+    gram = accumulate(torch.tensor(rng.normal(size=(9, 4))))
+    assert gram.groups == 1
+    assert torch.equal(gram.parts()[0].matrix, gram.matrix)
+    assert gram.for_rows(gram.dead, 7).shape == (1, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -187,3 +189,81 @@ def test_stages_follow_the_calls() -> None:
         ["attn", "c_attn"], ["attn", "c_proj"], ["mlp", "c_fc"], ["mlp", "c_proj"],
     ]  # fmt: skip
     assert all(stage.calls == 1 for stage in stages)
+
+
+def error_of_the_outputs(layer: Layer, inputs: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared change of a module's outputs, in float64, per output channel, when it gets another weight."""
+    module = copy.deepcopy(layer.module).double()
+    before = module(inputs.double())
+    Layer("", module).assign(weight.double())
+    change = (module(inputs.double()) - before).detach()
+    return change.square().mean((0, *range(2, change.ndim)))
+
+
+def inputs_of(model: nn.Module, layer: Layer, batches: list[Tensor]) -> Tensor:
+    seen: list[Tensor] = []
+    handle = layer.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    handle.remove()
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("chunk", [2**28, 2000])
+def test_grams_of_convolutions_are_the_measured_errors_of_their_outputs(
+    monkeypatch: pytest.MonkeyPatch, memory: torch.memory_format, chunk: int
+) -> None:
+    monkeypatch.setattr(Layer.rows, "__defaults__", (chunk,))
+    model, batches = tiny.cnn().to(memory_format=memory), list(tiny.images().split(5))
+    layers, groups = find_layers(model), []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        weight = layer.matrix().clone()
+        keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(len(groups))) > 0.5
+        expected = error_of_the_outputs(layer, inputs_of(model, layer, batches), weight * keep)
+        torch.testing.assert_close(gram.output_error(weight * ~keep), expected, rtol=1e-5, atol=1e-9)
+        layer.prune(keep)  # what follows must see this
+        groups.append(gram.groups)
+
+    stream(model, layers, batches, visit, Seconds())
+    assert groups == [1, 8, 1, 2, 1]
+
+
+class _Branches(nn.Module):
+    """Several convolutions of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.same = nn.Conv2d(4, 2, 3, padding=1), nn.Conv2d(4, 3, 3, padding="same")
+        self.strided, self.grouped = nn.Conv2d(4, 2, 3, padding=1, stride=2), nn.Conv2d(4, 2, 3, padding=1, groups=2)
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(branch(x) for branch in (self.first, self.same, self.strided, self.grouped, self.linear))
+
+
+def test_convolutions_share_a_gram_only_if_they_see_the_same_rows() -> None:
+    model = _Branches()
+    stages = find_stages(model, find_layers(model), as_call(torch.randn(2, 4, 8, 8)), None)
+    names = [[layer.name for layer in stage.layers] for stage in stages]
+    assert names == [["first", "same"], ["strided"], ["grouped"], ["linear"]]
+
+
+def test_an_embedding_by_convolution_is_pruned_before_the_stack_sees_it() -> None:
+    model, batches = tiny.vit(), list(tiny.images(6).split(2))
+    layers, seen = find_layers(model), []
+    assert find_stack(model, layers) is not None
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        rows = [layer.unfold(inputs).flatten(0, 2) for inputs in inputs_of(model, layer, batches).split(2)]
+        x = torch.cat(rows).double()
+        torch.testing.assert_close(gram.matrix, 2 / len(x) * x.T @ x, rtol=1e-4, atol=1e-6)
+        seen.append(layer.name)
+        layer.matrix()[:, ::2] = 0  # what follows must see this
+
+    stream(model, layers, batches, visit, Seconds())
+    assert seen[0] == "embeddings.patch_embeddings.projection"
+    assert sorted(seen) == sorted(layer.name for layer in layers)
+    assert not any(module._forward_pre_hooks for module in model.modules())

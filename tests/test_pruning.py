@@ -47,11 +47,83 @@ def test_every_group_holds_exactly_its_count(make: Any, pattern: str, density: f
     assert [entry.name for entry in report.layers] == list(layers) or len(report.layers) == len(layers)
     for entry in report.layers:
         layer = layers[entry.name]
-        stored = report.masks[layer.parameter_name]
-        keep = stored.T if layer.transposed else stored
+        keep = layer.as_matrix(report.masks[layer.parameter_name])
         assert Pattern.parse(pattern).violations(keep, density) == 0
         assert int(keep.sum()) == entry.kept
         assert bool((layer.matrix()[~keep] == 0).all())
+
+
+@pytest.mark.parametrize("method", pruning.METHODS)
+@pytest.mark.parametrize(("pattern", "density"), [("row", 0.5), ("row", 0.3), ("layer", 0.37)])
+def test_convolutions_hold_exactly_their_counts(tmp_path: Path, method: str, pattern: str, density: float) -> None:
+    model = tiny.cnn()
+    dense, before = copy.deepcopy(model), state(model)
+    report = prune(model, tiny.images(), density=density, pattern=pattern, method=method)
+    assert [layer.name for layer in report.layers] == ["0", "3", "5", "7", "10"]
+    for entry, layer in zip(report.layers, find_layers(model), strict=True):
+        stored = report.masks[layer.parameter_name]
+        assert stored.shape == layer.parameter.shape
+        assert Pattern.parse(pattern).violations(layer.as_matrix(stored), density) == 0
+        assert entry.kept == int(stored.sum())
+        assert torch.equal(layer.parameter, before[layer.parameter_name] * stored)
+        assert entry.error_after <= entry.error_before * (1 + 1e-9)
+    report.masks.save(tmp_path / "masks.safetensors")
+    masks = KeepMasks.load(tmp_path / "masks.safetensors")
+    assert masks.verify(model) == {}
+    assert masks.verify(dense).keys() == masks.keys()
+    masks.apply(dense)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+def test_blocks_lower_the_error_of_convolutions_and_the_trace_adds_up() -> None:
+    # several output channels in each group, and enough weights in a row
+    model = nn.Sequential(nn.Conv2d(8, 12, 3, groups=2))
+    x = torch.randn(32, 8, 6, 6, generator=torch.Generator().manual_seed(0)).cumsum(2)
+    for pattern in ("row", "layer"):
+        entry = prune(copy.deepcopy(model), x, pattern=pattern).layers[0]
+        assert entry.error_after < 0.9 * entry.error_before
+        assert entry.trace[0].energy == pytest.approx(entry.error_before)
+        assert entry.trace[-1].energy == pytest.approx(entry.error_after)
+        assert [point.accepted for point in entry.trace] == sorted(point.accepted for point in entry.trace)
+        assert entry.trace[-1].accepted == entry.accepted > 0
+        assert len(entry.trace) == 3
+
+
+@pytest.mark.parametrize("start", [*pruning.WARM_STARTS, "masks"])
+def test_grouped_convolutions_take_every_warm_start(start: str) -> None:
+    given = prune(tiny.cnn(), tiny.images(), method="magnitude").masks if start == "masks" else start
+    report = prune(tiny.cnn(), tiny.images(), warm_start=given)
+    assert all(layer.error_after <= layer.error_before * (1 + 1e-9) for layer in report.layers)
+    assert [int(mask.sum()) for mask in report.masks.values()] == [layer.kept for layer in report.layers]
+
+
+def test_convolutions_come_back_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.cnn().to(memory_format=torch.channels_last)
+    before, calls, real = state(model), [], pruning.descend
+
+    def failing(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise RuntimeError("boom")
+        return real(*args)
+
+    monkeypatch.setattr(pruning, "descend", failing)
+    with pytest.raises(RuntimeError, match="boom"):
+        prune(model, tiny.images())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_patterns_that_do_not_fit_a_kernel_name_the_layer() -> None:
+    with pytest.raises(InputError, match=r"layer '3' has 9 inputs, which 4 does not divide"):
+        prune(tiny.cnn(), tiny.images(), pattern="2:4")
+    report = prune(tiny.cnn(), tiny.images(), pattern="2:4", exclude=["3", "7"])
+    assert report.density == 0.5
+
+
+def test_an_exhausted_budget_still_gives_every_group_its_mask() -> None:
+    report = prune(tiny.cnn(), tiny.images(), max_time=1e-6)
+    assert report.totals()["stopped_early"] == 5
+    assert all(layer.error_after == pytest.approx(layer.error_before) for layer in report.layers)
 
 
 def test_kept_weights_stay_and_errors_are_measured_ones() -> None:

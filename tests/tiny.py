@@ -51,6 +51,35 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
+def cnn() -> nn.Module:
+    """Convolutions of every kind: strided, depthwise, pointwise, grouped; ``(B, 4, 8, 8)`` to ``(B, 5)``."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(),
+        nn.Conv2d(8, 12, 1, bias=False), nn.ReLU(),
+        nn.Conv2d(12, 8, (3, 2), padding=(1, 0), groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 4 * 3, 5),
+    ).eval()  # fmt: skip
+
+
+def images(samples: int = 16) -> torch.Tensor:
+    """Inputs of :func:`cnn` and :func:`vit`."""
+    return torch.randn(samples, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def vit() -> nn.Module:
+    """A vision transformer of two layers, whose patches are embedded by a convolution."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=8, patch_size=4,
+        num_channels=4,
+    )  # fmt: skip
+    return Dinov2Model(config).eval()
+
+
 def tokens(windows: int = 4, length: int = 16) -> torch.Tensor:
     """Random token ids."""
     return torch.randint(0, VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(1))
