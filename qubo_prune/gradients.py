@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
-from qubo_prune.objective import Objective
+from qubo_prune.objective import Objective, evaluating
 
 # floats in the working arrays of one layer
 _ROOM = 2**25
@@ -306,18 +306,15 @@ def _backward(
 @contextmanager
 def _watching(model: nn.Module, layers: Sequence[Layer], watch: _Watch) -> Iterator[None]:
     """Taps in place, evaluation mode, and no gradients of parameters while it lasts."""
-    training = {module: module.training for module in model.modules()}
     needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [layer.module.register_forward_hook(watch.hook(layer), with_kwargs=True) for layer in layers]
-    model.eval()
     for parameter in needing:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
         for parameter in needing:
             parameter.requires_grad_(True)
-        for module, mode in training.items():
-            module.training = mode

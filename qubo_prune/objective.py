@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Classification(Loss):
         else:
             self._labels(batch)
             output = model(batch[0])
-        return _logits(output).float()
+        return _single(_logits(output))
 
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
         return functional.cross_entropy(prediction, self._labels(batch).to(prediction.device), reduction="none")
@@ -80,7 +81,7 @@ class NextToken(Loss):
     likelihood = True
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        return _logits(model(self._tokens(batch).to(_device(model))))[:, :-1].float()
+        return _single(_logits(model(self._tokens(batch).to(_device(model))))[:, :-1])
 
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
         labels = self._tokens(batch)[:, 1:].to(prediction.device)
@@ -161,7 +162,7 @@ class Objective:
             InputError: a loss is NaN or infinite.
         """
         chosen = torch.arange(len(samples)) if indices is None else indices
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.model):
             return torch.cat([self.losses_of(samples, part)[1].double() for part in self.parts(chosen)])
 
     def parts(self, indices: Int[Tensor, " b"]) -> Iterator[Int[Tensor, " m"]]:
@@ -187,6 +188,18 @@ class Objective:
         return prediction, losses
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while it lasts; every module gets its own mode back."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 def _logits(output: Any) -> Tensor:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
@@ -195,6 +208,11 @@ def _logits(output: Any) -> Tensor:
             "or give a loss function of your own."
         )
     return logits
+
+
+def _single(logits: Tensor) -> Tensor:
+    """Half precision as float32, wider types as they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _draw(logits: Float[Tensor, "b classes"], generator: torch.Generator) -> Int[Tensor, " b"]:
