@@ -144,9 +144,10 @@ class Recipe:
         return {**asdict(self), "build": self.build.__name__, "read": self.read.__name__}
 
 
-#: What :func:`trained` knows by name.
+#: What :func:`trained` knows by name. Measured with seed 0, dense and magnitude pruning to density 0.1: garment 86.3 %
+#: and 54.7 % per layer (iCBS: 86.2, 60.7), mlpnet 94.0 % and 89.6 % over all layers (CBS: 94.0, 90.3).
 RECIPES = {
-    "garment": Recipe(garment_net, fashion_mnist, epochs=5, learning_rate=0.1),
+    "garment": Recipe(garment_net, fashion_mnist, epochs=6, learning_rate=0.05),
     "mlpnet": Recipe(mlpnet, mnist, epochs=5, learning_rate=0.03),
 }
 
