@@ -17,7 +17,8 @@ from qubo_prune.evaluation import perplexity
 from qubo_prune.models import check_output, load_model
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import METHODS, prune, save_pruned
-from qubo_prune.report import Report, machine, rendered
+from qubo_prune.report import Report, machine
+from qubo_prune.tables import rendered
 from qubo_prune.text import check_length, token_windows
 
 _LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "icbs": "iCBS blocks"}

@@ -71,6 +71,17 @@ class Subset:
         return self.samples.batch(self.indices[indices])
 
 
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(to_device(value, device) for value in batch)
+    return batch
+
+
 def split(samples: Samples, sizes: Sequence[int], seed: int) -> list[Subset]:
     """Disjoint random subsets of these sizes.
 

@@ -207,6 +207,12 @@ class Removed:
     pruned: Tensor
     values: Tensor
 
+    def dense(self) -> Float[Tensor, "d_out d_in"]:
+        """The layer's matrix with the removed weights in their places; a copy."""
+        weight = self.layer.parameter.detach().clone()
+        weight[self.pruned] = self.values
+        return self.layer.as_matrix(weight)
+
     def restore(self) -> None:
         """Write the removed weights back."""
         self.layer.parameter.detach()[self.pruned] = self.values

@@ -7,7 +7,7 @@ measure what the move did: it is accepted, halved or rolled back. The blocks of 
 one after another on one model: with ``r = sum G delta`` over the blocks decided so far, the next one's
 gradient is ``g + 1/B G'r``, so they know of one another across layers.
 
-After iCBS (Rosenberg, Brubaker et al., arXiv 2411.17796), whose own settings are :meth:`LossDescent.paper`.
+After iCBS (Rosenberg, Brubaker et al., arXiv 2411.17796), whose own settings are the preset ``paper``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from qubo_prune.data import Fresh, Samples
 from qubo_prune.dispatch import solve
 from qubo_prune.emission import emit_factor
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.gradients import BlockGradients, Moments, block_gradients, moments
 from qubo_prune.layers import Layer
 from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, pooled, salience_costs
@@ -71,6 +71,8 @@ class LossDescent:
         max_blocks: blocks at most; 0 keeps the warm start.
         patience: steps in a row without progress, at ``max_samples``, after which the descent ends.
         batch_check: samples of the model batch on which the move is measured too.
+        micro_batch: samples that go through the model at once; the memory of a pass is that of their
+            activations.
         block_time: wall-clock limit of one block, in seconds.
         polish: swap within blocks after a solver that leaves that to do.
         solver_settings: fields of a named solver.
@@ -98,6 +100,7 @@ class LossDescent:
     max_blocks: int = 3000
     patience: int = 5
     batch_check: int = 1000
+    micro_batch: int = 250
     block_time: float | None = 60.0
     polish: bool = True
     solver_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -115,18 +118,55 @@ class LossDescent:
                 raise InputError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1.")
 
     @classmethod
-    def paper(cls, kind: Literal["classifier", "language"] = "classifier", **changes: Any) -> LossDescent:
-        """The settings of the paper's own code, which trusts every answer of its solver."""
-        settings: dict[str, Any] = {
-            "solver": "anneal", "solver_settings": {"starts": 10}, "block_size": 1024 if kind == "classifier" else 4096,
-            "blocks_per_step": 1, "samples": 200, "scoring_samples": 0, "max_samples": 200, "curvature": "empirical",
-            "selection": "salience", "layer_order": "log-size", "accept": "always", "caution": 0.0,
-            "gradient_scale": 0.75, "ridge": 0.001, "tabu_share": 0.4, "frozen_pruned": 0.42, "frozen_kept": 0.35,
-            "batch_check": 200,
-        }  # fmt: skip
-        return cls(**{**settings, **changes})
+    def preset(cls, kind: str, preset: str = "measured", **changes: Any) -> LossDescent:
+        """Settings for a kind of model.
+
+        Args:
+            kind: ``classifier`` (a sample is an image and the like) or ``language`` (a window of tokens).
+            preset: ``measured``, this project's; ``paper``, those of the paper's own code, which trusts
+                every answer of its solver.
+            **changes: fields that differ.
+
+        Raises:
+            InputError: there is no such preset or field, or a value cannot be used.
+        """
+        if preset not in _PRESETS:
+            raise InputError(
+                f"There is no preset {preset!r}{did_you_mean(preset, _PRESETS)}; use {' or '.join(_PRESETS)}."
+            )
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        for name in changes:
+            if name not in known:
+                raise InputError(
+                    f"There is no setting {name!r} of the descent on the loss{did_you_mean(name, known)}; there are "
+                    f"{', '.join(known)}, and preset."
+                )
+        return cls(**{**_PRESETS[preset][kind], **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data."""
+        plain = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return plain | {"solver": str(self.solver), "solver_settings": dict(self.solver_settings)}
 
 
+_PAPER: dict[str, Any] = {
+    "solver": "anneal", "solver_settings": {"starts": 10}, "blocks_per_step": 1, "samples": 200, "scoring_samples": 0,
+    "max_samples": 200, "curvature": "empirical", "selection": "salience", "layer_order": "log-size",
+    "accept": "always", "caution": 0.0, "gradient_scale": 0.75, "ridge": 0.001, "tabu_share": 0.4,
+    "frozen_pruned": 0.42, "frozen_kept": 0.35, "batch_check": 200,
+}  # fmt: skip
+_LANGUAGE: dict[str, Any] = {
+    "blocks_per_step": 0, "samples": 64, "scoring_samples": 32, "max_samples": 256, "batch_check": 16,
+    "micro_batch": 4, "max_blocks": 10**6,
+}  # fmt: skip
+_PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
+    "measured": {"classifier": {}, "language": _LANGUAGE},
+    "paper": {
+        "classifier": _PAPER | {"block_size": 1024},
+        "language": _PAPER
+        | {"block_size": 4096, "samples": 64, "max_samples": 64, "batch_check": 16, "micro_batch": 4},
+    },
+}
 _CHOICES = {
     "curvature": ("auto", "sampled", "empirical"),
     "selection": ("gain", "salience"),
@@ -136,7 +176,7 @@ _CHOICES = {
 }
 _LEAST = {
     "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "max_samples": 1, "halvings": 0,
-    "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1,
+    "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1, "micro_batch": 1,
 }  # fmt: skip
 
 OnStep = Callable[[LossStep], None]

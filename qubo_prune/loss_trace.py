@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
-from qubo_prune.report import rendered
+from qubo_prune.tables import rendered
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Seconds:
     forward: float = 0.0
     hessian: float = 0.0
     search: float = 0.0
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qubo_prune.data import Samples
+from qubo_prune.data import Samples, to_device
 from qubo_prune.errors import InputError, did_you_mean
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -25,6 +24,12 @@ class Loss(abc.ABC):
 
     #: the loss is minus the logarithm of a probability that the model gives, so labels can be drawn from it
     likelihood: bool = False
+
+    def inputs(self, batch: Any) -> Any:
+        """What of a batch the model is called with: all but the labels."""
+        if isinstance(batch, Mapping):
+            return {name: value for name, value in batch.items() if name != "labels"}
+        return batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
 
     @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
@@ -46,13 +51,9 @@ class Classification(Loss):
     likelihood = True
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        if isinstance(batch, Mapping):
-            self._labels(batch)
-            output = model(**{name: value for name, value in batch.items() if name != "labels"})
-        else:
-            self._labels(batch)
-            output = model(batch[0])
-        return _single(_logits(output))
+        self._labels(batch)
+        inputs = self.inputs(batch)
+        return _single(_logits(model(**inputs) if isinstance(inputs, Mapping) else model(inputs)))
 
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
         return functional.cross_entropy(prediction, self._labels(batch).to(prediction.device), reduction="none")
@@ -79,6 +80,9 @@ class NextToken(Loss):
     """
 
     likelihood = True
+
+    def inputs(self, batch: Any) -> Any:
+        return self._tokens(batch)
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
         return _single(_logits(model(self._tokens(batch).to(_device(model))))[:, :-1])
@@ -171,7 +175,7 @@ class Objective:
 
     def losses_of(self, samples: Samples, indices: Int[Tensor, " m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
         """Prediction and losses of one micro-batch; raises :class:`InputError` if one is not finite."""
-        batch = _moved(samples.batch(indices), _device(self.model))
+        batch = to_device(samples.batch(indices), _device(self.model))
         prediction = self.loss.predict(self.model, batch)
         losses = self.loss.losses(prediction, batch)
         if losses.shape != indices.shape:
@@ -219,27 +223,6 @@ def _draw(logits: Float[Tensor, "b classes"], generator: torch.Generator) -> Int
     """One label per row from ``softmax(logits)``, drawn on the CPU so that devices agree."""
     chances = logits.detach().softmax(1).cpu()
     return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
-
-
-@functools.singledispatch
-def _moved(batch: Any, device: torch.device) -> Any:
-    return batch
-
-
-@_moved.register
-def _(batch: Tensor, device: torch.device) -> Any:
-    return batch.to(device)
-
-
-@_moved.register(tuple)
-@_moved.register(list)
-def _(batch: Any, device: torch.device) -> Any:
-    return type(batch)(_moved(value, device) for value in batch)
-
-
-@_moved.register(dict)
-def _(batch: dict[Any, Any], device: torch.device) -> Any:
-    return {name: _moved(value, device) for name, value in batch.items()}
 
 
 def _device(model: nn.Module) -> torch.device:

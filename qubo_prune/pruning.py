@@ -1,4 +1,4 @@
-"""The main job: prune the linear layers of a model, layer by layer, through block QUBOs."""
+"""The main job: prune the linear and convolution layers of a model, layer by layer, through block QUBOs."""
 
 from __future__ import annotations
 
@@ -7,40 +7,49 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
+from qubo_prune.data import Samples
 from qubo_prune.descent import Descent, DescentResult, descend, warm_start
 from qubo_prune.dispatch import Handling, check_size, workers_for
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.gradients import moments
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, Removed, check_finite, find_layers
-from qubo_prune.masks import KeepMasks, Pattern
+from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
+from qubo_prune.loss_trace import LossTrace
+from qubo_prune.masks import KeepMasks, Pattern, keep_highest
 from qubo_prune.models import LoadedModel, check_output, load_model, save_model
 from qubo_prune.network import Seconds, stream
+from qubo_prune.objective import Loss, LossFunction, NextToken, Objective
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.report import LayerReport, Report
 from qubo_prune.scores import SCORES
 from qubo_prune.solver import Deadline, Solver, derive_seed
-from qubo_prune.text import check_length, token_windows
 
 #: How a mask is chosen: by blocks, or by a score alone.
 METHODS = ("icbs", "magnitude", "wanda")
+HESSIANS = ("gram", "fisher")
 WARM_STARTS = (*SCORES, "greedy")
+#: Warm starts of a descent on the loss besides those.
+LOSS_WARM_STARTS = ("gradient", "gram")
 
 
 def prune(
     model: str | nn.Module,
-    calibration: str | Tensor | Iterable[Any] = "pydoc",
+    calibration: Source = "pydoc",
     density: float = 0.5,
     *,
     pattern: str = "row",
     method: str = "icbs",
+    hessian: str = "gram",
     solver: str | Solver = "greedy",
     solver_settings: Mapping[str, Any] | None = None,
     warm_start: str | Mapping[str, Tensor] = "wanda",
@@ -53,6 +62,11 @@ def prune(
     seed: int = 0,
     samples: int = 32,
     sequence_length: int = 512,
+    loss: str | Loss | LossFunction | None = None,
+    loss_length: int = 128,
+    held_out: Samples | Iterable[Any] | None = None,
+    loss_settings: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     prune_head: bool = False,
@@ -64,25 +78,30 @@ def prune(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Prune a model's linear layers to an exact density.
+    """Prune a model's linear and 2-D convolution layers to an exact density.
 
     The model is changed in place: pruned weights become zero, kept ones stay as they are. If
     anything goes wrong, an interrupt included, it gets its weights back and nothing is written.
 
     Args:
-        model: any ``nn.Module`` with linear layers, or a name that :func:`qubo_prune.models.load_model`
+        model: any ``nn.Module`` with such layers, or a name that :func:`qubo_prune.models.load_model`
             takes (then ``output`` is where the result goes).
         calibration: for language models, a text source (see :func:`qubo_prune.text.read_text`) or
             token ids ``(windows, length)``; for any model, an iterable of its inputs: a tensor, a
-            tuple of positional or a dict of named arguments each.
+            tuple of positional or a dict of named arguments each. With ``hessian="fisher"``, batches
+            with labels (or what ``loss`` takes), or :class:`~qubo_prune.data.Samples`.
         density: kept share of each budget, above 0 and at most 1.
         pattern: ``row``, ``layer`` or ``n:m``: where the budget is balanced.
         method: ``icbs`` (warm start, then blocks), or a score alone: ``magnitude``, ``wanda``.
+        hessian: what the blocks are emitted from: ``gram`` (each layer's inputs, layer by layer), or
+            ``fisher`` (gradients of the loss, over the whole model, after the warm start).
         solver: decides the blocks: a registered name, ``package.module:Class``, an adapter such as
             ``dimod:dwave.samplers:TabuSampler``, or a ``Solver``.
         solver_settings: fields of a named solver.
-        warm_start: ``magnitude``, ``wanda``, ``greedy``, ``random``, or keep masks by parameter name.
-        block_size: weights per block; by default 64, or the most that the solver takes if that is less.
+        warm_start: ``magnitude``, ``wanda``, ``greedy``, ``random``, or keep masks by parameter name; with
+            ``fisher`` also ``gradient`` (``|w g|`` of the dense model) and ``gram`` (the masks of ``hessian="gram"``).
+        block_size: weights per block; by default 64, or with ``fisher`` 1024, or the most that the solver
+            takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
             ignores it is ended and loses that block. ``None`` for no limit.
         workers: processes for solvers that take one block at a time on one core; by default one per core.
@@ -94,6 +113,14 @@ def prune(
         seed: every random choice follows from it.
         samples: calibration windows cut from a text source.
         sequence_length: tokens per window.
+        loss: with ``fisher``: ``next-token``, ``classification``, or a function ``(model, batch) -> losses``
+            of one value per sample; by default the first for texts and token ids, else the second.
+        loss_length: tokens of a window that the loss is taken over, if the calibration is a text.
+        held_out: with ``fisher``, samples or batches by which moves are judged; a fifth of the
+            calibration, which is then left out there, if not given.
+        loss_settings: with ``fisher``, fields of :class:`~qubo_prune.loss_descent.LossDescent`; ``preset``
+            chooses where the others start from: ``measured`` or ``paper``.
+        on_step: with ``fisher``, called after each step with its record; its time does not count.
         include: shell-style patterns of layer names to prune; all if empty.
         exclude: patterns of layers to leave dense.
         prune_head: prune the output head too (embeddings tied to it become sparse with it).
@@ -112,10 +139,16 @@ def prune(
         InputError: an argument cannot be used; the message says why and what to do.
     """
     began = time.perf_counter()
+    task = _task(hessian, method, loss, calibration)
+    if task is None and loss_settings:
+        raise InputError("loss_settings are given but hessian is 'gram', which takes no loss; give hessian='fisher'.")
+    blocks = _Blocks(solver, solver_settings or {}, block_size, parse_seconds(block_time), polish)
+    if task is not None:  # what was given is for the blocks of the loss; a warm start by Grams has its own
+        task = task.with_settings(loss_settings or {}, blocks, seed)
+        blocks = _Blocks(block_time=blocks.block_time)
     plan = _Plan.checked(
-        density=density, pattern=pattern, method=method, solver=solver, solver_settings=solver_settings or {},
-        warm_start=warm_start, block_size=block_size, block_time=block_time, workers=workers, polish=polish,
-        max_sweeps=max_sweeps, max_time=max_time, seed=seed,
+        density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
+        max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -129,13 +162,18 @@ def prune(
                 "output is given, which takes a transformers model and its tokenizer; pass both, or leave output "
                 "out and save the model and report.masks yourself."
             )
-    batches, described = _batches(calibration, loaded, samples, sequence_length)
     layers = find_layers(loaded.model, include, exclude, prune_head)
+    data = read_calibration(calibration, loaded, samples, sequence_length, task.loss if task else None, loss_length)
     run = _Run(plan, layers, began)
     with run.undone_on_failure():
-        run.all_layers(loaded.model, batches, bars)
+        if task is not None:
+            run.prepare_loss(loaded.model, data, held_out)
+        run.all_layers(loaded.model, data.inputs, bars)
+        trace = run.descend_loss(bars, on_step) if task is not None else None
         seconds = vars(run.seconds) | {"total": time.perf_counter() - began}
-        report = Report(tuple(run.reports), loaded.name, plan.settings(), described, seconds, KeepMasks(run.masks))
+        report = Report(
+            tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace
+        )
         if target is not None:
             save_pruned(loaded, target, report)
     return report
@@ -167,39 +205,55 @@ def parse_seconds(value: float | str | None) -> float | None:
     return seconds
 
 
-def _batches(
-    calibration: str | Tensor | Iterable[Any], loaded: LoadedModel, samples: int, length: int
-) -> tuple[list[Any], dict[str, Any]]:
-    """Model inputs, one batch each, and their description for the report."""
-    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
-    if isinstance(calibration, str):
-        if loaded.tokenizer is None:
-            raise InputError(
-                f"The calibration {calibration!r} is a text source, which needs a tokenizer; pass tokenizer=, "
-                "or give token ids or model inputs instead."
-            )
-        check_length(loaded.model, length)
-        windows = token_windows(loaded.tokenizer, calibration, "calibration", samples, length)
-        return list(torch.split(windows.tokens.to(device), 1)), windows.describe()
-    if isinstance(calibration, Tensor):
-        # token windows go one by one, other inputs in batches that a layer takes at once
-        size = 128 if calibration.is_floating_point() else 1
-        batches: list[Any] = list(torch.split(calibration.to(device), size))
-    else:
-        batches = [_to(batch, device) for batch in calibration]
-    if not batches:
-        raise InputError("The calibration holds no batch; give at least one model input.")
-    return batches, {"source": "given inputs", "batches": len(batches)}
+@dataclass(frozen=True)
+class _Blocks:
+    """What the caller says of blocks and who decides them."""
+
+    solver: str | Solver = "greedy"
+    solver_settings: Mapping[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    block_time: float | None = None
+    polish: bool = True
 
 
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: _to(value, device) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return tuple(_to(value, device) for value in batch)
-    return batch
+@dataclass(frozen=True)
+class _Task:
+    """What a run with the Fisher matrix descends, and how."""
+
+    loss: Loss
+    settings: LossDescent
+
+    def with_settings(self, given: Mapping[str, Any], blocks: _Blocks, seed: int) -> _Task:
+        """The settings of a run: a preset, changed by what was given."""
+        kind = "language" if isinstance(self.loss, NextToken) else "classifier"
+        changes: dict[str, Any] = {"block_time": blocks.block_time, "polish": blocks.polish, "seed": seed}
+        if blocks.solver != "greedy" or blocks.solver_settings:
+            changes |= {"solver": blocks.solver, "solver_settings": blocks.solver_settings}
+        if blocks.size is not None:
+            changes["block_size"] = blocks.size
+        settings = LossDescent.preset(kind, **{**changes, **given})
+        made = make_solver(settings.solver, **settings.solver_settings)
+        most = made.capabilities.max_variables
+        if most is not None and most < settings.block_size and "block_size" not in {**changes, **given}:
+            settings = replace(settings, block_size=most)
+        name = settings.solver if isinstance(settings.solver, str) else type(made).__name__
+        check_size(made, name, settings.block_size)
+        return replace(self, settings=settings)
+
+
+def _task(hessian: str, method: str, loss: str | Loss | LossFunction | None, calibration: Source) -> _Task | None:
+    """What the loss is, if the Hessian asks for one."""
+    if hessian not in HESSIANS:
+        raise InputError(
+            f"There is no Hessian {hessian!r}{did_you_mean(hessian, HESSIANS)}; use one of {', '.join(HESSIANS)}."
+        )
+    if hessian == "gram":
+        if loss is not None:
+            raise InputError("A loss is given but hessian is 'gram', which takes none; give hessian='fisher'.")
+        return None
+    if method != "icbs":
+        raise InputError(f"The method {method!r} takes no Hessian; leave hessian out, or give method 'icbs'.")
+    return _Task(choose_loss(loss, calibration), LossDescent())
 
 
 @dataclass(frozen=True)
@@ -214,12 +268,12 @@ class _Plan:
     solver_name: str
     max_time: float | None
     seed: int
+    task: _Task | None = None
 
     @classmethod
     def checked(
-        cls, *, density: float, pattern: str, method: str, solver: str | Solver, solver_settings: Mapping[str, Any],
-        warm_start: str | Mapping[str, Tensor], block_size: int | None, block_time: float | str | None,
-        workers: int | None, polish: bool, max_sweeps: int, max_time: float | str | None, seed: int,
+        cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor], blocks: _Blocks,
+        workers: int | None, max_sweeps: int, max_time: float | str | None, seed: int, task: _Task | None,
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
@@ -227,17 +281,15 @@ class _Plan:
             raise InputError(
                 f"There is no method {method!r}{did_you_mean(method, METHODS)}; use one of {', '.join(METHODS)}."
             )
-        if isinstance(warm_start, str) and warm_start not in WARM_STARTS:
+        starts = WARM_STARTS if task is None else (*WARM_STARTS, *LOSS_WARM_STARTS)
+        if isinstance(warm_start, str) and warm_start not in starts:
             raise InputError(
-                f"There is no warm start {warm_start!r}{did_you_mean(warm_start, WARM_STARTS)}; use one of "
-                f"{', '.join(WARM_STARTS)}, or keep masks by parameter name."
+                f"There is no warm start {warm_start!r}{did_you_mean(warm_start, starts)} for this Hessian; use one of "
+                f"{', '.join(starts)}, or keep masks by parameter name."
             )
-        made, name = (
-            make_solver(solver, **solver_settings),
-            solver if isinstance(solver, str) else type(solver).__name__,
-        )
-        if block_size is None:
-            block_size = min(64, made.capabilities.max_variables or 64)
+        made = make_solver(blocks.solver, **blocks.solver_settings)
+        name = blocks.solver if isinstance(blocks.solver, str) else type(made).__name__
+        block_size = min(64, made.capabilities.max_variables or 64) if blocks.size is None else blocks.size
         if block_size < 2 or max_sweeps < 0:
             raise InputError(f"block_size is {block_size} and max_sweeps {max_sweeps}; at least 2 and 0 are needed.")
         if chosen.of and block_size < chosen.of:
@@ -247,12 +299,13 @@ class _Plan:
         check_size(made, name, block_size)
         if workers is not None and workers < 0:
             raise InputError(f"workers is {workers}; pass a number of processes, or 0 to solve in this one.")
-        handling = Handling(polish, workers=workers_for(made, workers))
+        handling = Handling(blocks.polish, workers=workers_for(made, workers))
         descent = Descent(
-            made, block_size, max_sweeps, seed=seed, block_time=parse_seconds(block_time), handling=handling
-        ) if method == "icbs" else None  # fmt: skip
+            made, block_size, max_sweeps, seed=seed, block_time=blocks.block_time, handling=handling
+        ) if method == "icbs" and (task is None or warm_start == "gram") else None  # fmt: skip
         start = warm_start if method == "icbs" else method
-        return cls(density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed)
+        limit = parse_seconds(max_time)
+        return cls(density, chosen, method, start, descent, name if descent else "", limit, seed, task)
 
     def settings(self) -> dict[str, Any]:
         """The arguments for the report."""
@@ -260,6 +313,9 @@ class _Plan:
             "density": self.density,
             "pattern": self.pattern.name,
             "method": self.method,
+            "hessian": "fisher" if self.task else "gram",
+            "loss": type(self.task.loss).__name__ if self.task else None,
+            "loss_settings": self.task.settings.to_dict() if self.task else None,
             "solver": self.solver_name,
             "warm_start": self.warm_start if isinstance(self.warm_start, str) else "given masks",
             "block_size": self.descent.block_size if self.descent else None,
@@ -284,6 +340,8 @@ class _Run:
         for layer in layers:
             plan.pattern.check(plan.density, layer.name, layer.shape[1])
         self._left = sum(layer.parameter.numel() for layer in layers)
+        self._gradient_masks: dict[str, Tensor] = {}
+        self._dense: dict[str, Tensor] = {}
         check_finite(layers)
 
     @contextmanager
@@ -294,7 +352,47 @@ class _Run:
         except BaseException:
             for removed in self._removed:
                 removed.restore()
+            for layer in self._layers:
+                if layer.name in self._dense:
+                    layer.assign(self._dense[layer.name])
             raise
+
+    def prepare_loss(self, model: nn.Module, data: Calibration, held_out: Samples | Iterable[Any] | None) -> None:
+        """Check the loss on the dense model before the long part; score its weights if that is the warm start."""
+        assert self._plan.task is not None
+        assert data.samples is not None
+        task, seed = self._plan.task, derive_seed(self._plan.seed, len(self._layers))
+        self._samples = judged_by(data.samples, held_out, seed)
+        self._objective = Objective(model, task.loss, task.settings.micro_batch)
+        count = min(task.settings.samples, len(self._samples[0]))
+        batch = torch.randperm(len(self._samples[0]), generator=torch.Generator().manual_seed(seed))[:count]
+        self._objective.measure(self._samples[0], batch[: task.settings.micro_batch])
+        if self._plan.warm_start == "gradient":
+            found = moments(self._objective, self._samples[0], batch, self._layers)
+            for layer in self._layers:
+                scores = (layer.matrix() * found[layer.name].mean).abs()
+                self._gradient_masks[layer.name] = keep_highest(scores, self._plan.pattern, self._plan.density)
+
+    def descend_loss(self, bars: Progress, on_step: OnStep | None) -> LossTrace:
+        """Improve the masks so far by blocks of the loss; the layers' reports and masks follow."""
+        plan, began = self._plan, time.perf_counter()
+        assert plan.task is not None
+        for removed in self._removed:
+            self._dense[removed.layer.name] = removed.dense()
+        keep = {layer.name: layer.as_matrix(self.masks[layer.parameter_name]) for layer in self._layers}
+        left = None if plan.max_time is None else max(0.0, plan.max_time - (time.perf_counter() - self._began))
+        trace = descend_loss(
+            self._objective, self._layers, keep, *self._samples, plan.task.settings, plan.pattern, values=self._dense,
+            deadline=Deadline(left), progress=bars, on_step=on_step,
+        )  # fmt: skip
+        for number, report in enumerate(self.reports):
+            mask, before = trace.keep[report.name], keep[report.name]
+            kept, changed = int(mask.sum()), int((mask.cpu() != before.cpu()).sum())
+            self.reports[number] = replace(report, kept=kept, density=kept / mask.numel(), swapped=changed)
+        for layer in self._layers:
+            self.masks[layer.parameter_name] = layer.stored(trace.keep[layer.name]).cpu()
+        self.seconds.loss = time.perf_counter() - began
+        return trace
 
     def all_layers(self, model: nn.Module, batches: list[Any], bars: Progress) -> None:
         """Stream the calibration data through the model and prune each layer when its turn comes."""
@@ -338,9 +436,12 @@ class _Run:
 
     def _warm_start(self, layer: Layer, weight: Tensor, gram: Gram) -> Tensor:
         plan = self._plan
+        if plan.warm_start == "gradient":
+            return self._gradient_masks[layer.name].to(weight.device)
         if isinstance(plan.warm_start, str):
+            kind = "wanda" if plan.warm_start == "gram" else plan.warm_start
             seed = derive_seed(plan.seed, len(self.reports))
-            return warm_start(plan.warm_start, weight, gram, plan.pattern, plan.density, seed)
+            return warm_start(kind, weight, gram, plan.pattern, plan.density, seed)
         return _given_mask(layer, plan).to(weight.device)
 
     def _allowance(self, layer: Layer) -> float | None:

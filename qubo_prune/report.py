@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import io
 import json
 import platform
 import re
@@ -15,11 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from qubo_prune.descent import TracePoint
+from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
+from qubo_prune.tables import rendered
 
 _PACKAGES = ("qubo-prune", "torch", "transformers", "numpy", "dimod", "ortools", "qiskit-optimization")
 
@@ -48,6 +48,7 @@ class LayerReport:
         stopped_early: the time budget ended the search.
         notes: what was done instead of what was asked, as sentences, each with its number.
         trace: energy against time.
+        swapped: weights whose mask a descent on the loss changed after that; the errors are those before.
     """
 
     name: str
@@ -68,6 +69,7 @@ class LayerReport:
     stopped_early: bool = False
     notes: dict[str, int] = field(default_factory=dict)
     trace: tuple[TracePoint, ...] = ()
+    swapped: int = 0
 
     @property
     def relative_before(self) -> float:
@@ -98,8 +100,9 @@ class Report:
         model: name of the model.
         settings: the arguments of the run, seed included.
         calibration: source, windows and token count.
-        seconds: ``forward``, ``hessian``, ``search`` and ``total`` wall-clock seconds.
+        seconds: ``forward``, ``hessian``, ``search``, ``loss`` and ``total`` wall-clock seconds.
         masks: the keep masks by parameter name (saved apart, not part of :meth:`to_dict`).
+        loss: the steps of a descent on the loss, if there was one.
         peak_memory_bytes: highest resident memory of the process so far.
         versions: of Python and the packages that matter.
         machine: processor and operating system.
@@ -111,6 +114,7 @@ class Report:
     calibration: dict[str, Any]
     seconds: dict[str, float]
     masks: KeepMasks = field(default_factory=KeepMasks, repr=False)
+    loss: LossTrace | None = None
     peak_memory_bytes: int = field(default_factory=lambda: peak_memory())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: dict[str, Any] = field(default_factory=lambda: machine())
@@ -165,6 +169,7 @@ class Report:
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
             "totals": self.totals(),
+            "loss": self.loss.to_dict() if self.loss else None,
             "layers": [layer.to_dict() for layer in self.layers],
             "versions": self.versions,
             "machine": self.machine,
@@ -242,13 +247,6 @@ def _row(name: str, members: list[LayerReport]) -> tuple[str, ...]:
         f"{_share(after, before):.3f}", str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
     )  # fmt: skip
-
-
-def rendered(table: Table, width: int) -> str:
-    """A table as plain text."""
-    stream = io.StringIO()
-    Console(file=stream, width=width).print(table)
-    return stream.getvalue().rstrip()
 
 
 def peak_memory() -> int:

@@ -130,8 +130,7 @@ def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, len
     for name, value in (("samples", count), ("sequence length", length)):
         if value < 1:
             raise InputError(f"The {name} is {value}; it must be at least 1.")
-    text = read_text(source, purpose)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False, return_attention_mask=False)["input_ids"]
+    ids = _tokenised(tokenizer, source, purpose)
     whole = len(ids) // length
     if whole < count:
         raise InputError(
@@ -140,3 +139,23 @@ def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, len
         )
     starts = [at * whole // count * length for at in range(count)]
     return Windows(torch.tensor([ids[s : s + length] for s in starts]), source, len(ids))
+
+
+def all_windows(tokenizer: Any, source: str, purpose: Purpose, length: int) -> Int[Tensor, "windows length"]:
+    """All windows of ``length`` tokens that a text holds, one after another, without special tokens.
+
+    Raises:
+        InputError: the text has fewer than ``length`` tokens.
+    """
+    ids = _tokenised(tokenizer, source, purpose)
+    count = len(ids) // length
+    if count < 1:
+        raise InputError(f"The text {source!r} has {len(ids)} tokens, fewer than one window of {length}; give more.")
+    return torch.tensor(ids[: count * length]).reshape(count, length)
+
+
+def _tokenised(tokenizer: Any, source: str, purpose: Purpose) -> list[int]:
+    text = read_text(source, purpose)
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_attention_mask=False)
+    ids: list[int] = encoded["input_ids"]
+    return ids

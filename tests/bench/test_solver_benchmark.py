@@ -13,7 +13,7 @@ from rich.console import Console
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.solvers import Entrant, compare_solvers, one_core, parse_entrants
 from qubo_prune.errors import InputError
-from qubo_prune.report import rendered
+from qubo_prune.tables import rendered
 
 
 @pytest.fixture(scope="module")

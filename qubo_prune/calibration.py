@@ -1,0 +1,125 @@
+"""Calibration data: what the layers' inputs come from, and the samples that the loss is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
+from qubo_prune.errors import InputError
+from qubo_prune.models import LoadedModel
+from qubo_prune.objective import Classification, Loss, LossFunction, NextToken, make_loss
+from qubo_prune.solver import derive_seed
+from qubo_prune.text import all_windows, check_length, token_windows
+
+#: Samples of a data set that the layers' Grams are taken from, at most.
+MOST_GRAM_SAMPLES = 4096
+#: Samples that moves are judged by if none are given, at most; a fifth of the data if that is less.
+MOST_HELD_OUT = 5000
+
+Source = str | Tensor | Samples | Iterable[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a run draws from.
+
+    Attributes:
+        inputs: model inputs for the layers' Grams, one batch each.
+        described: source and sizes, for the report.
+        samples: what the loss is taken over; ``None`` where no loss was asked for.
+    """
+
+    inputs: list[Any]
+    described: dict[str, Any]
+    samples: Samples | None = None
+
+
+def read_calibration(
+    source: Source, loaded: LoadedModel, windows: int, length: int, loss: Loss | None = None, loss_length: int = 128
+) -> Calibration:
+    """Model inputs, and samples for the loss if there is one.
+
+    Args:
+        source: a text source, token ids, inputs, batches, or :class:`~qubo_prune.data.Samples`.
+        loaded: the model, and its tokenizer for text sources.
+        windows: token windows cut from a text.
+        length: tokens of each.
+        loss: tells what in a batch the model takes; ``None`` if batches are model inputs.
+        loss_length: tokens of a window that the loss is taken over.
+    """
+    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
+    if isinstance(source, str):
+        return _of_text(source, loaded, windows, length, loss, loss_length, device)
+    if isinstance(source, Tensor) and loss is None:
+        # token windows go one by one, other inputs in batches that a layer takes at once
+        batches: list[Any] = list(torch.split(source.to(device), 128 if source.is_floating_point() else 1))
+        return Calibration(_some(batches), {"source": "given inputs", "batches": len(batches)})
+    if loss is None and not isinstance(source, Samples):
+        batches = [to_device(batch, device) for batch in source]
+        return Calibration(_some(batches), {"source": "given inputs", "batches": len(batches)})
+    samples = as_samples(source)
+    chosen = split(samples, [min(len(samples), MOST_GRAM_SAMPLES)], derive_seed(0, len(samples)))[0]
+    parts = torch.split(torch.arange(len(chosen)), 1 if isinstance(loss, NextToken) else 128)
+    given = (chosen.batch(part) for part in parts)
+    inputs = [to_device(batch if loss is None else loss.inputs(batch), device) for batch in given]
+    return Calibration(inputs, {"source": "given samples", "samples": len(samples)}, samples)
+
+
+def _of_text(
+    source: str, loaded: LoadedModel, count: int, length: int, loss: Loss | None, loss_length: int, device: torch.device
+) -> Calibration:
+    if loaded.tokenizer is None:
+        raise InputError(
+            f"The calibration {source!r} is a text source, which needs a tokenizer; pass tokenizer=, "
+            "or give token ids or model inputs instead."
+        )
+    check_length(loaded.model, length)
+    windows = token_windows(loaded.tokenizer, source, "calibration", count, length)
+    described, samples = windows.describe(), None
+    if loss is not None:
+        check_length(loaded.model, loss_length)
+        tokens = all_windows(loaded.tokenizer, source, "calibration", loss_length)
+        samples = TensorSamples(tokens)
+        described |= {"loss_windows": len(tokens), "loss_length": loss_length}
+    return Calibration(list(torch.split(windows.tokens.to(device), 1)), described, samples)
+
+
+def as_samples(source: Samples | Tensor | Iterable[Any]) -> Samples:
+    """Samples as they are, those of one tensor, or the joined ones of batches."""
+    if isinstance(source, Tensor):
+        return TensorSamples(source)
+    return source if isinstance(source, Samples) else collated(source)
+
+
+def choose_loss(loss: str | Loss | LossFunction | None, source: Source) -> Loss:
+    """The loss asked for; by default next-token for text and token ids, classification for all else."""
+    if loss is not None:
+        return make_loss(loss)
+    tokens = isinstance(source, Tensor) and not source.is_floating_point() and source.ndim == 2
+    return NextToken() if isinstance(source, str) or tokens else Classification()
+
+
+def judged_by(samples: Samples, held_out: Source | None, seed: int) -> tuple[Samples, Samples]:
+    """Samples to draw from, and held-out ones; by default a fifth of the data, none of it in both."""
+    if held_out is not None:
+        if isinstance(held_out, str):
+            raise InputError(f"held_out is {held_out!r}; give samples or batches, or leave it out for a share of them.")
+        return samples, as_samples(held_out)
+    count = min(MOST_HELD_OUT, len(samples) // 5)
+    if count < 1:
+        raise InputError(
+            f"The calibration holds {len(samples)} samples, too few to hold a fifth out; give at least 5, or held_out."
+        )
+    kept, judges = split(samples, [len(samples) - count, count], seed)
+    return kept, judges
+
+
+def _some(batches: list[Any]) -> list[Any]:
+    if not batches:
+        raise InputError("The calibration holds no batch; give at least one model input.")
+    return batches
