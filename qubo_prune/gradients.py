@@ -52,35 +52,62 @@ Consume = Callable[[Layer, int, Tensor, Tensor], None]
 
 
 def moments(
-    objective: Objective, samples: Samples, indices: Int[Tensor, " B"], layers: Sequence[Layer]
+    objective: Objective, samples: Samples, indices: Int[Tensor, " B"], layers: Sequence[Layer], group: int = 1
 ) -> dict[str, Moments]:
     """:class:`Moments` of whole layers, by layer name, from one pass over a batch.
 
     Memory: two float32 matrices a layer, and the activations of one micro-batch.
+
+    Args:
+        objective: model and loss.
+        samples: where the batch comes from.
+        indices: the batch.
+        layers: which layers.
+        group: in layers with several positions, gradients of so many samples are added up before they
+            are squared, which is that much faster; the mean square then is an estimate, by
+            ``E (sum_k G)^2 = k var G + k^2 (E G)^2`` for independent samples.
     """
-    sums = {
-        layer.name: torch.zeros(2, *layer.shape, device=layer.parameter.device, dtype=torch.float32) for layer in layers
-    }
+    sums = {layer.name: _Sums.of(layer) for layer in layers}
 
     def add(layer: Layer, first: int, inputs: Tensor, outputs: Tensor) -> None:
-        _add_moments(sums[layer.name], layer, inputs, outputs)
+        sums[layer.name].add(inputs, outputs, group)
 
     _backward(objective, samples, indices, layers, add)
-    return {
-        name: Moments(total[0] / len(indices), total[1] / len(indices), len(indices)) for name, total in sums.items()
-    }
+    return {name: total.finish(len(indices)) for name, total in sums.items()}
 
 
-def _add_moments(total: Tensor, layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
-    if inputs.shape[1] == 1 and layer.groups == 1:  # one position: products of sums are sums of products
-        a, o = inputs[:, 0, 0], outputs[:, 0]
-        total[0].addmm_(o.T, a)
-        total[1].addmm_((o * o).T, a * a)
-        return
-    for a, o in _chunks(inputs, outputs, layer.parameter.numel()):
-        each = whole(layer, a, o)
-        total[0] += each.sum(0)
-        total[1] += each.square_().sum(0)
+@dataclass
+class _Sums:
+    """Running sums of one layer: ``sum S`` and ``sum S^2 / k`` over groups of k samples with sum S."""
+
+    layer: Layer
+    first: Tensor
+    second: Tensor
+    groups: int = 0
+
+    @classmethod
+    def of(cls, layer: Layer) -> _Sums:
+        zeros = torch.zeros(2, *layer.shape, device=layer.parameter.device, dtype=torch.float32)
+        return cls(layer, zeros[0], zeros[1])
+
+    def add(self, inputs: Tensor, outputs: Tensor, group: int) -> None:
+        if inputs.shape[1] == 1 and self.layer.groups == 1:  # one position: products of sums are sums of products
+            a, o = inputs[:, 0, 0], outputs[:, 0]
+            self.first.addmm_(o.T, a)
+            self.second.addmm_((o * o).T, a * a)
+            self.groups += len(a)
+            return
+        for a, o in zip(torch.split(inputs, group), torch.split(outputs, group), strict=True):
+            total = whole(self.layer, a.flatten(0, 1)[None], o.flatten(0, 1)[None])[0]
+            self.first += total
+            self.second.addcmul_(total, total, value=1 / len(a))
+            self.groups += 1
+
+    def finish(self, samples: int) -> Moments:
+        mean = self.first / max(1, samples)
+        # no pass reached the layer: its gradient is zero
+        variance = (self.second - samples * mean**2) / max(1, self.groups)
+        return Moments(mean, variance.clamp_(min=0) + mean**2, samples)
 
 
 def whole(
@@ -136,8 +163,8 @@ class BlockGradients:
         losses: ``(B,)`` the samples' losses, float64.
     """
 
-    given: list[Float[Tensor, "B n"]]
-    curvature: list[Float[Tensor, "B n"]]
+    given: list[Float[Tensor, "B _"]]
+    curvature: list[Float[Tensor, "B _"]]
     losses: Float[Tensor, " B"]
 
 
@@ -162,7 +189,8 @@ def block_gradients(
     widths = [sum(map(len, parts)) for parts in blocks]
     device = blocks[0][0].layer.parameter.device
     kinds = 1 if drawn is None else 2
-    found = [[torch.empty(len(indices), n, device=device) for n in widths] for _ in range(kinds)]
+    # zeros: nothing comes back from a layer that the loss does not depend on
+    found = [[torch.zeros(len(indices), n, device=device) for n in widths] for _ in range(kinds)]
     wanted: dict[str, list[tuple[int, slice, Entries]]] = {}
     for number, parts in enumerate(blocks):
         at = 0
@@ -207,6 +235,7 @@ class _Watched:
     """What one layer read and what came back, in one micro-batch."""
 
     inputs: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     outputs: list[tuple[int, Tensor]] = field(default_factory=list)
 
 
@@ -229,6 +258,7 @@ class _Watch:
             number = len(watched.inputs)
             inputs = args[0] if args else next(iter(kwargs.values()))
             watched.inputs.append(inputs.detach())
+            watched.versions.append(inputs._version)
             apply: Any = _Tap.apply  # untyped in torch
             return apply(output, self._anchor, lambda grad: self._receive(layer, number, grad))  # type: ignore[no-any-return]
 
@@ -240,6 +270,7 @@ class _Watch:
             watched.outputs.clear()
             if inputs:
                 watched.inputs.clear()
+                watched.versions.clear()
 
     def finish(self) -> None:
         """Consume the layers of which some calls had no influence on the loss."""
@@ -255,6 +286,11 @@ class _Watch:
 
     def _hand_over(self, layer: Layer, watched: _Watched) -> None:
         assert self.consume is not None
+        if any(inputs._version != version for inputs, version in zip(watched.inputs, watched.versions, strict=True)):
+            raise InputError(
+                f"The model changes in place what the layer {layer.name!r} has read, so its gradient cannot be told; "
+                "let it write to a new tensor, or exclude that layer."
+            )
         calls = [
             (self._by_sample(layer, layer.unfold(watched.inputs[n])), self._by_sample(layer, layer.fold_outputs(grad)))
             for n, grad in watched.outputs
