@@ -5,8 +5,9 @@ import pytest
 import torch
 from reference import feasible_points, random_feasible, random_layer
 
-from qubo_prune.emission import emit, emit_block, emit_rows, emit_whole_rows
+from qubo_prune.emission import emit, emit_block, emit_factor, emit_rows, emit_whole_rows
 from qubo_prune.masks import Pattern
+from qubo_prune.problem import FactorForm
 
 
 def quadratic_model(h, g, w, u, ridge, x) -> float:
@@ -179,3 +180,81 @@ def test_whole_rows_share_one_hessian_and_measure_true(rng, pattern):
             moved[row] = torch.tensor(~point)
             measured = layer.row_errors(layer.weight * moved)[row] - errors[row]
             assert abs(problem.energy(point) - float(measured)) < 1e-9 * float(errors.sum())
+
+
+def factor_state(rng, b: int, n: int, groups: int = 1, same_values: bool = True):
+    """Per-sample gradients, gradient, current weights, kept values, mask, labels, counts and prices of a block."""
+    labels = np.arange(n) % groups
+    x = rng.random(n) < 0.5
+    u = rng.normal(size=n)
+    w = np.where(x, 0.0, u if same_values else rng.normal(size=n))
+    f, g = rng.normal(size=(b, n)), rng.normal(size=n)
+    return f, g, w, u, x, labels, [int(x[labels == group].sum()) for group in range(groups)], rng.random(n)
+
+
+def emitted_factor(f, g, w, u, labels, counts, ridge=0.0, price=None):
+    tensors = [torch.tensor(part) for part in (f, g, w, u)]
+    return emit_factor(*tensors, counts, labels, ridge, None if price is None else torch.tensor(price))
+
+
+# fewer samples than weights, as many, more
+@pytest.mark.parametrize("b", [1, 4, 8, 9, 30])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("priced", [True, False])
+def test_factor_energy_is_the_quadratic_model_and_the_price_of_what_changes(rng, b, groups, ridge, priced):
+    f, g, w, u, x, labels, counts, price = factor_state(rng, b, 9, groups)
+    problem = emitted_factor(f, g, w, u, labels, counts, ridge, price if priced else None)
+    assert isinstance(problem.q, FactorForm) == (b < 9)
+    assert problem.num_pruned == tuple(counts)
+    assert problem.labels.tolist() == labels.tolist()
+    assert abs(problem.energy(x)) < 1e-12 * max(1.0, np.abs(problem.dense()).sum())
+    hessian = f.T @ f / b
+    for point in feasible_points(problem):
+        expected = quadratic_model(hessian, g, w, u, ridge, point) + priced * float(price @ (point != x))
+        assert problem.energy(point) == pytest.approx(expected, rel=1e-9, abs=1e-10)
+
+
+@pytest.mark.parametrize("b", [3, 20])
+def test_factor_energy_holds_where_kept_weights_would_move(rng, b):
+    f, g, w, u, _, labels, counts, _ = factor_state(rng, b, 9, 2, same_values=False)
+    problem = emitted_factor(f, g, w, u, labels, counts, 0.2)
+    for point in feasible_points(problem):
+        expected = quadratic_model(f.T @ f / b, g, w, u, 0.2, point)
+        assert problem.energy(point) == pytest.approx(expected, rel=1e-9, abs=1e-10)
+
+
+@pytest.mark.parametrize("b", [4, 40])
+def test_factor_and_matrix_emit_the_same_problem(rng, b):
+    f, g, w, u, _, labels, counts, _ = factor_state(rng, b, 12, 3, same_values=False)
+    problem = emitted_factor(f, g, w, u, labels, counts, 0.1)
+    other = emit(f.T @ f / b, g, w, u, counts, 0.1, labels)
+    np.testing.assert_allclose(problem.dense(), other.dense(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(problem.diagonal, other.diagonal, rtol=1e-9, atol=1e-12)
+    assert problem.offset == pytest.approx(other.offset, rel=1e-9)
+    # the same curvature from as many samples as it takes to leave the factor form
+    more = emitted_factor(np.tile(f, (4, 1)), g, w, u, labels, counts, 0.1)
+    assert isinstance(problem.q, FactorForm) != isinstance(more.q, FactorForm) or b > 12
+    np.testing.assert_allclose(more.dense(), problem.dense(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_whose_value_is_zero_is_never_priced_nor_coupled(rng):
+    f, g, w, u, x, labels, counts, _ = factor_state(rng, 5, 6)
+    u[:2], w[:2], x[:2] = 0.0, 0.0, (False, True)
+    counts = [int(x.sum())]
+    price = np.abs(rng.normal(size=6)) * np.abs(u)
+    problem = emitted_factor(f, g, w, u, labels, counts, 0.0, price)
+    exchanged = x.copy()
+    exchanged[:2] = True, False
+    assert abs(problem.energy(x)) < 1e-12
+    assert problem.energy(exchanged) == pytest.approx(problem.energy(x), abs=1e-12)
+
+
+def test_half_precision_is_emitted_in_float64(rng):
+    f, g, w, u, x, labels, counts, _ = factor_state(rng, 4, 9)
+    single = [torch.tensor(part, dtype=torch.float32) for part in (f, g, w, u)]
+    problem = emit_factor(*single, counts, labels)
+    f, g, w, u = (part.double().numpy() for part in single)
+    point = random_feasible(rng, problem)
+    assert problem.energy(point) == pytest.approx(quadratic_model(f.T @ f / 4, g, w, u, 0.0, point), rel=1e-12)
+    assert abs(problem.energy(x)) < 1e-12 * np.abs(problem.dense()).sum()

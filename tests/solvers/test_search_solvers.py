@@ -259,3 +259,83 @@ def test_factor_form_never_becomes_a_matrix(rng, search, monkeypatch):
     problem = factor_problem(rng, 30, 15)
     monkeypatch.setattr(BlockQubo, "dense", lambda *_: pytest.fail("Q was formed"))
     assert problem.is_feasible(search.solve(SolveRequest(problem)).assignment)
+
+
+def grouped_problem(rng, n: int, groups: int, form: str) -> BlockQubo:
+    """Groups of different sizes, some with nothing kept or nothing pruned."""
+    labels = np.sort(rng.integers(0, groups, n))
+    labels[:groups] = np.arange(groups)
+    labels = labels[rng.permutation(n)]
+    sizes = np.bincount(labels, minlength=groups)
+    counts = [int(rng.integers(0, size + 1)) for size in sizes]
+    q = rng.normal(size=(n, n)) if form == "dense" else FactorForm(rng.normal(size=n), rng.normal(size=(n, 4)))
+    return BlockQubo(q, counts, 0.0, labels)
+
+
+@pytest.mark.parametrize("form", ["dense", "factor"])
+@pytest.mark.parametrize("groups", [2, 7, 25])
+def test_the_best_swap_of_many_groups_is_the_best_of_all_pairs(rng, form, groups):
+    for _ in range(5):
+        problem = grouped_problem(rng, 60, groups, form)
+        x, view = random_feasible(rng, problem), form_of(problem)
+        assert (view.matrix.size == 0) == (form == "factor")
+        costs = problem.flip_costs(x)
+        room = np.empty((2, groups, 60), dtype=np.int64)
+        free = np.zeros(60, dtype=np.int64)
+        best, u, p = best_swap(*view.couplings, view.labels, x, costs, free, 0, 60, room[0], room[1])
+        energies = {tuple(np.flatnonzero(other != x)): problem.energy(other) for other in swaps(problem, x)}
+        assert tuple(sorted((u, p))) == min(energies, key=energies.__getitem__)
+        assert best == pytest.approx(min(energies.values()) - problem.energy(x), rel=1e-9)
+        assert not x[u]
+        assert x[p]
+        # weights that rest are no candidates, whatever they would gain
+        free[[u, p]] = 3
+        less, v, q = best_swap(*view.couplings, view.labels, x, costs, free, 2, 60, room[0], room[1])
+        rest = {pair: energy for pair, energy in energies.items() if not {u, p} & set(pair)}
+        assert tuple(sorted((v, q))) == min(rest, key=rest.__getitem__)
+        assert less >= best
+
+
+@pytest.mark.parametrize("rank", [2, 9, 10, 30])
+@pytest.mark.parametrize("groups", [1, 5])
+def test_a_factor_is_multiplied_out_where_it_is_wide_and_that_changes_nothing(rng, rank, groups):
+    counts, labels = [4 * 2 // groups] * groups, np.arange(40) % groups
+    factor = FactorForm(rng.normal(size=40), rng.normal(size=(40, rank)))
+    problem = BlockQubo(factor, counts, 0.5, labels)
+    dense = BlockQubo(problem.dense(), counts, 0.5, labels)
+    view, other = form_of(problem), form_of(dense)
+    assert (view.matrix.size == 0) == (4 * rank < 40)
+    for form in (view, other):
+        assert form.own == pytest.approx(problem.diagonal)
+    x = random_feasible(rng, problem)
+    costs = [flip_costs(*form.couplings, form.own, x) for form in (view, other)]
+    assert costs[0] == pytest.approx(problem.flip_costs(x), rel=1e-9, abs=1e-9)
+    assert costs[1] == pytest.approx(costs[0], rel=1e-9, abs=1e-9)
+    for i, j in rng.integers(0, 40, size=(30, 2)):
+        if i != j:
+            assert coupling(*view.couplings, i, j) == pytest.approx(coupling(*other.couplings, i, j), abs=1e-12)
+    free, found = np.zeros(40, dtype=np.int64), []
+    for form, own in zip((view, other), costs, strict=True):
+        room = np.empty((2, groups, 8), dtype=np.int64)
+        found.append(best_swap(*form.couplings, form.labels, x, own, free, 0, 8, room[0], room[1]))
+    assert found[0][1:] == found[1][1:]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-9)
+    # a whole descent takes the same way
+    ends = []
+    for form in (view, other):
+        end = x.copy()
+        settle_form(form, end, 8)
+        ends.append(end)
+    assert np.array_equal(*ends)
+    assert problem.energy(ends[0]) < problem.energy(x)
+
+
+def test_flip_costs_are_energies_of_single_flips(rng):
+    for problem in (random_problem(rng, 15, 6), factor_problem(rng, 15, 6, rank=2), factor_problem(rng, 15, 6, rank=9)):
+        form, x = form_of(problem), random_feasible(rng, problem)
+        costs = flip_costs(*form.couplings, form.own, x)
+        for i in range(15):
+            kept, pruned = x.copy(), x.copy()
+            kept[i], pruned[i] = False, True
+            assert costs[i] == pytest.approx(problem.energy(pruned) - problem.energy(kept), rel=1e-9, abs=1e-9)
+    assert flip_costs(*form.couplings, form.own, np.zeros(15, dtype=bool)) == pytest.approx(problem.diagonal)
