@@ -82,12 +82,16 @@ class LossTrace:
     seconds: float
 
     def correlation(self, first: int = 100, held_out: bool = True) -> float:
-        """Correlation of predicted with measured change over the first steps that moved; NaN for fewer than 3."""
+        """Correlation of predicted with measured change over the first steps that moved.
+
+        NaN for fewer than 3 of them, and where all changes are equal.
+        """
         moved = [step for step in self.steps[:first] if step.swaps]
         measured = [step.held_out_change if held_out else step.batch_change for step in moved]
-        if len(moved) < 3:
+        predicted = [step.predicted for step in moved]
+        if len(moved) < 3 or min(np.ptp(predicted), np.ptp(measured)) == 0:
             return float("nan")
-        return float(np.corrcoef([step.predicted for step in moved], measured)[0, 1])
+        return float(np.corrcoef(predicted, measured)[0, 1])
 
     @property
     def blocks(self) -> int:
