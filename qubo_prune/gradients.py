@@ -327,12 +327,15 @@ def _backward(
             prediction, own = objective.losses_of(samples, part)
             losses.append(own.detach().double())
             watch.consume = consume
-            torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
+            if own.requires_grad:  # else it depends on none of the layers
+                torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
             watch.finish()
             if consume_drawn is not None and drawn is not None:
                 watch.forget(inputs=False)
                 watch.consume = consume_drawn
-                torch.autograd.backward(objective.loss.drawn(prediction, drawn).sum())
+                own = objective.loss.drawn(prediction, drawn)
+                if own.requires_grad:
+                    torch.autograd.backward(own.sum())
                 watch.finish()
             watch.forget(inputs=True)
             first += len(part)

@@ -260,6 +260,27 @@ def test_working_arrays_of_any_size_give_the_same(name: str, monkeypatch: pytest
         near(found, expected.double())
 
 
+def test_gradients_added_up_before_they_are_squared_estimate_the_mean_square() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Flatten(), nn.Linear(20, 4))
+    count = 3002
+    samples = TensorSamples(torch.randn(count, 4, 3), torch.randint(0, 4, (count,)))
+    layers, everything = find_layers(model), torch.arange(count)
+    exact, estimate = (
+        moments(Objective(model, Classification(), 250), samples, everything, layers, group=group) for group in (1, 4)
+    )
+    for name in exact:
+        near(estimate[name].mean, exact[name].mean.double())
+        assert estimate[name].samples == count
+    # one position a sample: exact anyway
+    near(estimate["3"].square, exact["3"].square.double())
+    # the others have about 750 sums of four
+    off = estimate["0"].square / exact["0"].square - 1
+    assert off.abs().max() > 1e-4
+    assert off.abs().max() < 0.3
+    assert abs(float(off.mean())) < 0.05
+
+
 @by_case
 def test_the_model_is_left_as_it_was(name: str) -> None:
     case = CASES[name]()
@@ -321,6 +342,15 @@ def test_layers_that_the_loss_does_not_depend_on_have_zero_gradients() -> None:
         assert not gradients[0][:, :4].any()
         assert gradients[0][:, 4:].any()
         assert not gradients[1].any()
+    # and if there are no others, the loss has nothing to differentiate by
+    idle = [by_name["never"], by_name["unused"]]
+    alone = [[some_entries(layer, 4)] for layer in idle]
+    found = block_gradients(case.objective(), case.samples, torch.arange(B), alone, torch.Generator().manual_seed(0))
+    assert not any(part.any() for part in (*found.given, *found.curvature))
+    assert torch.equal(found.losses, case.objective().measure(case.samples))
+    for moment in moments(case.objective(), case.samples, torch.arange(B), idle).values():
+        assert not moment.mean.any()
+        assert not moment.square.any()
 
 
 def test_samples_that_cannot_be_told_apart_are_an_error() -> None:
