@@ -52,6 +52,8 @@ class LossDescent:
         blocks_per_step: blocks decided on the gradients of one pass; 0 for one per layer.
         samples: B, samples of the model batch of a step.
         scoring_samples: samples of the scoring batch; 0 takes the model batch for both.
+        scoring_group: samples whose gradients are added up before the scoring squares them, in layers with
+            several positions (tokens, patches); faster, and less precise.
         max_samples: B doubles up to this when predictions fail or no swap is worth its uncertainty.
         curvature: labels of the Fisher matrix: ``sampled`` from the model's own distribution, ``empirical``
             the given ones, or ``auto`` (sampled where the loss is a likelihood).
@@ -84,6 +86,7 @@ class LossDescent:
     blocks_per_step: int = 3
     samples: int = 1000
     scoring_samples: int = 1000
+    scoring_group: int = 8
     max_samples: int = 8000
     curvature: Literal["auto", "sampled", "empirical"] = "auto"
     selection: Literal["gain", "salience"] = "gain"
@@ -122,7 +125,8 @@ class LossDescent:
         """Settings for a kind of model.
 
         Args:
-            kind: ``classifier`` (a sample is an image and the like) or ``language`` (a window of tokens).
+            kind: ``classifier``, a small network; ``large``, one of more than two million weights, such as a
+                vision transformer; ``language``, where a sample is a window of tokens.
             preset: ``measured``, this project's; ``paper``, those of the paper's own code, which trusts
                 every answer of its solver.
             **changes: fields that differ.
@@ -156,13 +160,19 @@ _PAPER: dict[str, Any] = {
     "frozen_pruned": 0.42, "frozen_kept": 0.35, "batch_check": 200,
 }  # fmt: skip
 _LANGUAGE: dict[str, Any] = {
-    "blocks_per_step": 0, "samples": 64, "scoring_samples": 32, "max_samples": 256, "batch_check": 16,
+    "blocks_per_step": 0, "samples": 64, "scoring_samples": 32, "scoring_group": 4, "max_samples": 256,
+    "batch_check": 16,
     "micro_batch": 4, "max_blocks": 10**6,
 }  # fmt: skip
+_LARGE: dict[str, Any] = {
+    "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "max_samples": 1024, "batch_check": 256,
+    "micro_batch": 32, "max_blocks": 10**6,
+}  # fmt: skip
 _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
-    "measured": {"classifier": {}, "language": _LANGUAGE},
+    "measured": {"classifier": {}, "large": _LARGE, "language": _LANGUAGE},
     "paper": {
         "classifier": _PAPER | {"block_size": 1024},
+        "large": _PAPER | {"block_size": 1024, "micro_batch": 32},
         "language": _PAPER
         | {"block_size": 4096, "samples": 64, "max_samples": 64, "batch_check": 16, "micro_batch": 4},
     },
@@ -175,7 +185,8 @@ _CHOICES = {
     "budget": ("layer", "global"),
 }
 _LEAST = {
-    "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "max_samples": 1, "halvings": 0,
+    "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "scoring_group": 1, "max_samples": 1,
+    "halvings": 0,
     "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1, "micro_batch": 1,
 }  # fmt: skip
 
@@ -404,7 +415,7 @@ class _Descent:
         wanted = min(allowed, settings.blocks_per_step or len(self._pools))
         names = list(self._pools) if settings.layer_order == "gain" else self._next_in_queue(wanted)
         layers = [layer for name in dict.fromkeys(names) for layer in self._pools[name].layers]
-        found = moments(self._objective, self._train, scoring, layers)
+        found = moments(self._objective, self._train, scoring, layers, self._settings.scoring_group)
         if not any(bool(part.mean.any()) for part in found.values()):
             raise InputError(
                 "The gradient of the loss is zero in every layer, so there is nothing to descend; check that the loss "

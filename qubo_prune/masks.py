@@ -103,6 +103,14 @@ def keep_highest(scores: Float[Tensor, "r d_in"], pattern: Pattern, density: flo
     return keep.reshape(shape)
 
 
+def keep_highest_together(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """Keep ``round(density * weights)`` of the highest scores of several matrices by one threshold."""
+    flat = torch.cat([score.flatten() for score in scores.values()])[None, :]
+    kept = keep_highest(flat, Pattern("layer"), density)[0]
+    parts = torch.split(kept, [score.numel() for score in scores.values()])
+    return {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
+
+
 class KeepMasks(Mapping[str, Tensor]):
     """Keep masks by parameter name, held bit-packed (1 bit a weight); items are bool tensors."""
 

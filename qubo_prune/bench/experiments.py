@@ -1,0 +1,425 @@
+"""Methods on one model with true labels: quality after pruning, and quality against time while blocks are solved."""
+
+from __future__ import annotations
+
+import abc
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from qubo_prune.data import Samples
+from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.layers import find_layers
+from qubo_prune.loss_trace import LossStep, LossTrace
+from qubo_prune.masks import KeepMasks, keep_highest_together
+from qubo_prune.plot import curves
+from qubo_prune.progress import Progress
+from qubo_prune.pruning import prune
+from qubo_prune.report import machine
+from qubo_prune.tables import rendered
+
+#: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.
+METHODS = ("magnitude", "wanda", "gram", "icbs", "icbs-paper")
+_LABELS = {
+    "magnitude": "magnitude", "wanda": "Wanda", "gram": "Gram blocks", "icbs": "iCBS",
+    "icbs-paper": "iCBS as published",
+}  # fmt: skip
+
+
+class Workload(abc.ABC):
+    """A model with data and a way to tell how good it is.
+
+    Attributes:
+        name: of the experiment.
+        metric: ``accuracy`` (a share, higher is better) or ``perplexity``.
+        pattern: where the budget is balanced.
+        warm_start: what the blocks of the loss begin from.
+        together: one budget over all layers.
+        loss_settings: of the descent on the loss, where they differ from the defaults for the model.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[Literal["accuracy", "perplexity"]] = "accuracy"
+    pattern: str = "layer"
+    warm_start: str = "magnitude"
+    together: bool = False
+    loss_settings: ClassVar[Mapping[str, Any]] = {}
+
+    @abc.abstractmethod
+    def model(self, seed: int) -> nn.Module:
+        """The dense model; a new copy on each call."""
+
+    @property
+    @abc.abstractmethod
+    def train(self) -> Samples:
+        """Samples to prune with."""
+
+    @abc.abstractmethod
+    def score(self, model: nn.Module) -> Score:
+        """How good a model is on data that pruning never sees."""
+
+    @property
+    def excluded(self) -> Sequence[str]:
+        """Patterns of layers that stay dense."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Quality of a model.
+
+    Attributes:
+        loss: mean, in nats.
+        accuracy: share of right answers; NaN where there are none.
+    """
+
+    loss: float
+    accuracy: float = math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``."""
+        return math.exp(min(self.loss, 700.0))
+
+
+@dataclass(frozen=True)
+class Point:
+    """The model at one moment of a descent on the loss."""
+
+    blocks: int
+    seconds: float
+    score: Score
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One pruned model.
+
+    Attributes:
+        method: one of :data:`METHODS`, or ``dense``.
+        density: kept share, as it came out.
+        asked: kept share that was asked for.
+        seed: of everything random.
+        score: of the model at the end.
+        seconds: wall-clock time of the pruning, without scoring.
+        cpu_seconds: processor time of the same, all threads.
+        curve: for methods that go on: the model after each step, the warm start first.
+        trace: for the same: what the steps did.
+    """
+
+    method: str
+    density: float
+    asked: float
+    seed: int
+    score: Score
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    curve: tuple[Point, ...] = ()
+    trace: LossTrace | None = None
+
+    def after(self, blocks: int) -> Point | None:
+        """The curve's first point with at least so many blocks."""
+        return next((point for point in self.curve if point.blocks >= blocks), None)
+
+
+def run(
+    workload: Workload, methods: Sequence[str], densities: Sequence[float], seeds: Sequence[int],
+    settings: Mapping[str, Any] | None = None, max_time: float | str | None = None, marks: Sequence[int] = (),
+    progress: bool = False,
+) -> Experiment:  # fmt: skip
+    """Prune a workload's model by every method, density and seed.
+
+    Args:
+        workload: model and data.
+        methods: some of :data:`METHODS`.
+        densities: kept shares.
+        seeds: each trains or draws anew where the workload has anything random.
+        settings: of the descent on the loss.
+        max_time: wall-clock budget of each pruning.
+        marks: numbers of blocks after which the table shows a row.
+        progress: show bars.
+
+    Raises:
+        InputError: a method is not known, or the workload cannot be had here.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise InputError(
+                f"There is no method {method!r}{did_you_mean(method, METHODS)}; use some of {', '.join(METHODS)}."
+            )
+    outcomes = []
+    for seed in seeds:
+        outcomes.append(Outcome("dense", 1.0, 1.0, seed, workload.score(workload.model(seed))))
+        for density in densities:
+            for method in methods:
+                with Progress(progress).task(f"{workload.name}: {method}, density {density:g}, seed {seed}", None):
+                    outcomes.append(_one(workload, method, density, seed, settings or {}, max_time))
+    return Experiment(workload.name, workload.metric, tuple(outcomes), tuple(marks), dict(settings or {}))
+
+
+def _one(
+    workload: Workload, method: str, density: float, seed: int, settings: Mapping[str, Any],
+    max_time: float | str | None,
+) -> Outcome:  # fmt: skip
+    model = workload.model(seed)
+    clock = _Stopwatch()
+    points, blocks = [], 0
+
+    def on_step(step: LossStep) -> None:
+        nonlocal blocks
+        blocks += step.blocks
+        with clock.stopped():
+            points.append(Point(blocks, step.seconds, workload.score(model)))
+
+    start: Any = workload.warm_start
+    if workload.together:
+        start = together(model, density)
+        if method == "magnitude":
+            start.apply(model)
+            return Outcome(method, density, density, seed, workload.score(model), *clock.read())
+    arguments: dict[str, Any] = {
+        "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
+        "exclude": workload.excluded, "loss": _loss_of(workload),
+    }  # fmt: skip
+    if method in ("magnitude", "wanda"):
+        arguments["method"] = method
+    elif method != "gram":
+        given = {**workload.loss_settings, **settings} if method == "icbs" else _paper(settings)
+        given |= {"budget": "global"} if workload.together else {}
+        with clock.stopped():
+            warm = workload.model(seed)
+            if workload.together:
+                start.apply(warm)
+            elif workload.warm_start in ("magnitude", "wanda"):
+                prune(warm, **arguments, method=workload.warm_start)
+                points.append(Point(0, 0.0, workload.score(warm)))
+        arguments |= {
+            "hessian": "fisher", "warm_start": start, "loss_settings": given, "on_step": on_step, "max_time": max_time,
+        }  # fmt: skip
+    report = prune(model, **arguments)
+    seconds, cpu_seconds = clock.read()
+    return Outcome(
+        method, report.density, density, seed, workload.score(model), seconds, cpu_seconds, tuple(points), report.loss
+    )
+
+
+def _paper(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The published method with as many blocks as ours; its other settings are its own."""
+    return {"preset": "paper"} | {name: value for name, value in settings.items() if name in ("max_blocks", "seed")}
+
+
+def _loss_of(workload: Workload) -> str:
+    return "next-token" if workload.metric == "perplexity" else "classification"
+
+
+def together(model: nn.Module, density: float) -> KeepMasks:
+    """Magnitude masks with one threshold over all layers."""
+    layers = find_layers(model)
+    masks = keep_highest_together({layer.name: layer.matrix().abs() for layer in layers}, density)
+    return KeepMasks({layer.parameter_name: layer.stored(masks[layer.name]) for layer in layers})
+
+
+class _Stopwatch:
+    """Wall-clock and processor seconds, less those in :meth:`stopped`."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    @staticmethod
+    def _now() -> torch.Tensor:
+        return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
+
+    def read(self) -> tuple[float, float]:
+        wall, cpu = (self._now() - self._began).tolist()
+        return wall, cpu
+
+    def stopped(self) -> _Pause:
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, watch: _Stopwatch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._since = self._watch._now()
+
+    def __exit__(self, *_: object) -> None:
+        self._watch._began += self._watch._now() - self._since
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """All outcomes of an experiment.
+
+    Attributes:
+        name: of the workload.
+        metric: ``accuracy`` or ``perplexity``.
+        outcomes: in the order in which they were made, ``dense`` first for each seed.
+        marks: numbers of blocks after which the table shows a row.
+        settings: of the descent on the loss, as given.
+    """
+
+    name: str
+    metric: str
+    outcomes: tuple[Outcome, ...]
+    marks: tuple[int, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=machine)
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+    def of(self, method: str, density: float | None = None) -> list[Outcome]:
+        """The outcomes of a method at a density that was asked for, one for each seed."""
+        return [o for o in self.outcomes if o.method == method and (density is None or o.asked == density)]
+
+    @property
+    def densities(self) -> list[float]:
+        """Those that were asked for."""
+        return sorted({o.asked for o in self.outcomes if o.method != "dense"}, reverse=True)
+
+    def quality(self, score: Score) -> float:
+        """The metric of a score."""
+        return float(getattr(score, self.metric))
+
+    def recovered(self, score: Score, density: float, seed: int) -> float:
+        """Share of the gap between magnitude pruning and the dense model that a model closes (NaN without the former).
+
+        Of the accuracies, or of the losses where the metric is the perplexity.
+        """
+        ends = [o.score for o in (*self.of("dense"), *self.of("magnitude", density)) if o.seed == seed]
+        if len(ends) < 2:
+            return math.nan
+        dense, low, now = (s.accuracy if self.metric == "accuracy" else s.loss for s in (*ends, score))
+        return (now - low) / (dense - low) if dense != low else math.nan
+
+    def lines(self) -> Iterator[tuple[str, float, int, list[tuple[Outcome, Score, float, float]]]]:
+        """Rows of the table: method, density, blocks, and (outcome, score, seconds, CPU seconds) per seed."""
+        for density in self.densities:
+            for method in METHODS:
+                found = self.of(method, density)
+                for mark in self.marks if found and found[0].curve else ():
+                    points = [(o, o.after(mark)) for o in found]
+                    if all(point for _, point in points):
+                        yield method, density, mark, [(o, p.score, p.seconds, math.nan) for o, p in points if p]
+                if found:
+                    blocks = max(o.trace.blocks if o.trace else 0 for o in found)
+                    yield method, density, blocks, [(o, o.score, o.seconds, o.cpu_seconds) for o in found]
+
+    def table(self) -> Table:
+        """Means over the seeds."""
+        table = Table(title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left")
+        table.caption = self._caption()
+        for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):
+            table.add_column(column, justify="left" if column == "method" else "right")
+        dense = self.of("dense")
+        table.add_row(
+            "dense", "1.0000", "", self._shown([o.score for o in dense]), "",
+            f"{fmean(o.score.loss for o in dense):.4f}",
+        )  # fmt: skip
+        for method, density, blocks, entries in self.lines():
+            gaps = [self.recovered(score, density, outcome.seed) for outcome, score, _, _ in entries]
+            cpu = fmean(entry[3] for entry in entries)
+            table.add_row(
+                _LABELS[method], f"{fmean(o.density for o, *_ in entries):.4f}", str(blocks or ""),
+                self._shown([score for _, score, _, _ in entries]), _percent(fmean(gaps)),
+                f"{fmean(score.loss for _, score, _, _ in entries):.4f}",
+                f"{fmean(entry[2] for entry in entries):.1f}", "" if math.isnan(cpu) else f"{cpu:.1f}",
+            )  # fmt: skip
+        return table
+
+    def _shown(self, scores: Sequence[Score]) -> str:
+        mean = fmean(self.quality(score) for score in scores)
+        return f"{100 * mean:.2f} %" if self.metric == "accuracy" else f"{mean:.3f}"
+
+    def _caption(self) -> str:
+        seeds = len({o.seed for o in self.outcomes})
+        traces = [o.trace for o in self.outcomes if o.trace is not None and o.method == "icbs"]
+        known = [trace.correlation() for trace in traces if not math.isnan(trace.correlation())]
+        correlation = f"; iCBS: predicted and held-out change correlate {fmean(known):.2f}" if known else ""
+        return (
+            f"mean of {seeds} seed{'s' if seeds > 1 else ''}; of the gap: between magnitude and dense{correlation}; "
+            f"{self.machine['processor']}, {self.machine['threads']} threads"
+        )
+
+    def __str__(self) -> str:
+        return rendered(self.table(), 100)
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without masks."""
+        plain = {"name": self.name, "metric": self.metric, "date": self.date, "machine": self.machine}
+        return plain | {"settings": self.settings, "outcomes": [_plain(o) for o in self.outcomes]}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``results.json``, ``curves.csv``, ``table.txt`` and ``curves.png``."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "results.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (target / "table.txt").write_text(f"{self}\n", encoding="utf-8")
+        with (target / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["method", "density", "seed", "blocks", "seconds", "loss", "accuracy"])
+            for o in self.outcomes:
+                for point in o.curve:
+                    writer.writerow(
+                        [o.method, o.asked, o.seed, point.blocks, point.seconds, point.score.loss, point.score.accuracy]
+                    )
+        if any(o.curve for o in self.outcomes):
+            self.plot(target / "curves.png")
+
+    def plot(self, path: str | Path) -> None:
+        """Quality and loss against seconds, of the first seed, with the dense model as a level."""
+        first = self.outcomes[0].seed
+        going = [o for o in self.outcomes if o.curve and o.seed == first]
+        many = len(self.densities) > 1
+        dense = self.of("dense")[0].score
+
+        def panel(value: Callable[[Score], float]) -> dict[str, list[tuple[float, float]]]:
+            return {
+                f"{_LABELS[o.method]}{f', density {o.asked:g}' if many else ''}": [
+                    (point.seconds, value(point.score)) for point in o.curve
+                ]
+                for o in going
+            }
+
+        others = (
+            {} if many else {_LABELS[o.method]: o for o in self.outcomes if o.method in ("magnitude", "wanda", "gram")}
+        )
+        getters: list[Callable[[Score], float]] = [self.quality, lambda score: score.loss]
+        # a magnitude-pruned language model is so bad that its level would flatten the curves
+        if self.metric == "perplexity":
+            others.pop("magnitude", None)
+        levels = [{"dense": get(dense)} | {name: get(o.score) for name, o in others.items()} for get in getters]
+        titles = [f"{self.name}: {self.metric}", "loss"]
+        curves(path, [panel(get) for get in getters], titles, "seconds", levels)
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        name: getattr(outcome, name) for name in ("method", "density", "asked", "seed", "seconds", "cpu_seconds")
+    }
+    shown |= {
+        "score": _finite(outcome.score),
+        "curve": [asdict(p) | {"score": _finite(p.score)} for p in outcome.curve],
+    }
+    return shown | {"trace": outcome.trace.to_dict() if outcome.trace else None}
+
+
+def _finite(score: Score) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in asdict(score).items()}

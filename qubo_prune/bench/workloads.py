@@ -1,0 +1,173 @@
+"""The models and data of the experiments: garment, mlpnet, vit, tones, llm."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from qubo_prune.bench.experiments import Score, Workload
+from qubo_prune.bench.networks import accuracy_and_loss, garment_net, trained
+from qubo_prune.bench.vision import garment_images, garment_probe
+from qubo_prune.data import Samples, Subset, TensorSamples
+from qubo_prune.errors import InputError
+from qubo_prune.images import fashion_mnist, mnist
+from qubo_prune.progress import Progress
+
+CACHE = Path(".cache") / "qubo_prune"
+
+
+class _Labelled(Workload):
+    """A classifier and images with labels."""
+
+    test: Samples
+
+    def score(self, model: nn.Module) -> Score:
+        accuracy, loss = accuracy_and_loss(model, self.test)
+        return Score(loss, accuracy)
+
+
+@dataclass(eq=False)
+class Garment(_Labelled):
+    """iCBS's garment classifier: 784-512-512-10 on Fashion-MNIST, trained here or from a checkpoint.
+
+    Attributes:
+        data: folder with the idx files; Debian's, or what ``make data`` fetched, if left out.
+        checkpoint: weights of the same network (safetensors, or a PyTorch state dict).
+        cache: folder for trained networks.
+        progress: show the training.
+    """
+
+    name: ClassVar[str] = "garment"
+    data: str | None = None
+    checkpoint: str | None = None
+    cache: Path = CACHE
+    progress: bool = False
+
+    @cached_property
+    def _parts(self) -> tuple[TensorSamples, TensorSamples]:
+        train, test = fashion_mnist(self.data)
+        return TensorSamples(*train), TensorSamples(*test)
+
+    @property
+    def train(self) -> Samples:
+        return self._parts[0]
+
+    @property
+    def test(self) -> Samples:  # type: ignore[override]
+        return self._parts[1]
+
+    def model(self, seed: int) -> nn.Module:
+        if self.checkpoint is not None:
+            return load_checkpoint(garment_net(), self.checkpoint)
+        return trained("garment", self.cache, seed, self.data, Progress(self.progress))
+
+
+@dataclass(eq=False)
+class MlpNet(_Labelled):
+    """CBS's MLPNet: 784-40-20-10 without bias on MNIST, one budget over all layers as CBS prunes it."""
+
+    name: ClassVar[str] = "mlpnet"
+    data: str | None = None
+    cache: Path = CACHE
+    progress: bool = False
+    together: bool = True
+
+    @cached_property
+    def _parts(self) -> tuple[TensorSamples, TensorSamples]:
+        train, test = mnist(self.data)
+        return TensorSamples(*train), TensorSamples(*test)
+
+    @property
+    def train(self) -> Samples:
+        return self._parts[0]
+
+    @property
+    def test(self) -> Samples:  # type: ignore[override]
+        return self._parts[1]
+
+    def model(self, seed: int) -> nn.Module:
+        return trained("mlpnet", self.cache, seed, self.data, Progress(self.progress))
+
+
+@dataclass(eq=False)
+class Vit(_Labelled):
+    """DINOv2-small with a linear probe for Fashion-MNIST; the probe stays dense.
+
+    Attributes:
+        images: training images to prune with.
+        test_images: images to score with.
+    """
+
+    name: ClassVar[str] = "vit"
+    data: str | None = None
+    cache: Path = CACHE
+    pattern: str = "row"
+    images: int = 6000
+    test_images: int = 2000
+
+    @cached_property
+    def _parts(self) -> tuple[Samples, Samples]:
+        train, test = (garment_images(part) for part in fashion_mnist(self.data))
+        # behind those that the probe was fitted on by chance only; all are training images
+        return Subset(train, torch.arange(len(train))[-self.images :]), Subset(test, torch.arange(self.test_images))
+
+    @property
+    def train(self) -> Samples:
+        return self._parts[0]
+
+    @property
+    def test(self) -> Samples:  # type: ignore[override]
+        return self._parts[1]
+
+    @cached_property
+    def _dense(self) -> nn.Module:
+        return garment_probe(self.cache, data=self.data)
+
+    def model(self, seed: int) -> nn.Module:
+        return copy.deepcopy(self._dense)
+
+    @property
+    def excluded(self) -> list[str]:
+        return ["head"]
+
+
+def load_checkpoint(net: nn.Module, path: str) -> nn.Module:
+    """Weights of a network from a safetensors file or a state dict saved by PyTorch (no other pickled object).
+
+    Names may differ; the tensors must have the network's shapes in its order.
+    """
+    stored: dict[str, torch.Tensor] = _read_tensors(Path(path))
+    own = net.state_dict()
+    shapes = [tuple(value.shape) for value in own.values()]
+    if [tuple(value.shape) for value in stored.values()] != shapes:
+        raise InputError(
+            f"{path} holds tensors of shapes {[tuple(v.shape) for v in stored.values()]}; those of this network are "
+            f"{shapes}."
+        )
+    net.load_state_dict(dict(zip(own, stored.values(), strict=True)))
+    return net.eval()
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        stored: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise InputError(f"There is no checkpoint {path}.") from None
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0][:200]}).") from error
+    except Exception as error:  # pickle's own errors
+        raise InputError(f"{path} holds more than tensors; save the state dict alone, or as safetensors.") from error
+    if not isinstance(stored, dict) or not all(isinstance(value, torch.Tensor) for value in stored.values()):
+        raise InputError(f"{path} holds no state dict; save the network's state_dict().")
+    return stored
