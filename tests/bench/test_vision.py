@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from qubo_prune.bench import vision
@@ -19,11 +18,10 @@ from qubo_prune.bench.vision import (
     fit_probe,
     garment_images,
     garment_probe,
-    load_classifier,
 )
 from qubo_prune.data import Subset, TensorSamples
 from qubo_prune.errors import InputError
-from qubo_prune.images import ImageFolder, fashion_mnist
+from qubo_prune.images import fashion_mnist
 from qubo_prune.layers import find_layers
 
 
@@ -76,50 +74,6 @@ def test_the_head_is_the_optimum_that_scikit_learn_finds() -> None:
     assert np.allclose((bias - bias.mean()).numpy(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    names = {0: "cat", 1: "dog"}
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14,
-        id2label=names, label2id={name: number for number, name in names.items()},
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("classifier")
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return folder
-
-
-def test_a_classifier_of_transformers_with_its_preprocessing(saved: Path, tmp_path: Path) -> None:
-    loaded = load_classifier(str(saved))
-    assert loaded.label2id == {"cat": 0, "dog": 1}
-    pixels = loaded.transform(Image.new("RGB", (40, 30), (255, 0, 0)))
-    assert pixels.shape == (3, 28, 28)
-    assert pixels[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
-    for name in ("dog", "cat"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (9, 9), "blue").save(tmp_path / name / "a.png")
-    samples = ImageFolder(tmp_path, loaded.transform, loaded.label2id)
-    accuracy, loss = accuracy_and_loss(loaded.model, samples)
-    assert accuracy == 0.5  # the two images are the same
-    assert loss > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "device", "message"),
-    [
-        ("./nowhere", "cpu", "There is no folder './nowhere'"),
-        (".", "cpu", "The image classifier '.' could not be loaded"),
-        ("anything", "gpu", "The device 'gpu' cannot be used here"),
-    ],
-)
-def test_classifiers_that_cannot_be_loaded(name: str, device: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_classifier(name, device)
-
-
 def _without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     def refuse(name: str, *rest, **named):
         if name.split(".")[0] == package:
@@ -131,10 +85,6 @@ def _without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with monkeypatch.context() as patch:
-        _without(patch, "timm")
-        with pytest.raises(InputError, match="pip install timm"):
-            load_classifier("timm:resnet18")
     with monkeypatch.context() as patch:
         _without(patch, "onnx")
         with pytest.raises(InputError, match="pip install 'onnx"):

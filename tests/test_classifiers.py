@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from qubo_prune.bench.networks import accuracy_and_loss
+from qubo_prune.classifiers import load_classifier
+from qubo_prune.errors import InputError
+from qubo_prune.images import ImageFolder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    names = {0: "cat", 1: "dog"}
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14,
+        id2label=names, label2id={name: number for number, name in names.items()},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("classifier")
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_of_transformers_with_its_preprocessing(saved: Path, tmp_path: Path) -> None:
+    loaded = load_classifier(str(saved))
+    assert loaded.label2id == {"cat": 0, "dog": 1}
+    pixels = loaded.transform(Image.new("RGB", (40, 30), (255, 0, 0)))
+    assert pixels.shape == (3, 28, 28)
+    assert pixels[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+    for name in ("dog", "cat"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9), "blue").save(tmp_path / name / "a.png")
+    samples = ImageFolder(tmp_path, loaded.transform, loaded.label2id)
+    accuracy, loss = accuracy_and_loss(loaded.model, samples)
+    assert accuracy == 0.5  # the two images are the same
+    assert loss > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "message"),
+    [
+        ("./nowhere", "cpu", "There is no folder './nowhere'"),
+        (".", "cpu", "The image classifier '.' could not be loaded"),
+        ("anything", "gpu", "The device 'gpu' cannot be used here"),
+    ],
+)
+def test_classifiers_that_cannot_be_loaded(name: str, device: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_classifier(name, device)
+
+
+def test_timm_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, *rest, **named):
+        if name.split(".")[0] == "timm":
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(InputError, match="pip install timm"):
+        load_classifier("timm:resnet18")
