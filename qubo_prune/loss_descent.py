@@ -31,7 +31,7 @@ from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.gradients import BlockGradients, Moments, block_gradients, moments
 from qubo_prune.layers import Layer
-from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, pooled, salience_costs
+from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
 from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.masks import Pattern
 from qubo_prune.objective import Objective
@@ -138,6 +138,8 @@ class LossDescent:
             raise InputError(
                 f"There is no preset {preset!r}{did_you_mean(preset, _PRESETS)}; use {' or '.join(_PRESETS)}."
             )
+        if kind not in _PRESETS[preset]:
+            raise InputError(f"There is no kind of model {kind!r}; use one of {', '.join(_PRESETS[preset])}.")
         known = [entry.name for entry in dataclasses.fields(cls)]
         for name in changes:
             if name not in known:
@@ -318,7 +320,7 @@ class _Descent:
         self._objective, self._train, self._held_out = objective, train, held_out
         self._settings, self._pattern, self._deadline = settings, pattern, deadline
         self._solver = make_solver(settings.solver, **settings.solver_settings)
-        self._clock = _Clock()
+        self._clock, self._notes = _Clock(), Counter[str]()
         self._fresh = Fresh(train, derive_seed(settings.seed, 1))
         self._labels = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
         self._random = np.random.default_rng(derive_seed(settings.seed, 3))
@@ -330,21 +332,33 @@ class _Descent:
         self._tabu = {name: Tabu(self._resting_limit(pool)) for name, pool in self._pools.items()}
         self._trust = dict.fromkeys(self._pools, 1.0)
         self._queue: list[str] = []
-        self._caution, self._samples, self._idle = settings.caution, self._most(settings.samples), 0
+        self._caution, self._idle = settings.caution, 0
+        self._samples, self._scoring = self._batch_sizes(settings.samples, settings.scoring_samples)
         self._steps: list[LossStep] = []
-        self._notes: Counter[str] = Counter()
         self.stopped = ""
-        for weights in self._weights.values():
-            weights.put(weights.keep)
-        self._losses = objective.measure(held_out)
+        self._losses = self._first_losses()
         self._start_loss = self._best_loss = float(self._losses.mean())
         self._best = {name: weights.keep for name, weights in self._weights.items()}
 
-    def _most(self, wanted: int) -> int:
-        """So many samples, as far as there are that many."""
-        if wanted > len(self._train):
-            self._notes[f"{wanted} samples a step were asked; all {len(self._train)} were taken."] = 1
-        return min(wanted, len(self._train))
+    def _first_losses(self) -> Tensor:
+        """Held-out losses of the warm start, which is put in place; dense weights again if that fails."""
+        try:
+            for weights in self._weights.values():
+                weights.put(weights.keep)
+            return self._objective.measure(self._held_out)
+        except BaseException:
+            for weights in self._weights.values():
+                weights.layer.assign(weights.value)
+            raise
+
+    def _batch_sizes(self, samples: int, scoring: int) -> tuple[int, int]:
+        """Sizes of two batches without a common sample, as far as there are enough for them."""
+        there = len(self._train)
+        if samples + scoring <= there:
+            return samples, scoring
+        self._notes[f"Steps asked for {samples} + {scoring} samples; the {there} that there are were shared out."] += 1
+        fewer = max(1, there * scoring // (samples + scoring)) if scoring and there > 1 else 0
+        return there - fewer, fewer
 
     def _resting_limit(self, pool: Pool) -> int:
         free = sum(int((~self._weights[layer.name].frozen).sum()) for layer in pool.layers)
@@ -361,8 +375,8 @@ class _Descent:
             if self._deadline.expired:
                 self.stopped = "The time was over."
                 return
-            if self._idle >= settings.patience:
-                self.stopped = "No swap was worth its uncertainty any more."
+            if self._idle >= settings.patience and settings.accept == "held-out":
+                self.stopped = f"The last {self._idle} steps brought nothing, on the largest batches."
                 return
             step = self._step(blocks)
             blocks += step.blocks
@@ -384,9 +398,9 @@ class _Descent:
 
     def _step(self, done: int) -> LossStep:
         settings, allowed = self._settings, self._settings.max_blocks - done
-        batch = self._fresh.indices(self._samples)
-        scoring = batch if not settings.scoring_samples else self._fresh.indices(self._most(settings.scoring_samples))
-        blocks = self._choose(scoring, allowed)
+        drawn = self._fresh.indices(self._samples + self._scoring)
+        batch, scoring = drawn[: self._samples], drawn[self._samples :]
+        blocks = self._choose(scoring if self._scoring else batch, allowed)
         before = {name: weights.keep for name, weights in self._weights.items()}
         gradients = block_gradients(
             self._objective, self._train, batch, [block.parts for block in blocks],
@@ -416,7 +430,7 @@ class _Descent:
         names = list(self._pools) if settings.layer_order == "gain" else self._next_in_queue(wanted)
         layers = [layer for name in dict.fromkeys(names) for layer in self._pools[name].layers]
         found = moments(self._objective, self._train, scoring, layers, self._settings.scoring_group)
-        if not any(bool(part.mean.any()) for part in found.values()):
+        if len(layers) == len(self._weights) and not any(bool(part.mean.any()) for part in found.values()):
             raise InputError(
                 "The gradient of the loss is zero in every layer, so there is nothing to descend; check that the loss "
                 "depends on the model's output and that the layers to prune are reached."
@@ -455,14 +469,16 @@ class _Descent:
         ]
 
     def _pairs(self, pool: Pool, found: Mapping[str, Moments], most: int) -> Pairs:
-        starts, parts = pool.starts, []
-        resting = self._tabu[pool.name].resting(starts[-1], next(iter(found.values())).mean.device)
-        for number, layer in enumerate(pool.layers):
-            weights, moment = self._weights[layer.name], found[layer.name]
-            eligible = ~weights.frozen & ~resting[starts[number] : starts[number + 1]].reshape(layer.shape)
-            eligible &= weights.keep | (weights.value != 0)
-            parts.append(best_pairs(self._costs(moment, weights), weights.keep, eligible, self._pattern, most))
-        return pooled(parts, pool, most)
+        costs, keep, eligible = [], [], []
+        for layer in pool.layers:
+            weights = self._weights[layer.name]
+            costs.append(self._costs(found[layer.name], weights))
+            keep.append(weights.keep)
+            eligible.append(~weights.frozen & (weights.keep | (weights.value != 0)))
+        if len(pool.layers) > 1:  # one budget: the best kept weights of all layers with the best pruned ones
+            costs, keep, eligible = ([torch.cat([m.flatten() for m in part])[None]] for part in (costs, keep, eligible))
+        free = eligible[0] & ~self._tabu[pool.name].resting(keep[0].numel(), keep[0].device).reshape(keep[0].shape)
+        return best_pairs(costs[0], keep[0], free, self._pattern, most)
 
     def _costs(self, moment: Moments, weights: _Weights) -> Tensor:
         if self._settings.selection == "salience":
@@ -510,19 +526,20 @@ class _Descent:
 
     def _apply(self, moves: list[_Move], before: Mapping[str, Tensor]) -> tuple[list[_Move], float, Tensor, str]:
         """Measure a move on held-out samples; halve it while it fails. Leaves the last one tried in place."""
+        if not any(move.swaps for move in moves):
+            return moves, 0.0, torch.zeros_like(self._losses), "idle"
         for halving in range(self._settings.halvings + 1):
             predicted, response = _energy(moves)
-            if not any(move.swaps for move in moves):
-                self._restore(before)
-                return moves, 0.0, torch.zeros_like(self._losses), "idle"
             self._put(moves, before)
             change = self._objective.measure(self._held_out) - self._losses
             if float(change.mean()) < 0:
                 return moves, predicted, change, "halved" if halving else "accepted"
             if self._settings.accept == "always":
                 return moves, predicted, change, "accepted"
-            if halving < self._settings.halvings:
-                moves = [move.halved(response) for move in moves]
+            smaller = [move.halved(response) for move in moves]
+            if halving == self._settings.halvings or not any(move.swaps for move in smaller):
+                break
+            moves = smaller
         return moves, predicted, change, "rolled back"
 
     def _put(self, moves: Sequence[_Move], before: Mapping[str, Tensor]) -> None:
@@ -564,7 +581,7 @@ class _Descent:
 
     def _adapt(self, step: LossStep) -> None:
         """More caution and more samples where predictions fail, less caution where they hold."""
-        limit = self._most(max(self._settings.max_samples, self._settings.samples))
+        limit = max(self._samples, min(self._settings.max_samples, len(self._train) - self._scoring))
         progressed = step.outcome in ("accepted", "halved") and step.held_out_change < 0
         at_limit = self._samples >= limit
         self._idle = 0 if progressed else self._idle + at_limit

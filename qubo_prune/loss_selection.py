@@ -8,7 +8,6 @@ by their place in the matrices of the layers that share a budget, laid out one a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,22 +132,6 @@ class Pool:
                 flat = places[chosen] - starts[number]
                 found.append((Entries(layer, flat // layer.shape[1], flat % layer.shape[1]), chosen))
         return found
-
-
-def pooled(pairs: Sequence[Pairs], pool: Pool, most: int) -> Pairs:
-    """Pairs of a pool that is one budget: the best kept weights of all its layers with the best pruned ones."""
-    if len(pairs) == 1:
-        return pairs[0]
-    starts = pool.starts
-    prune_cost, restore_cost = (torch.cat([getattr(p, side) for p in pairs]) for side in ("prune_cost", "restore_cost"))
-    kept, pruned = (
-        torch.cat([getattr(part, side) + start for part, start in zip(pairs, starts, strict=False)])
-        for side in ("kept", "pruned")
-    )
-    count = min(most, len(kept))
-    first, second = (cost.topk(count, largest=False).indices for cost in (prune_cost, restore_cost))
-    group = torch.zeros(count, dtype=torch.long, device=kept.device)
-    return Pairs(kept[first], pruned[second], group, prune_cost[first], restore_cost[second])
 
 
 @dataclass(frozen=True, eq=False)
