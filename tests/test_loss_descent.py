@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+import qubo_prune.loss_descent as loss_descent
 from qubo_prune.data import Samples, TensorSamples
 from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError
@@ -191,6 +192,31 @@ def test_a_global_budget_moves_weights_between_layers(digits: Digits) -> None:
     assert any(int(run.trace.keep[name].sum()) != int(keep.sum()) for name, keep in run.warm.items())
     assert {pool for step in run.trace.steps for pool in step.pools} == {"2 layers"}
     assert accuracy(run.model, digits.third) > accuracy(warm_model(digits, run), digits.third) + 0.1
+
+
+def test_a_layer_that_is_fully_kept_offers_its_weights_to_a_global_budget(digits: Digits) -> None:
+    model = copy.deepcopy(digits.model)
+    layers = find_layers(model)
+    values = {layer.name: layer.matrix().clone() for layer in layers}
+    # one threshold over both would never keep all of the first layer
+    warm = {
+        layers[0].name: torch.ones(layers[0].shape, dtype=torch.bool),
+        layers[1].name: keep_highest(layers[1].matrix().abs(), Pattern("layer"), 0.1),
+    }
+    settings = {**SMALL, "budget": "global", "block_size": 40}
+    trace = descend_loss(
+        Objective(model, Classification()), layers, warm, digits.train, digits.held_out, LossDescent(**settings),
+        Pattern("layer"),
+    )  # fmt: skip
+    before, after = ([int(masks[layer.name].sum()) for layer in layers] for masks in (warm, trace.keep))
+    assert before == [2048, 32]
+    assert sum(after) == 2080
+    assert after[0] < 2048
+    # each block pairs 20 of its kept weights with 20 pruned ones of the other layer
+    assert all(step.weights == 80 for step in trace.steps)
+    assert trace.best_loss < trace.start_loss
+    for layer in layers:
+        assert torch.equal(layer.matrix(), values[layer.name] * trace.keep[layer.name])
 
 
 def test_what_steps_tell_is_what_happened(digits: Digits) -> None:
@@ -546,8 +572,45 @@ def test_without_swaps_samples_double_and_the_descent_ends(digits: Digits) -> No
     assert {step.outcome for step in run.trace.steps} == {"idle"}
     cautions = [step.caution for step in run.trace.steps]
     assert cautions == sorted(cautions, reverse=True) != cautions[::-1]
-    assert "worth" in run.trace.stopped
+    assert run.trace.stopped == "The last 3 steps brought nothing, on the largest batches."
     assert same_masks(run.trace.keep, run.warm)
+
+
+def test_taking_every_step_does_not_end_by_patience(digits: Digits) -> None:
+    run = descend(digits, solver=Stubborn(), accept="always", patience=1, max_blocks=20)
+    assert run.trace.blocks == 20
+    assert run.trace.stopped == "All blocks were solved."
+    assert {step.outcome for step in run.trace.steps} == {"idle"}
+
+
+def signed(model: nn.Module, batch: Any) -> Tensor:
+    x, y, sign = batch
+    return sign * cross_entropy(model(x), y, reduction="none")
+
+
+@pytest.mark.parametrize("halvings", [0, 2, 20])
+def test_moves_that_fail_however_often_they_are_halved_are_rolled_back(digits: Digits, halvings: int) -> None:
+    x, y = digits.train.tensors
+    model = copy.deepcopy(digits.model)
+    layers = find_layers(model)
+    warm = {layer.name: keep_highest(layer.matrix().abs(), Pattern("layer"), 0.2) for layer in layers}
+    # the judges are the samples of the model, and see every gain as a loss
+    train, judges = (TensorSamples(x, y, torch.full((len(x),), sign)) for sign in (1.0, -1.0))
+    whole = {"samples": 1000, "scoring_samples": 0, "max_samples": 1000, "blocks_per_step": 1, "batch_check": 1000}
+    settings = {**SMALL, **whole, "halvings": halvings, "patience": 4, "max_blocks": 50}
+    trace = descend_loss(
+        Objective(model, Given(signed)), layers, warm, train, judges, LossDescent(**settings), Pattern("layer")
+    )
+    assert [step.outcome for step in trace.steps] == ["rolled back"] * 4
+    for step in trace.steps:
+        assert step.swaps > 0
+        assert step.predicted < 0
+        assert step.held_out_change > 0
+        assert step.held_out_change == pytest.approx(-step.batch_change, rel=1e-4)
+        assert step.held_out_loss == trace.start_loss == trace.best_loss
+        assert halvings < 20 or step.swaps == 1
+    assert same_masks(trace.keep, warm)
+    assert all(torch.equal(layer.matrix() != 0, warm[layer.name]) for layer in layers)
 
 
 def test_a_solver_that_fails_costs_its_blocks_and_is_told_of(digits: Digits) -> None:
@@ -725,17 +788,50 @@ def test_a_loss_function_of_the_users_own_is_descended(digits: Digits) -> None:
         descend(digits, loss=Given(distance), curvature="sampled")
 
 
+class Unheard(nn.Module):
+    """Two layers that decide, and one that the loss does not depend on."""
+
+    def __init__(self, digits: Digits, reached: bool) -> None:
+        super().__init__()
+        self.first, self.second = copy.deepcopy(digits.model[0]), copy.deepcopy(digits.model[2])
+        self.unheard, self.reached = nn.Linear(64, 10), reached
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.second(self.first(x).relu())
+        return logits + 0 * self.unheard(x) if self.reached else logits
+
+
+@pytest.mark.parametrize("reached", [True, False])
+@pytest.mark.parametrize("order", ["log-size", "gain"])
+def test_a_layer_without_a_gradient_is_descended_beside_others(digits: Digits, order: str, reached: bool) -> None:
+    torch.manual_seed(1)
+    model = Unheard(digits, reached)
+    run = descend(dataclasses.replace(digits, model=model), layer_order=order, blocks_per_step=1, max_blocks=20)
+    check_end(dataclasses.replace(digits, model=model), run)
+    solved = {pool for step in run.trace.steps for pool in step.pools}
+    assert solved == ({"first", "second", "unheard"} if order == "log-size" else {"first", "second"})
+    assert {step.outcome for step in run.trace.steps if step.pools == ("unheard",)} <= {"idle"}
+    assert run.trace.best_loss < run.trace.start_loss
+
+
 def test_a_loss_without_a_gradient_is_an_error(digits: Digits) -> None:
     with pytest.raises(InputError, match="gradient of the loss is zero in every layer"):
         descend(digits, loss=Given(nothing))
 
 
-def test_a_loss_that_is_not_finite_is_an_error(digits: Digits) -> None:
+def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_dense_weights(digits: Digits) -> None:
+    model = copy.deepcopy(digits.model)
+    layers = find_layers(model)
+    warm = {layer.name: keep_highest(layer.matrix().abs(), Pattern("layer"), 0.2) for layer in layers}
     x, y = digits.held_out.tensors
     broken = x.clone()
     broken[17] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite in sample 17"):
-        descend(dataclasses.replace(digits, held_out=TensorSamples(broken, y)))
+        descend_loss(
+            Objective(model, Classification()), layers, warm, digits.train, TensorSamples(broken, y),
+            LossDescent(**SMALL), Pattern("layer"),
+        )  # fmt: skip
+    assert same_masks(dict(model.state_dict()), dict(digits.model.state_dict()))
 
 
 def test_a_dense_model_has_nothing_to_swap(digits: Digits) -> None:
@@ -749,12 +845,69 @@ def test_weights_move_between_layers_in_the_pattern_layer_only(digits: Digits, p
         descend(digits, pattern, 0.5, budget="global")
 
 
-def test_fewer_samples_than_asked_are_told_of(digits: Digits) -> None:
-    few = Recorded(digits.train.subset(torch.arange(350)))
-    run = descend(digits, train=few, scoring_samples=500, max_blocks=4)
-    assert run.trace.notes["500 samples a step were asked; all 350 were taken."] == 1
-    scoring = torch.cat(few.asked[:2])
-    assert scoring.sort().values.tolist() == list(range(350))
+@pytest.mark.parametrize(
+    ("there", "settings", "shares"),
+    [
+        (350, {"scoring_samples": 500}, (132, 218)),
+        (350, {"samples": 10**6, "max_samples": 10**6, "scoring_samples": 0}, (350, 0)),
+        (350, {"samples": 10**6, "scoring_samples": 10}, (349, 1)),
+        (2, {"scoring_samples": 300}, (1, 1)),
+        (1, {}, (1, 0)),
+    ],
+)
+def test_fewer_samples_than_asked_are_shared_out_and_told_of_once(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch, there: int, settings: dict[str, Any], shares: tuple[int, int]
+) -> None:
+    drawn = drawn_batches(monkeypatch)
+    run = descend(digits, train=digits.train.subset(torch.arange(there)), max_blocks=8, **settings)
+    check_end(digits, run)
+    asked = {**SMALL, **settings}
+    note = (
+        f"Steps asked for {asked['samples']} + {asked['scoring_samples']} samples; the {there} that there are were "
+        "shared out."
+    )
+    assert run.trace.notes[note] == 1
+    assert len(run.trace.steps) == 4
+    for step, (scoring, batch) in zip(run.trace.steps, drawn, strict=True):
+        assert (step.samples, len(batch)) == (shares[0], shares[0])
+        assert len(scoring) == (shares[1] or shares[0])
+
+
+def drawn_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
+    """Indices that each step to come scores with and makes its model of."""
+    scoring: list[list[int]] = []
+    drawn: list[tuple[list[int], list[int]]] = []
+    real_moments, real_gradients = loss_descent.moments, loss_descent.block_gradients
+
+    def scored(objective: Objective, samples: Samples, indices: Tensor, *rest: Any) -> Any:
+        scoring.append(indices.tolist())
+        return real_moments(objective, samples, indices, *rest)
+
+    def modelled(objective: Objective, samples: Samples, indices: Tensor, *rest: Any) -> Any:
+        drawn.append((scoring[-1], indices.tolist()))
+        return real_gradients(objective, samples, indices, *rest)
+
+    monkeypatch.setattr(loss_descent, "moments", scored)
+    monkeypatch.setattr(loss_descent, "block_gradients", modelled)
+    return drawn
+
+
+def test_scoring_and_model_batches_share_no_sample(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = drawn_batches(monkeypatch)
+    # 400 of the 1000 samples a step, so epochs end within steps; later ones take more
+    run = descend(
+        digits, samples=150, scoring_samples=250, max_samples=500, solver=Stubborn(), patience=100, max_blocks=16
+    )
+    assert len({step.samples for step in run.trace.steps}) > 1
+    assert len(drawn) == len(run.trace.steps) == 8
+    for step, (scoring, batch) in zip(run.trace.steps, drawn, strict=True):
+        assert len(set(scoring)) == len(scoring) == 250
+        assert len(set(batch)) == len(batch) == step.samples
+        assert not set(scoring) & set(batch)
+    # without a size of its own the scoring takes the model's batch
+    drawn.clear()
+    descend(digits, scoring_samples=0)
+    assert all(scoring == batch for scoring, batch in drawn)
 
 
 @pytest.mark.parametrize(
@@ -773,6 +926,12 @@ def test_settings_that_cannot_be_name_their_field(name: str, value: Any) -> None
     object.__setattr__(settings, name, value)
     with pytest.raises(InputError, match=rf"^{name} is {value!r}"):
         settings.__post_init__()
+
+
+@pytest.mark.parametrize("preset", ["measured", "paper"])
+def test_an_unknown_kind_of_model_is_named(preset: str) -> None:
+    with pytest.raises(InputError, match=r"no kind of model 'vision'; use one of classifier, large, language"):
+        LossDescent.preset("vision", preset)
 
 
 def test_presets_and_changes_by_name() -> None:

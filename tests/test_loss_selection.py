@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qubo_prune.gradients import Moments
 from qubo_prune.layers import Layer
-from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, pooled, salience_costs
+from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
 from qubo_prune.masks import Pattern, keep_highest
 
 PATTERNS = ["row", "layer", "2:4"]
@@ -142,23 +142,25 @@ def test_a_pool_lays_its_layers_out_one_after_another() -> None:
     assert [entries.layer.name for entries, _ in pool.entries(torch.tensor([7, 6]))] == ["b"]
 
 
-def test_pairs_of_a_pool_are_the_best_of_all_its_layers() -> None:
-    pool = Pool((layer("a", 4, 6), layer("b", 3, 8)))
+def laid_out(*parts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Costs, masks and eligibility of several layers as one row, as a global budget sees them."""
+    costs, keep, eligible = (torch.cat([part[side].flatten() for part in parts])[None] for side in range(3))
+    return costs, keep, eligible
+
+
+def test_pairs_of_layers_laid_out_in_one_row_go_across_them() -> None:
     parts = [state(4, 6, "layer", seed=1), state(3, 8, "layer", seed=2)]
-    everything = torch.ones(48, dtype=torch.bool)
     # layer b's weights are cheaper to prune, so pairs go across the layers
     parts[1][0].sub_(torch.where(parts[1][1], 1.0, -1.0))
-    pairs = [best_pairs(costs, keep, torch.ones_like(keep), Pattern("layer"), 24) for costs, keep, _ in parts]
-    costs, keep = (torch.cat([part[side].flatten() for part in parts]) for side in (0, 1))
+    row = laid_out(*parts)
     for most in (1, 5, 24, 100):
-        found = pooled(pairs, pool, most)
-        expected = pairs_by_hand(costs[None], keep[None], everything[None], "layer", most)
+        found = best_pairs(*row, Pattern("layer"), most)
+        expected = pairs_by_hand(*row, "layer", most)
         assert list(zip(found.kept.tolist(), found.pruned.tolist(), strict=True)) == [pair[1:3] for pair in expected]
         assert found.cost.tolist() == pytest.approx([pair[0] for pair in expected], abs=1e-6)
         assert not found.group.any()
     # a block of 10 holds weights of both layers, and some pair goes across
     assert ((found.kept[:5] < 24) != (found.pruned[:5] < 24)).any()
-    assert pooled(pairs[:1], Pool(pool.layers[:1]), 3) is pairs[0]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -179,7 +181,7 @@ def test_a_block_is_made_of_its_pairs(pattern: str) -> None:
 def test_a_block_of_several_layers_is_grouped_by_layer() -> None:
     pool = Pool((layer("a", 4, 6), layer("b", 3, 8)))
     parts = [state(4, 6, "layer", seed=1), state(3, 8, "layer", seed=2)]
-    pairs = pooled([best_pairs(*part, Pattern("layer"), 9) for part in parts], pool, 9)
+    pairs = best_pairs(*laid_out(*parts), Pattern("layer"), 9)
     block = Block.of(pool, pairs)
     check_block(block, pairs)
     assert [part.layer.name for part in block.parts] == ["a", "b"]
