@@ -88,7 +88,7 @@ def emit_factor(
     kept_value: Float[Tensor, " n"],
     num_pruned: Sequence[int],
     labels: ArrayLike | None = None,
-    ridge: float = 0.0,
+    ridge: float | Float[Tensor, " n"] = 0.0,
     price: Float[Tensor, " n"] | None = None,
 ) -> BlockQubo:
     """The block QUBO for ``H = 1/B F'F``, in factor form as long as that is the smaller one (B < n).
@@ -100,14 +100,14 @@ def emit_factor(
         kept_value: ``u``.
         num_pruned: exact count of ones, per group.
         labels: group numbers.
-        ridge: ``lam``, the weight of ``||delta||^2``.
+        ridge: ``lam``, the weight of ``||delta||^2``, or one for each ``delta_i^2``.
         price: added to the energy for every weight that changes, on top of the model.
     """
     f, g, w, u = (part.double() for part in (factor, gradient, current, kept_value))
     a = u - w
     coupled = f.T @ (f @ a) / len(f)
     linear = -u * (g + coupled) + ridge * u * (u - 2 * a)
-    offset = g @ a + a @ coupled / 2 + ridge * (a @ a)
+    offset = g @ a + a @ coupled / 2 + (ridge * a * a).sum()
     if price is not None:
         pruned = (w == 0) & (u != 0)
         linear += torch.where(pruned, -price, price)

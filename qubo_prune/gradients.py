@@ -36,16 +36,34 @@ class Moments:
         mean: ``1/B sum_b G_b``, the gradient of the mean loss.
         square: ``1/B sum_b G_b^2``, the diagonal of the empirical Fisher matrix.
         samples: B.
+        read: mean square of each input over samples and positions, ``(groups, d_in)``.
+        returned: mean over samples of ``sum_t o_t^2`` for each output, ``(d_out,)``.
     """
 
     mean: Float[Tensor, "d_out d_in"]
     square: Float[Tensor, "d_out d_in"]
     samples: int
+    read: Float[Tensor, "groups d_in"]
+    returned: Float[Tensor, " d_out"]
 
     @property
     def uncertainty(self) -> Float[Tensor, "d_out d_in"]:
         """Standard error of the mean: ``sqrt((square - mean^2) / B)``."""
         return ((self.square - self.mean**2).clamp(min=0) / self.samples).sqrt()
+
+    @property
+    def input_power(self) -> Float[Tensor, "d_out d_in"]:
+        """``read`` as every row of the matrix meets it."""
+        return self.read.repeat_interleave(len(self.returned) // len(self.read), 0)
+
+    @property
+    def factored(self) -> Float[Tensor, "d_out d_in"]:
+        """``returned_i read_j``: the mean square as if inputs and returning gradients were independent.
+
+        Where large inputs meet a saturated function, as a language model's few massive activations
+        do, the gradient of a weight is tiny and ``square`` says nothing of what its removal does; this does.
+        """
+        return self.returned[:, None] * self.input_power
 
 
 Consume = Callable[[Layer, int, Tensor, Tensor], None]
@@ -83,14 +101,22 @@ class _Sums:
     layer: Layer
     first: Tensor
     second: Tensor
+    read: Tensor
+    returned: Tensor
     groups: int = 0
+    positions: int = 0
 
     @classmethod
     def of(cls, layer: Layer) -> _Sums:
-        zeros = torch.zeros(2, *layer.shape, device=layer.parameter.device, dtype=torch.float32)
-        return cls(layer, zeros[0], zeros[1])
+        d_out, d_in = layer.shape
+        shapes = ((d_out, d_in), (d_out, d_in), (layer.groups, d_in), (d_out,))
+        zeros = [torch.zeros(shape, device=layer.parameter.device, dtype=torch.float32) for shape in shapes]
+        return cls(layer, zeros[0], zeros[1], zeros[2], zeros[3])
 
     def add(self, inputs: Tensor, outputs: Tensor, group: int) -> None:
+        self.read += inputs.square().sum((0, 1))
+        self.returned += outputs.square().sum((0, 1))
+        self.positions += inputs.shape[0] * inputs.shape[1]
         if inputs.shape[1] == 1 and self.layer.groups == 1:  # one position: products of sums are sums of products
             a, o = inputs[:, 0, 0], outputs[:, 0]
             self.first.addmm_(o.T, a)
@@ -107,7 +133,8 @@ class _Sums:
         mean = self.first / max(1, samples)
         # no pass reached the layer: its gradient is zero
         variance = (self.second - samples * mean**2) / max(1, self.groups)
-        return Moments(mean, variance.clamp_(min=0) + mean**2, samples)
+        read, returned = self.read / max(1, self.positions), self.returned / max(1, samples)
+        return Moments(mean, variance.clamp_(min=0) + mean**2, samples, read, returned)
 
 
 def whole(

@@ -61,14 +61,18 @@ class LossDescent:
         layer_order: ``gain``, expected held-out gain; ``log-size``, each layer in proportion to the
             logarithm of its size, shuffled, as in the paper.
         accept: ``held-out``, only what lowers the held-out loss; ``always``.
+        radius: swaps of a step at most, the best of those that the solver found; 0 for no limit. Halves
+            when a move fails, doubles while moves do what was predicted.
         halvings: how often a move that fails is halved before it is rolled back.
         caution: price of a changed weight, in standard errors of its predicted gain; adapts.
         gradient_scale: ``c_g``, factor of the gradient.
         ridge: ``lam``, weight of ``||delta||^2``.
+        damping: weight of the factored curvature (see :class:`~qubo_prune.gradients.Moments`) that is added to
+            the Fisher matrix' diagonal.
         tabu_share: share of the free weights of a pool that rest after their block was solved; never so
             many that no block is left.
-        frozen_pruned: share of a layer's pruned weights, those of the lowest magnitude, that stay pruned.
-        frozen_kept: share of its kept weights, those of the highest magnitude, that stay kept.
+        frozen_pruned: share of a layer's pruned weights, those of the lowest ``|u| ||X_j||``, that stay pruned.
+        frozen_kept: share of its kept weights, those of the highest, that stay kept.
         budget: ``layer``, or ``global``: weights may move between layers (pattern ``layer`` only).
         max_blocks: blocks at most; 0 keeps the warm start.
         patience: steps in a row without progress, at ``max_samples``, after which the descent ends.
@@ -92,10 +96,12 @@ class LossDescent:
     selection: Literal["gain", "salience"] = "gain"
     layer_order: Literal["gain", "log-size"] = "gain"
     accept: Literal["held-out", "always"] = "held-out"
+    radius: int = 0
     halvings: int = 2
     caution: float = 1.0
     gradient_scale: float = 1.0
     ridge: float = 0.0
+    damping: float = 0.0
     tabu_share: float = 0.0
     frozen_pruned: float = 0.0
     frozen_kept: float = 0.0
@@ -164,7 +170,8 @@ _PAPER: dict[str, Any] = {
 _LANGUAGE: dict[str, Any] = {
     "blocks_per_step": 0, "samples": 64, "scoring_samples": 32, "scoring_group": 4, "max_samples": 256,
     "batch_check": 16,
-    "micro_batch": 4, "max_blocks": 10**6,
+    "micro_batch": 4, "max_blocks": 10**6, "caution": 2.0, "damping": 1.0, "radius": 10_000, "frozen_kept": 0.35,
+    "frozen_pruned": 0.42,
 }  # fmt: skip
 _LARGE: dict[str, Any] = {
     "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "max_samples": 1024, "batch_check": 256,
@@ -188,7 +195,7 @@ _CHOICES = {
 }
 _LEAST = {
     "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "scoring_group": 1, "max_samples": 1,
-    "halvings": 0,
+    "radius": 0, "halvings": 0, "damping": 0,
     "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1, "micro_batch": 1,
 }  # fmt: skip
 
@@ -254,7 +261,7 @@ class _Weights:
     layer: Layer
     value: Tensor
     keep: Tensor
-    frozen: Tensor
+    frozen: Tensor | None = None
 
     def put(self, keep: Tensor) -> None:
         """Set the mask and write the weights."""
@@ -264,13 +271,14 @@ class _Weights:
 
 @dataclass(frozen=True, eq=False)
 class _Move:
-    """A block's new assignment with its model: ``g'delta + 1/2B ||G delta||^2``."""
+    """A block's new assignment with its model: ``g'delta + 1/2 sum s_i delta_i^2 + 1/2B ||G delta||^2``."""
 
     block: Block
     x: Tensor
     value: Tensor
     gradient: Tensor
     factor: Tensor
+    stiffness: Tensor
 
     @property
     def swaps(self) -> int:
@@ -287,21 +295,40 @@ class _Move:
         """``G delta``, per sample."""
         return self.factor @ self.delta
 
-    def halved(self, response: Float[Tensor, " B"]) -> _Move:
-        """The better half of its swaps, by their part in the energy of a step that does ``response``."""
-        parts = self.delta * (self.gradient + self.factor.T @ response / (2 * len(response)))
-        cost = parts[None, :]
+    @property
+    def own_energy(self) -> float:
+        """``g'delta + 1/2 sum s_i delta_i^2``: its energy but for what the samples' curvature adds."""
+        return float(self.gradient @ self.delta + (self.stiffness * self.delta**2).sum() / 2)
+
+    def pairs(self, response: Float[Tensor, " B"]) -> Pairs:
+        """Its swaps, each with its part in the energy of a step that does ``response``; places in the block."""
+        slope = self.gradient + self.stiffness * self.delta / 2 + self.factor.T @ response / (2 * len(response))
+        cost, pruned = (self.delta * slope)[None, :], self.block.x[None, :]
         changed = (self.x != self.block.x)[None, :]
-        chosen: list[Tensor] = []
+        found = []
         for group in range(int(self.block.labels.max()) + 1):
             member = (self.block.labels == group)[None, :] & changed
-            pairs = best_pairs(cost, ~self.block.x[None, :], member, Pattern("layer"), len(self.x))
-            chosen.append(torch.stack([pairs.kept.double(), pairs.pruned.double(), pairs.cost]))
-        table = torch.cat(chosen, 1) if chosen else torch.empty(3, 0)
-        best = table[:, table[2].argsort()[: table.shape[1] // 2]][:2].long().flatten()
+            found.append(best_pairs(cost, ~pruned, member, Pattern("layer"), len(self.x)))
+        return Pairs(*(torch.cat([getattr(part, f.name) for part in found]) for f in dataclasses.fields(Pairs)))
+
+    def only(self, pairs: Pairs) -> _Move:
+        """The move with these of its swaps."""
         x = self.block.x.clone()
-        x[best] = ~x[best]
+        x[pairs.kept], x[pairs.pruned] = True, False
         return dataclasses.replace(self, x=x)
+
+
+def _best_swaps(moves: Sequence[_Move], most: int) -> list[_Move]:
+    """The moves with the ``most`` swaps among all of theirs that do most for the energy."""
+    if sum(move.swaps for move in moves) <= most:
+        return list(moves)
+    _, response = _energy(moves)
+    pairs = [move.pairs(response) for move in moves]
+    last = torch.cat([part.cost for part in pairs]).argsort()[most:]
+    dropped = torch.zeros(sum(map(len, pairs)), dtype=torch.bool, device=last.device)
+    dropped[last] = True
+    parts = zip(moves, pairs, torch.split(dropped, [len(part) for part in pairs]), strict=True)
+    return [move.only(part.take(~without)) for move, part, without in parts]
 
 
 class _Descent:
@@ -325,7 +352,7 @@ class _Descent:
         self._labels = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
         self._random = np.random.default_rng(derive_seed(settings.seed, 3))
         self._weights = {
-            layer.name: _starting(layer, keep[layer.name], (values or {}).get(layer.name), settings) for layer in layers
+            layer.name: _starting(layer, keep[layer.name], (values or {}).get(layer.name)) for layer in layers
         }
         pools = [Pool(tuple(layers))] if settings.budget == "global" else [Pool((layer,)) for layer in layers]
         self._pools = {pool.name: pool for pool in pools}
@@ -333,6 +360,7 @@ class _Descent:
         self._trust = dict.fromkeys(self._pools, 1.0)
         self._queue: list[str] = []
         self._caution, self._idle = settings.caution, 0
+        self._radius = settings.radius or sum(layer.parameter.numel() for layer in layers)
         self._samples, self._scoring = self._batch_sizes(settings.samples, settings.scoring_samples)
         self._steps: list[LossStep] = []
         self.stopped = ""
@@ -361,8 +389,14 @@ class _Descent:
         return there - fewer, fewer
 
     def _resting_limit(self, pool: Pool) -> int:
-        free = sum(int((~self._weights[layer.name].frozen).sum()) for layer in pool.layers)
-        return int(self._settings.tabu_share * free)
+        settings, free = self._settings, 0
+        for layer in pool.layers:
+            keep = self._weights[layer.name].keep
+            kept = int(keep.sum())
+            free += (
+                keep.numel() - int(settings.frozen_kept * kept) - int(settings.frozen_pruned * (keep.numel() - kept))
+            )
+        return int(settings.tabu_share * free)
 
     def paused(self) -> _Clock:
         """A context whose time does not count."""
@@ -400,13 +434,13 @@ class _Descent:
         settings, allowed = self._settings, self._settings.max_blocks - done
         drawn = self._fresh.indices(self._samples + self._scoring)
         batch, scoring = drawn[: self._samples], drawn[self._samples :]
-        blocks = self._choose(scoring if self._scoring else batch, allowed)
+        blocks, found = self._choose(scoring if self._scoring else batch, allowed)
         before = {name: weights.keep for name, weights in self._weights.items()}
         gradients = block_gradients(
             self._objective, self._train, batch, [block.parts for block in blocks],
             self._labels if self._draws_labels() else None,
         )  # fmt: skip
-        moves, solved = self._decide(blocks, gradients, done)
+        moves, solved = self._decide(blocks, gradients, found, done)
         moves, predicted, change, outcome = self._apply(moves, before)
         check = batch[: settings.batch_check]
         measured = float((self._objective.measure(self._train, check) - gradients.losses[: len(check)]).mean())
@@ -424,7 +458,7 @@ class _Descent:
 
     # -- selection
 
-    def _choose(self, scoring: Tensor, allowed: int) -> list[Block]:
+    def _choose(self, scoring: Tensor, allowed: int) -> tuple[list[Block], dict[str, Moments]]:
         settings = self._settings
         wanted = min(allowed, settings.blocks_per_step or len(self._pools))
         names = list(self._pools) if settings.layer_order == "gain" else self._next_in_queue(wanted)
@@ -441,7 +475,7 @@ class _Descent:
             options.sort(key=lambda block: -block.expected * self._trust[block.pool.name])
         if not options:
             raise InputError("No layer holds both a kept and a pruned weight that is free; give a density below 1.")
-        return options[:wanted]
+        return options[:wanted], found
 
     def _next_in_queue(self, count: int) -> list[str]:
         """Pools in the order of an epoch in which each comes in proportion to the logarithm of its size."""
@@ -471,8 +505,10 @@ class _Descent:
     def _pairs(self, pool: Pool, found: Mapping[str, Moments], most: int) -> Pairs:
         costs, keep, eligible = [], [], []
         for layer in pool.layers:
-            weights = self._weights[layer.name]
-            costs.append(self._costs(found[layer.name], weights))
+            weights, moment = self._weights[layer.name], found[layer.name]
+            if weights.frozen is None:  # inputs are known from the first pass on
+                weights.frozen = _frozen(weights, moment, self._settings)
+            costs.append(self._costs(moment, weights))
             keep.append(weights.keep)
             eligible.append(~weights.frozen & (weights.keep | (weights.value != 0)))
         if len(pool.layers) > 1:  # one budget: the best kept weights of all layers with the best pruned ones
@@ -483,12 +519,16 @@ class _Descent:
     def _costs(self, moment: Moments, weights: _Weights) -> Tensor:
         if self._settings.selection == "salience":
             return salience_costs(moment, weights.value.float(), weights.keep)
-        scale = self._settings.gradient_scale
-        return flip_costs(moment, weights.value.float(), weights.keep, self._caution, scale)
+        settings = self._settings
+        return flip_costs(
+            moment, weights.value.float(), weights.keep, self._caution, settings.gradient_scale, settings.damping
+        )
 
     # -- decision
 
-    def _decide(self, blocks: Sequence[Block], gradients: BlockGradients, done: int) -> tuple[list[_Move], float]:
+    def _decide(
+        self, blocks: Sequence[Block], gradients: BlockGradients, found: Mapping[str, Moments], done: int
+    ) -> tuple[list[_Move], float]:
         """Solve the blocks in turn on one model; the moves, and the seconds that the solver took."""
         settings, moves, spent = self._settings, [], 0.0
         response = torch.zeros(len(gradients.losses), dtype=torch.float64, device=gradients.given[0].device)
@@ -496,10 +536,12 @@ class _Descent:
             given, factor = gradients.given[number].double(), gradients.curvature[number].double()
             gradient = given.mean(0)
             value = torch.cat([part.of(self._weights[part.layer.name].value) for part in block.parts]).double()
+            stiffness = self._stiffness(block, found)
             uncertainty = (given.var(0, unbiased=False) / len(given)).sqrt()
             model = settings.gradient_scale * gradient + factor.T @ response / len(response)
             problem = emit_factor(
-                factor, model, value * ~block.x, value, _counts(block), block.labels.cpu().numpy(), settings.ridge,
+                factor, model, value * ~block.x, value, _counts(block), block.labels.cpu().numpy(),
+                settings.ridge + stiffness / 2,
                 self._caution * uncertainty * value.abs(),
             )  # fmt: skip
             began = time.perf_counter()
@@ -511,11 +553,18 @@ class _Descent:
             if result.status.kept_warm_start:
                 self._notes[result.status.value] += 1
             x = torch.as_tensor(result.assignment).to(block.x.device)
-            move = _Move(block, x, value, gradient, factor)
+            move = _Move(block, x, value, gradient, factor, stiffness)
             response += move.response
             moves.append(move)
             self._tabu[block.pool.name].add(block.places)
         return moves, spent
+
+    def _stiffness(self, block: Block, found: Mapping[str, Moments]) -> Tensor:
+        """What damping adds to the curvature of each weight of a block, float64."""
+        if not self._settings.damping:
+            return torch.zeros(len(block), dtype=torch.float64, device=block.x.device)
+        parts = [part.of(found[part.layer.name].factored) for part in block.parts]
+        return self._settings.damping * torch.cat(parts).double()
 
     def _block_time(self) -> float | None:
         """Seconds for one block; a step that was begun is finished, if only from its warm starts."""
@@ -528,18 +577,19 @@ class _Descent:
         """Measure a move on held-out samples; halve it while it fails. Leaves the last one tried in place."""
         if not any(move.swaps for move in moves):
             return moves, 0.0, torch.zeros_like(self._losses), "idle"
+        moves = _best_swaps(moves, self._radius)
         for halving in range(self._settings.halvings + 1):
-            predicted, response = _energy(moves)
+            predicted, _ = _energy(moves)
             self._put(moves, before)
             change = self._objective.measure(self._held_out) - self._losses
             if float(change.mean()) < 0:
                 return moves, predicted, change, "halved" if halving else "accepted"
             if self._settings.accept == "always":
                 return moves, predicted, change, "accepted"
-            smaller = [move.halved(response) for move in moves]
-            if halving == self._settings.halvings or not any(move.swaps for move in smaller):
+            half = sum(move.swaps for move in moves) // 2
+            if halving == self._settings.halvings or not half:
                 break
-            moves = smaller
+            moves = _best_swaps(moves, half)
         return moves, predicted, change, "rolled back"
 
     def _put(self, moves: Sequence[_Move], before: Mapping[str, Tensor]) -> None:
@@ -590,6 +640,10 @@ class _Descent:
             self._trust[name] = 0.5 * self._trust[name] + 0.5 * min(1.0, max(0.05, ratio or 0.05))
         if self._settings.accept == "always":
             return
+        if step.outcome in ("halved", "rolled back"):
+            self._radius = max(1, step.swaps if step.outcome == "halved" else step.swaps // 2)
+        elif ratio > 0.5 and step.swaps >= self._radius:
+            self._radius *= 2
         if step.outcome == "idle":
             self._caution /= 1.5
         elif ratio < 0.25:
@@ -617,15 +671,20 @@ class _Clock:
         self._away += time.perf_counter() - self._left
 
 
-def _starting(layer: Layer, keep: Tensor, value: Tensor | None, settings: LossDescent) -> _Weights:
+def _starting(layer: Layer, keep: Tensor, value: Tensor | None) -> _Weights:
     dense = (layer.matrix() if value is None else value).detach().clone()
-    keep = keep.to(dense.device)
+    return _Weights(layer, dense, keep.to(dense.device))
+
+
+def _frozen(weights: _Weights, moment: Moments, settings: LossDescent) -> Tensor:
+    """Weights that stay as the warm start has them, by Wanda's score."""
+    keep, score = weights.keep, weights.value.abs() * moment.input_power.sqrt()
     frozen = torch.zeros_like(keep)
     for side, share, largest in ((~keep, settings.frozen_pruned, False), (keep, settings.frozen_kept, True)):
-        count = int(share * int(side.sum()))
-        magnitude = dense.abs().masked_fill(~side, -math.inf if largest else math.inf).flatten()
-        frozen.view(-1)[magnitude.topk(count, largest=largest).indices] = True
-    return _Weights(layer, dense, keep, frozen)
+        worst = -math.inf if largest else math.inf
+        chosen = score.masked_fill(~side, worst).flatten().topk(int(share * int(side.sum())), largest=largest).indices
+        frozen.view(-1)[chosen] = True
+    return frozen
 
 
 def _counts(block: Block) -> list[int]:
@@ -633,7 +692,6 @@ def _counts(block: Block) -> list[int]:
 
 
 def _energy(moves: Sequence[_Move]) -> tuple[float, Tensor]:
-    """``g'delta + 1/2B ||sum G delta||^2`` of all moves together, and ``sum G delta``."""
-    linear = sum(float(move.gradient @ move.delta) for move in moves)
+    """Energy of all moves together, with ``1/2B ||sum G delta||^2``; and ``sum G delta``."""
     response = torch.stack([move.response for move in moves]).sum(0)
-    return linear + float(response @ response) / (2 * len(response)), response
+    return sum(move.own_energy for move in moves) + float(response @ response) / (2 * len(response)), response

@@ -69,14 +69,17 @@ def flip_costs(
     keep: Bool[Tensor, "o i"],
     caution: float,
     gradient_scale: float = 1.0,
+    damping: float = 0.0,
 ) -> Float[Tensor, "o i"]:
     """What it costs to flip each weight alone: pruning a kept one, restoring a pruned one.
 
-    ``-+ c g u + 1/2 u^2 H_ii + caution |u| se(g)``, with the first sign for kept weights; the last term
-    is the price of not knowing g exactly, in standard errors of the predicted change.
+    ``-+ c g u + 1/2 u^2 (H_ii + damping d_ii) + caution |u| se(g)``, with the first sign for kept weights and d
+    the factored curvature of the moments; the last term is the price of not knowing g exactly, in
+    standard errors of the predicted change.
     """
     slope = gradient_scale * moments.mean * value
-    curvature = moments.square * value * value / 2
+    stiffness = moments.square + damping * moments.factored if damping else moments.square
+    curvature = stiffness * value * value / 2
     return torch.where(keep, -slope, slope) + curvature + caution * moments.uncertainty * value.abs()
 
 
