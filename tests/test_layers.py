@@ -182,6 +182,33 @@ def test_pruning_is_in_place_and_can_be_taken_back(make: object) -> None:
     torch.testing.assert_close(layer.matrix(), before, rtol=0, atol=0)
 
 
+def channels_last() -> nn.Module:
+    return conv(groups=2).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Linear(3, 5), conv1d, conv, lambda: conv(groups=2), channels_last, lambda: nn.Linear(3, 5).half()],
+)
+def test_removed_weights_are_seen_in_their_places_without_writing_them(make: object) -> None:
+    module = make()
+    layer = of(module)
+    before = layer.matrix().clone()
+    keep = torch.rand(layer.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    removed = layer.remember(keep)
+    layer.prune(keep)
+    dense = removed.dense()
+    assert dense.shape == layer.shape
+    assert dense.dtype == before.dtype
+    assert not dense.requires_grad
+    assert torch.equal(dense, before)
+    # a copy: neither sees what is written to the other
+    dense.zero_()
+    assert torch.equal(layer.matrix(), before * keep)
+    layer.assign(layer.matrix() * 2)
+    assert torch.equal(removed.dense(), torch.where(keep, 2 * before, before))
+
+
 def test_shared_weights_count_once() -> None:
     linear = nn.Linear(4, 4)
     assert len(find_layers(nn.Sequential(linear, linear, nn.Linear(4, 4)))) == 2

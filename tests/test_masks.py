@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.masks import KeepMasks, Pattern, keep_highest
+from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
 
 
 @st.composite
@@ -57,6 +57,27 @@ def test_counts_are_exact_even_under_ties_and_the_highest_scores_stay(case):
 def test_of_equal_scores_the_later_column_stays():
     keep = keep_highest(torch.zeros(2, 4), Pattern.parse("row"), 0.5)
     assert keep.tolist() == [[False, False, True, True]] * 2
+
+
+@pytest.mark.parametrize("density", [0.01, 0.3, 0.5, 0.77, 1.0])
+def test_one_threshold_over_several_matrices(rng, density):
+    shapes = {"a": (3, 7), "b": (1, 1), "c": (4, 4)}
+    scores = {name: torch.tensor(rng.normal(size=shape)) for name, shape in shapes.items()}
+    keep = keep_highest_together(scores, density)
+    assert {name: tuple(mask.shape) for name, mask in keep.items()} == shapes
+    ranked = sorted((float(value) for score in scores.values() for value in score.flatten()), reverse=True)
+    wanted = round(density * 38)
+    for name, mask in keep.items():
+        assert torch.equal(mask, scores[name] >= (ranked[wanted - 1] if wanted else torch.inf))
+    assert sum(int(mask.sum()) for mask in keep.values()) == wanted
+
+
+def test_one_threshold_is_exact_under_ties_and_may_empty_a_matrix():
+    keep = keep_highest_together({"a": torch.zeros(2, 3), "b": torch.zeros(3, 2)}, 0.5)
+    assert sum(int(mask.sum()) for mask in keep.values()) == 6
+    keep = keep_highest_together({"small": torch.full((2, 2), 1.0), "large": torch.full((2, 2), 9.0)}, 0.5)
+    assert not keep["small"].any()
+    assert keep["large"].all()
 
 
 def test_violations_count_the_groups_that_are_off():

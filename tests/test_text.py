@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from qubo_prune.errors import InputError
-from qubo_prune.text import read_text, token_windows
+from qubo_prune.text import all_windows, read_text, token_windows
 
 
 def test_pydoc_halves_are_disjoint_and_complete() -> None:
@@ -76,3 +76,20 @@ def test_too_little_text_says_how_much_is_needed(tmp_path: Path) -> None:
         token_windows(tiny.tokenizer(), str(file), "calibration", 2, 8)
     with pytest.raises(InputError, match="samples is 0"):
         token_windows(tiny.tokenizer(), str(file), "calibration", 0, 8)
+
+
+@pytest.mark.parametrize("length", [1, 7, 10, 60])
+def test_all_windows_hold_the_text_in_order_but_for_its_rest(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "t.txt"
+    file.write_text(" ".join(f"w{i}" for i in range(1, 61)), encoding="utf-8")
+    windows = all_windows(tiny.tokenizer(), str(file), "calibration", length)
+    assert windows.shape == (60 // length, length)
+    assert windows.flatten().tolist() == list(range(1, 60 // length * length + 1))
+    with pytest.raises(InputError, match="has 60 tokens, fewer than one window of 61"):
+        all_windows(tiny.tokenizer(), str(file), "calibration", 61)
+
+
+def test_all_windows_of_the_two_halves_of_pydoc_differ() -> None:
+    halves = [all_windows(tiny.tokenizer(), "pydoc", purpose, 16) for purpose in ("calibration", "evaluation")]
+    assert min(map(len, halves)) > 1000
+    assert len(halves[0]) != len(halves[1])
