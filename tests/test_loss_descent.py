@@ -23,7 +23,7 @@ from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError
 from qubo_prune.gradients import Entries, block_gradients
 from qubo_prune.layers import Layer, find_layers
-from qubo_prune.loss_descent import LossDescent, _Move, descend_loss
+from qubo_prune.loss_descent import LossDescent, _best_swaps, _energy, _Move, descend_loss
 from qubo_prune.loss_selection import Block, Pairs, Pool
 from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.masks import Pattern, keep_highest
@@ -671,15 +671,21 @@ def test_a_block_larger_than_the_free_weights_takes_them_all(digits: Digits) -> 
 
 @pytest.mark.parametrize(("pruned", "kept"), [(0.42, 0.35), (0.9, 0.0), (0.0, 0.9)])
 def test_frozen_weights_never_change(digits: Digits, pruned: float, kept: float) -> None:
-    run = descend(digits, frozen_pruned=pruned, frozen_kept=kept, accept="always", patience=100, max_blocks=16)
+    # each step scores with all samples, so the mean squares of the inputs are known here too
+    whole = {"samples": 1000, "scoring_samples": 0, "max_samples": 1000}
+    run = descend(digits, frozen_pruned=pruned, frozen_kept=kept, accept="always", patience=100, max_blocks=16, **whole)
     touched = set().union(*changed_weights(run))
+    first = warm_model(digits, run)[0]
+    x = digits.train.tensors[0]
+    inputs = {"0": x, "2": first(x).relu().detach()}
     frozen = set()
     for layer in find_layers(digits.model):
         keep = run.warm[layer.name].flatten()
-        magnitude = layer.matrix().abs().flatten()
-        lowest = sorted((~keep).nonzero()[:, 0].tolist(), key=lambda place, m=magnitude: float(m[place]))
-        highest = sorted(keep.nonzero()[:, 0].tolist(), key=lambda place, m=magnitude: -float(m[place]))
-        chosen = lowest[: int(pruned * len(lowest))] + highest[: int(kept * len(highest))]
+        score = (layer.matrix().abs() * inputs[layer.name].square().mean(0).sqrt()).flatten()
+        lowest = sorted((~keep).nonzero()[:, 0].tolist(), key=lambda place, m=score: float(m[place]))
+        highest = sorted(keep.nonzero()[:, 0].tolist(), key=lambda place, m=score: -float(m[place]))
+        # all but the last, which rounding may exchange with the next
+        chosen = lowest[: max(0, int(pruned * len(lowest)) - 1)] + highest[: max(0, int(kept * len(highest)) - 1)]
         frozen |= {(layer.name, place) for place in chosen}
     assert len(frozen) > 200
     assert len(touched) > 20
@@ -710,7 +716,7 @@ def test_values_may_be_given_for_a_model_that_is_pruned_already(digits: Digits) 
     assert same_masks(dict(model.state_dict()), dict(expected.model.state_dict()))
 
 
-# -- halving
+# -- parts of moves
 
 
 def move(rng: np.random.Generator, groups: int, swaps: list[int], per_group: int = 6) -> _Move:
@@ -728,45 +734,93 @@ def move(rng: np.random.Generator, groups: int, swaps: list[int], per_group: int
             chosen = members[torch.tensor(rng.permutation(len(members))[:count])]
             x[chosen] = ~x[chosen]
     value, gradient, factor = (torch.tensor(rng.normal(size=size)) for size in (n, n, (5, n)))
-    return _Move(block, x, value, gradient, factor)
+    return _Move(block, x, value, gradient, factor, torch.tensor(rng.random(n)))
+
+
+def parts_of(moves: list[_Move]) -> list[Tensor]:
+    """Each weight's part in the energy of all moves together: own and coupled terms, the latter shared out."""
+    response = sum(move.factor @ move.delta for move in moves)
+    return [
+        move.delta * (move.gradient + move.stiffness * move.delta / 2 + move.factor.T @ response / 10) for move in moves
+    ]
+
+
+def swaps_by_hand(move: _Move, part: Tensor) -> list[float]:
+    """Cost of the swaps of a move: in each group the k-th best pruned with the k-th best restored weight."""
+    block, costs = move.block, []
+    changed = move.x != block.x
+    for group in range(int(block.labels.max()) + 1):
+        sides = [sorted(part[(block.labels == group) & changed & (block.x == side)].tolist()) for side in (True, False)]
+        costs += [a + b for a, b in zip(*sides, strict=True)]
+    return costs
 
 
 @pytest.mark.parametrize("swaps", [[5], [4, 0, 3], [6, 6], [1, 1, 1, 1], [2]])
-def test_halving_keeps_the_better_half_of_the_swaps(rng: np.random.Generator, swaps: list[int]) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.0])
+def test_the_best_swaps_of_a_move_are_kept(rng: np.random.Generator, swaps: list[int], share: float) -> None:
     whole = move(rng, len(swaps), swaps)
     assert whole.swaps == sum(swaps)
-    half = whole.halved(whole.response)
-    assert half.swaps == sum(swaps) // 2
+    most = int(share * sum(swaps))
+    (some,) = _best_swaps([whole], most)
+    assert some.swaps == most
     block = whole.block
     for group in range(len(swaps)):
         member = block.labels == group
-        assert int(half.x[member].sum()) == int(block.x[member].sum())
+        assert int(some.x[member].sum()) == int(block.x[member].sum())
     # a part of the move
-    changed, rest = half.x != block.x, whole.x != block.x
+    changed, rest = some.x != block.x, whole.x != block.x
     assert not (changed & ~rest).any()
     # each weight's part in the energy of the whole move adds up to it, and the swaps kept are the cheapest
-    part = whole.delta * (whole.gradient + whole.factor.T @ (whole.factor @ whole.delta) / 10)
-    energy = float(whole.gradient @ whole.delta + (whole.factor @ whole.delta).square().sum() / 10)
-    assert float(part.sum()) == pytest.approx(energy)
-    pairs = []
-    for group in range(len(swaps)):
-        sides = [
-            sorted(
-                float(part[i]) for i in range(len(part)) if block.labels[i] == group and rest[i] and block.x[i] == side
-            )
-            for side in (True, False)
-        ]
-        pairs += [a + b for a, b in zip(*sides, strict=True)]
-    assert float(part[changed].sum()) == pytest.approx(sum(sorted(pairs)[: sum(swaps) // 2]))
+    (part,) = parts_of([whole])
+    assert float(part.sum()) == pytest.approx(_energy([whole])[0])
+    costs = sorted(swaps_by_hand(whole, part))
+    assert float(part[changed].sum()) == pytest.approx(sum(costs[:most]), abs=1e-12)
+    assert _best_swaps([whole], sum(swaps)) == [whole]
+
+
+def test_of_several_moves_the_best_swaps_of_all_are_kept(rng: np.random.Generator) -> None:
+    moves = [move(rng, 2, swaps) for swaps in ([5, 1], [0, 0], [6, 3])]
+    parts = parts_of(moves)
+    assert sum(float(part.sum()) for part in parts) == pytest.approx(_energy(moves)[0])
+    costs = [swaps_by_hand(one, part) for one, part in zip(moves, parts, strict=True)]
+    limit = sorted(cost for some in costs for cost in some)[6]
+    kept = _best_swaps(moves, 7)
+    assert [one.swaps for one in kept] == [sum(cost <= limit for cost in some) for some in costs]
+    assert sum(one.swaps for one in kept) == 7
 
 
 def test_halving_again_and_again_ends_with_nothing(rng: np.random.Generator) -> None:
-    current, counts = move(rng, 2, [5, 6]), []
-    while current.swaps:
-        counts.append(current.swaps)
-        current = current.halved(current.response)
+    current, counts = [move(rng, 2, [5, 6])], []
+    while current[0].swaps:
+        counts.append(current[0].swaps)
+        current = _best_swaps(current, counts[-1] // 2)
     assert counts == [11, 5, 2, 1]
-    assert torch.equal(current.x, current.block.x)
+    assert torch.equal(current[0].x, current[0].block.x)
+
+
+def test_the_radius_limits_the_swaps_of_a_step_and_follows_what_they_do(digits: Digits) -> None:
+    free = descend(digits, max_blocks=24)
+    run = descend(digits, radius=6, max_blocks=24)
+    check_end(digits, run)
+    assert free.trace.steps[0].swaps > 6
+    radius, grown = 6, False
+    for step in run.trace.steps:
+        assert step.swaps <= radius
+        if step.outcome in ("halved", "rolled back"):
+            radius = max(1, step.swaps if step.outcome == "halved" else step.swaps // 2)
+        elif step.ratio > 0.5 and step.swaps == radius:
+            radius, grown = 2 * radius, True
+    assert grown
+    assert run.trace.best_loss < run.trace.start_loss
+
+
+def test_damping_leaves_fewer_swaps_worth_their_curvature(digits: Digits) -> None:
+    settings = {"blocks_per_step": 1, "max_blocks": 1, "accept": "always", "caution": 0.0}
+    swaps = [descend(digits, damping=damping, **settings).trace.steps[0].swaps for damping in (0.0, 1.0, 1000.0)]
+    assert swaps[0] >= swaps[1] > swaps[2]
+    run = descend(digits, damping=1.0, max_blocks=24)
+    check_end(digits, run)
+    assert run.trace.best_loss < 0.9 * run.trace.start_loss
 
 
 # -- what cannot be done
@@ -915,7 +969,8 @@ def test_scoring_and_model_batches_share_no_sample(digits: Digits, monkeypatch: 
     [
         ("block_size", 1), ("blocks_per_step", -1), ("samples", 0), ("scoring_samples", -1), ("max_samples", 0),
         ("halvings", -1), ("caution", -0.1), ("ridge", -1.0), ("max_blocks", -1), ("patience", 0), ("batch_check", 0),
-        ("micro_batch", 0), ("tabu_share", 1.0), ("tabu_share", -0.1), ("frozen_pruned", 1.5), ("frozen_kept", -0.5),
+        ("micro_batch", 0), ("radius", -1), ("damping", -0.5), ("tabu_share", 1.0),
+        ("tabu_share", -0.1), ("frozen_pruned", 1.5), ("frozen_kept", -0.5),
         ("curvature", "exact"), ("selection", "random"), ("layer_order", "size"), ("accept", "never"),
         ("budget", "row"),
     ],

@@ -94,21 +94,27 @@ def test_taking_some_pairs_and_what_they_gain() -> None:
 
 
 def moments_of(each: Tensor) -> Moments:
-    return Moments(each.mean(0), each.square().mean(0), len(each))
+    """Moments of per-sample gradients, with inputs and returning gradients that tell their place."""
+    _, d_out, d_in = each.shape
+    read, returned = torch.arange(1.0, d_in + 1)[None] / 10, torch.arange(1.0, d_out + 1)
+    return Moments(each.mean(0), each.square().mean(0), len(each), read, returned)
 
 
-@pytest.mark.parametrize(("caution", "scale"), [(0.0, 1.0), (1.5, 1.0), (2.0, 0.75)])
-def test_flip_costs_are_the_model_of_one_flip_and_its_price(caution: float, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("caution", "scale", "damping"), [(0.0, 1.0, 0.0), (1.5, 1.0, 0.0), (2.0, 0.75, 0.0), (1.0, 1.0, 3.0)]
+)
+def test_flip_costs_are_the_model_of_one_flip_and_its_price(caution: float, scale: float, damping: float) -> None:
     generator = torch.Generator().manual_seed(4)
     each, value = torch.randn(9, 3, 4, generator=generator), torch.randn(3, 4, generator=generator)
     keep = torch.rand(3, 4, generator=generator) < 0.5
-    found = flip_costs(moments_of(each), value, keep, caution, scale)
+    found = flip_costs(moments_of(each), value, keep, caution, scale, damping)
     for row in range(3):
         for column in range(4):
             g, u = each[:, row, column].double(), float(value[row, column])
             delta = -u if keep[row, column] else u
             price = caution * float((g * u).std(unbiased=False)) / 3
-            expected = scale * float(g.mean()) * delta + float(g.square().mean()) * delta**2 / 2 + price
+            curvature = float(g.square().mean()) + damping * (row + 1) * (column + 1) / 10
+            expected = scale * float(g.mean()) * delta + curvature * delta**2 / 2 + price
             assert float(found[row, column]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
