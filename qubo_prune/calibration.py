@@ -18,8 +18,6 @@ from qubo_prune.text import all_windows, check_length, token_windows
 
 #: Samples of a data set that the layers' Grams are taken from, at most.
 MOST_GRAM_SAMPLES = 4096
-#: Samples that moves are judged by if none are given, at most; a fifth of the data if that is less.
-MOST_HELD_OUT = 5000
 
 Source = str | Tensor | Samples | Iterable[Any]
 
@@ -58,6 +56,7 @@ def read_calibration(
     if isinstance(source, Tensor) and loss is None:
         # token windows go one by one, other inputs in batches that a layer takes at once
         batches: list[Any] = list(torch.split(source.to(device), 128 if source.is_floating_point() else 1))
+        batches = [batch for batch in batches if len(batch)]
         return Calibration(_some(batches), {"source": "given inputs", "batches": len(batches)})
     if loss is None and not isinstance(source, Samples):
         batches = [to_device(batch, device) for batch in source]
@@ -104,13 +103,13 @@ def choose_loss(loss: str | Loss | LossFunction | None, source: Source) -> Loss:
     return NextToken() if isinstance(source, str) or tokens else Classification()
 
 
-def judged_by(samples: Samples, held_out: Source | None, seed: int) -> tuple[Samples, Samples]:
-    """Samples to draw from, and held-out ones; by default a fifth of the data, none of it in both."""
+def judged_by(samples: Samples, held_out: Source | None, most: int, seed: int) -> tuple[Samples, Samples]:
+    """Samples to draw from, and held-out ones; by default a fifth of the data, ``most`` at most."""
     if held_out is not None:
         if isinstance(held_out, str):
             raise InputError(f"held_out is {held_out!r}; give samples or batches, or leave it out for a share of them.")
         return samples, as_samples(held_out)
-    count = min(MOST_HELD_OUT, len(samples) // 5)
+    count = min(most, len(samples) // 5)
     if count < 1:
         raise InputError(
             f"The calibration holds {len(samples)} samples, too few to hold a fifth out; give at least 5, or held_out."

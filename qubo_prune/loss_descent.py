@@ -54,6 +54,7 @@ class LossDescent:
         scoring_samples: samples of the scoring batch; 0 takes the model batch for both.
         scoring_group: samples whose gradients are added up before the scoring squares them, in layers with
             several positions (tokens, patches); faster, and less precise.
+        held_out: samples that are held out of the data where none are given, a fifth of them at most.
         max_samples: B doubles up to this when predictions fail or no swap is worth its uncertainty.
         curvature: labels of the Fisher matrix: ``sampled`` from the model's own distribution, ``empirical``
             the given ones, or ``auto`` (sampled where the loss is a likelihood).
@@ -62,7 +63,8 @@ class LossDescent:
             logarithm of its size, shuffled, as in the paper.
         accept: ``held-out``, only what lowers the held-out loss; ``always``.
         radius: swaps of a step at most, the best of those that the solver found; 0 for no limit. Halves
-            when a move fails, doubles while moves do what was predicted.
+            when a move fails or does less than a quarter of what was predicted, doubles while moves do more
+            than 0.6 of it.
         halvings: how often a move that fails is halved before it is rolled back.
         caution: price of a changed weight, in standard errors of its predicted gain; adapts.
         gradient_scale: ``c_g``, factor of the gradient.
@@ -91,6 +93,7 @@ class LossDescent:
     samples: int = 1000
     scoring_samples: int = 1000
     scoring_group: int = 8
+    held_out: int = 5000
     max_samples: int = 8000
     curvature: Literal["auto", "sampled", "empirical"] = "auto"
     selection: Literal["gain", "salience"] = "gain"
@@ -168,14 +171,14 @@ _PAPER: dict[str, Any] = {
     "frozen_pruned": 0.42, "frozen_kept": 0.35, "batch_check": 200,
 }  # fmt: skip
 _LANGUAGE: dict[str, Any] = {
-    "blocks_per_step": 0, "samples": 64, "scoring_samples": 32, "scoring_group": 4, "max_samples": 256,
-    "batch_check": 16,
-    "micro_batch": 4, "max_blocks": 10**6, "caution": 2.0, "damping": 1.0, "radius": 10_000, "frozen_kept": 0.35,
+    "block_size": 256, "blocks_per_step": 0, "samples": 48, "scoring_samples": 24, "scoring_group": 4,
+    "held_out": 48, "max_samples": 96, "batch_check": 12, "micro_batch": 4, "max_blocks": 10**6,
+    "curvature": "empirical", "caution": 3.0, "damping": 4.0, "radius": 1000, "halvings": 1, "frozen_kept": 0.5,
     "frozen_pruned": 0.42,
 }  # fmt: skip
 _LARGE: dict[str, Any] = {
-    "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "max_samples": 1024, "batch_check": 256,
-    "micro_batch": 32, "max_blocks": 10**6,
+    "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "held_out": 1000, "max_samples": 1024,
+    "batch_check": 256, "micro_batch": 32, "max_blocks": 10**6,
 }  # fmt: skip
 _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "measured": {"classifier": {}, "large": _LARGE, "language": _LANGUAGE},
@@ -195,7 +198,7 @@ _CHOICES = {
 }
 _LEAST = {
     "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "scoring_group": 1, "max_samples": 1,
-    "radius": 0, "halvings": 0, "damping": 0,
+    "radius": 0, "halvings": 0, "held_out": 1, "damping": 0,
     "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1, "micro_batch": 1,
 }  # fmt: skip
 
@@ -642,8 +645,10 @@ class _Descent:
             return
         if step.outcome in ("halved", "rolled back"):
             self._radius = max(1, step.swaps if step.outcome == "halved" else step.swaps // 2)
-        elif ratio > 0.5 and step.swaps >= self._radius:
+        elif ratio > 0.6 and step.swaps >= self._radius:
             self._radius *= 2
+        elif ratio < 0.25 and step.swaps:
+            self._radius = max(1, step.swaps // 2)
         if step.outcome == "idle":
             self._caution /= 1.5
         elif ratio < 0.25:

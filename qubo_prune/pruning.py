@@ -249,6 +249,15 @@ class _Task:
         check_size(made, name, settings.block_size)
         return replace(self, settings=settings)
 
+    def check(self, pattern: Pattern) -> None:
+        """Raise :class:`InputError` if the solver takes one count and the blocks will hold several groups."""
+        made = make_solver(self.settings.solver, **self.settings.solver_settings)
+        if made.capabilities.cardinality and not made.capabilities.groups and pattern.name != "layer":
+            raise InputError(
+                f"The solver {type(made).__name__!r} takes one count, and blocks of the loss hold several groups with "
+                f"the pattern {pattern.name}; use the pattern 'layer', or another solver such as 'greedy'."
+            )
+
 
 def _task(hessian: str, method: str, loss: str | Loss | LossFunction | None, calibration: Source) -> _Task | None:
     """What the loss is, if the Hessian asks for one."""
@@ -289,6 +298,8 @@ class _Plan:
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
+        if task is not None:
+            task.check(chosen)
         if method not in METHODS:
             raise InputError(
                 f"There is no method {method!r}{did_you_mean(method, METHODS)}; use one of {', '.join(METHODS)}."
@@ -379,7 +390,7 @@ class _Run:
         assert self._plan.task is not None
         assert data.samples is not None
         task, seed = self._plan.task, derive_seed(self._plan.seed, len(self._layers))
-        self._samples = judged_by(data.samples, held_out, seed)
+        self._samples = judged_by(data.samples, held_out, task.settings.held_out, seed)
         self._objective = Objective(model, task.loss, task.settings.micro_batch)
         count = min(task.settings.samples, len(self._samples[0]))
         batch = torch.randperm(len(self._samples[0]), generator=torch.Generator().manual_seed(seed))[:count]
