@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import digits
 import pytest
 import tiny
 import torch
@@ -15,8 +19,13 @@ from torch import nn
 
 import qubo_prune.pruning as pruning
 from qubo_prune import InputError, KeepMasks, prune
+from qubo_prune.data import TensorSamples
+from qubo_prune.gradients import moments
 from qubo_prune.layers import find_layers
+from qubo_prune.loss_descent import LossDescent
+from qubo_prune.loss_trace import LossStep
 from qubo_prune.masks import Pattern
+from qubo_prune.objective import Classification, Objective
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult
 
 
@@ -298,8 +307,6 @@ def test_half_precision_models_are_pruned_exactly() -> None:
 
 
 def test_the_saved_folder(tmp_path: Path) -> None:
-    import json
-
     from transformers import AutoModelForCausalLM
 
     source = tiny.save(tmp_path / "dense")
@@ -344,3 +351,429 @@ def test_small_solvers_get_small_blocks() -> None:
 def test_output_needs_a_model_that_can_be_saved(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="takes a transformers model"):
         prune(tiny.mlp(), torch.randn(8, 12), output=tmp_path / "out", tokenizer=tiny.tokenizer())
+
+
+# -- hessian="fisher": the descent on the loss after the warm start
+
+QUICK: dict[str, Any] = {
+    "block_size": 64, "blocks_per_step": 2, "samples": 300, "scoring_samples": 300, "max_samples": 600,
+    "max_blocks": 12,
+}  # fmt: skip
+WINDOWS: dict[str, Any] = {
+    "block_size": 32, "blocks_per_step": 7, "samples": 20, "scoring_samples": 20, "max_samples": 24, "max_blocks": 56,
+    "micro_batch": 4, "caution": 1.0, "damping": 0.0, "frozen_kept": 0.0, "frozen_pruned": 0.0,
+}  # fmt: skip
+
+
+def on_loss(model: nn.Module, calibration: Any = None, **settings: Any) -> Any:
+    source = digits.digits()[0] if calibration is None else calibration
+    given = {"density": 0.2, "pattern": "layer", "hessian": "fisher", "loss_settings": QUICK, **settings}
+    return prune(model, source, **given)
+
+
+def check_loss(model: nn.Module, dense: nn.Module, report: Any) -> None:
+    """Masks, zeros, counts and what the report says of them agree, and it is plain data."""
+    before = dict(dense.named_parameters())
+    layers = {layer.name: layer for layer in find_layers(model)}
+    pattern, density = Pattern.parse(report.settings["pattern"]), report.settings["density"]
+    moved = report.settings["loss_settings"]["budget"] == "global"
+    assert [entry.name for entry in report.layers] == list(layers)
+    assert set(report.masks) == {layer.parameter_name for layer in layers.values()}
+    for entry in report.layers:
+        layer = layers[entry.name]
+        stored = report.masks[layer.parameter_name]
+        assert torch.equal(layer.parameter, before[layer.parameter_name] * stored)
+        assert torch.equal(layer.parameter != 0, stored)
+        assert entry.kept == int(stored.sum())
+        assert entry.density == entry.kept / stored.numel()
+        assert moved or pattern.violations(layer.as_matrix(stored), density) == 0
+    for name, parameter in model.named_parameters():
+        assert name in report.masks or torch.equal(parameter, before[name])
+    trace = report.loss
+    assert trace.best_loss <= trace.start_loss
+    assert trace.blocks == sum(step.blocks for step in trace.steps)
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert data["loss"]["best_loss"] == trace.best_loss
+    assert data["settings"]["hessian"] == "fisher"
+    assert data["settings"]["loss_settings"]["block_size"] > 0
+    assert report.seconds["total"] >= report.seconds["loss"] > 0
+
+
+def swapped(start: Mapping[str, torch.Tensor], report: Any) -> list[int]:
+    return [int((start[name] != mask).sum()) for name, mask in report.masks.items()]
+
+
+@pytest.mark.parametrize("start", [*pruning.WARM_STARTS, *pruning.LOSS_WARM_STARTS, "masks"])
+@pytest.mark.parametrize(("pattern", "density"), [("layer", 0.2), ("row", 0.2), ("2:4", 0.5)])
+def test_the_loss_falls_from_every_warm_start_in_every_pattern(start: str, pattern: str, density: float) -> None:
+    shape = {"pattern": pattern, "density": density, "seed": 3}
+    given = on_loss(digits.reader(), warm_start="wanda", **shape).masks if start == "masks" else start
+    begin = on_loss(digits.reader(), warm_start=given, **shape, loss_settings={**QUICK, "max_blocks": 0})
+    assert begin.loss.steps == ()
+    assert [layer.swapped for layer in begin.layers] == [0, 0]
+    if start == "masks":
+        assert swapped(given, begin) == [0, 0]
+        assert begin.settings["warm_start"] == "given masks"
+    model = digits.reader()
+    report = on_loss(model, warm_start=given, **shape)
+    check_loss(model, digits.reader(), report)
+    assert [layer.swapped for layer in report.layers] == swapped(begin.masks, report)
+    assert sum(layer.swapped for layer in report.layers) > 0
+    assert report.loss.start_loss == pytest.approx(begin.loss.start_loss, rel=1e-6)
+    # the masks of a run before leave less to gain
+    assert report.loss.best_loss < (0.98 if start == "masks" else 0.8) * report.loss.start_loss
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    # random ones differ: a run on Grams knows which inputs are dead and prunes those first
+    [("magnitude", "magnitude"), ("wanda", "wanda"), ("greedy", "greedy"), ("gram", None)],
+)
+def test_the_warm_start_is_that_of_a_run_without_the_loss(start: str, kind: str | None) -> None:
+    x = digits.digits()[0].tensors[0]
+    shape = {"density": 0.3, "pattern": "row", "seed": 1}
+    fisher = on_loss(digits.reader(), warm_start=start, **shape, loss_settings={"max_blocks": 0})
+    settings = {} if kind is None else {"warm_start": kind, "solver": _Nothing(), "max_sweeps": 0, "max_time": 1e-6}
+    gram = prune(digits.reader(), [x], **shape, **settings)
+    # sums of the same samples in another order
+    assert sum(swapped(gram.masks, fisher)) <= (20 if kind is None else 2)
+
+
+def test_the_gradient_warm_start_keeps_what_the_loss_depends_on() -> None:
+    scores = []
+    for start in ("gradient", "random"):
+        model = digits.reader()
+        report = on_loss(model, warm_start=start, loss_settings={"max_blocks": 0})
+        objective = Objective(digits.reader(), Classification())
+        layers = find_layers(objective.model)
+        found = moments(objective, digits.digits()[0], torch.arange(1000), layers)
+        kept = [(layer.matrix() * found[layer.name].mean).abs()[report.masks[layer.parameter_name]] for layer in layers]
+        scores.append(sum(float(part.sum()) for part in kept))
+        for layer in report.layers:
+            (note,) = (note for note in layer.notes if "not measured" in note)
+            assert "needs no inputs" in note
+    assert scores[0] > 2 * scores[1]
+
+
+def squared_distance(model: nn.Module, batch: Any) -> torch.Tensor:
+    x, y = batch
+    return (model(x) - nn.functional.one_hot(y, 10)).square().sum(1)
+
+
+@pytest.mark.parametrize("form", ["samples", "batches", "iterator", "dicts", "function"])
+def test_labelled_data_in_every_form(form: str) -> None:
+    train, model = digits.digits()[0], digits.reader()
+    x, y = train.tensors
+    pairs = list(zip(x.split(100), y.split(100), strict=True))
+    source: Any = {
+        "samples": train, "batches": pairs, "iterator": iter(pairs), "function": train,
+        "dicts": [{"input": inputs, "labels": labels} for inputs, labels in pairs],
+    }[form]  # fmt: skip
+    report = on_loss(model, source, loss=squared_distance if form == "function" else None)
+    check_loss(model, digits.reader(), report)
+    assert report.loss.best_loss < (0.99 if form == "function" else 0.7) * report.loss.start_loss
+    assert report.settings["loss"] == ("Given" if form == "function" else "Classification")
+    assert report.calibration == {"source": "given samples", "samples": 1300}
+    if form != "function":
+        same = on_loss(digits.reader(), train)
+        assert swapped(same.masks, report) == [0, 0]
+        before = prune(digits.reader(), [x], 0.2, pattern="layer", method="wanda").masks
+        start = digits.reader()
+        before.apply(start)
+        assert digits.share_right(model) > digits.share_right(start) + 0.2
+
+
+def test_given_judges_are_asked_and_the_whole_calibration_is_drawn_from() -> None:
+    train, test = digits.digits()
+    model = digits.reader()
+    report = on_loss(model, held_out=test)
+    check_loss(model, digits.reader(), report)
+    measured = Objective(model, Classification()).measure(test).mean()
+    assert report.loss.best_loss == pytest.approx(float(measured), rel=1e-6)
+    x, y = test.tensors
+    again = on_loss(digits.reader(), held_out=[(x[:200], y[:200]), (x[200:], y[200:])])
+    assert swapped(report.masks, again) == [0, 0]
+    assert len(train) == 1300
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize(("pattern", "density"), [("layer", 0.37), ("row", 0.5), ("2:4", 0.5)])
+def test_language_models_are_pruned_on_their_next_tokens(make: Any, pattern: str, density: float) -> None:
+    model = make()
+    # more than tokens at random, so that there is something to lose
+    with torch.no_grad():
+        for layer in find_layers(model):
+            layer.assign(layer.matrix() * 8)
+        model.get_output_embeddings().weight.mul_(20)
+    dense = copy.deepcopy(model)
+    tokens = model.generate(
+        tiny.tokens(60, 2), max_new_tokens=14, do_sample=True, pad_token_id=0, eos_token_id=None, bos_token_id=None
+    )  # fmt: skip
+    report = on_loss(model, tokens, pattern=pattern, density=density, loss_settings=WINDOWS)
+    check_loss(model, dense, report)
+    assert report.settings["loss"] == "NextToken"
+    assert report.calibration["samples"] == 60
+    assert report.loss.best_loss < report.loss.start_loss
+    assert sum(layer.swapped for layer in report.layers) > 0
+
+
+def test_a_text_is_pruned_on_its_next_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "t.txt"
+    file.write_text(tiny.text(), encoding="utf-8")
+    model = tiny.llama()
+    report = on_loss(
+        model, str(file), tokenizer=tiny.tokenizer(), samples=4, sequence_length=16, loss_length=10, pattern="row",
+        density=0.5, loss_settings=WINDOWS,
+    )  # fmt: skip
+    check_loss(model, tiny.llama(), report)
+    assert (report.calibration["loss_windows"], report.calibration["loss_length"]) == (40, 10)
+    assert report.layers[0].tokens == 64
+
+
+def test_convolutions_are_pruned_on_the_loss() -> None:
+    model = tiny.cnn().to(memory_format=torch.channels_last)
+    dense = copy.deepcopy(model)
+    samples = TensorSamples(tiny.images(400), dense(tiny.images(400)).argmax(1))
+    report = on_loss(model, samples, density=0.5, warm_start="magnitude", loss_settings={**QUICK, "block_size": 16})
+    check_loss(model, dense, report)
+    assert report.loss.best_loss < report.loss.start_loss
+
+
+def test_a_global_budget_keeps_the_total() -> None:
+    model = digits.reader()
+    report = on_loss(model, warm_start="magnitude", loss_settings={**QUICK, "budget": "global"})
+    check_loss(model, digits.reader(), report)
+    assert report.totals()["kept"] == round(0.2 * 2048) + round(0.2 * 320)
+    assert [layer.kept for layer in report.layers] != [round(0.2 * 2048), round(0.2 * 320)]
+    # masks that moved between layers are a warm start for another such run
+    again = on_loss(digits.reader(), warm_start=report.masks, loss_settings={**QUICK, "budget": "global"})
+    assert again.totals()["kept"] == report.totals()["kept"]
+    with pytest.raises(InputError, match="breaks the pattern layer"):
+        on_loss(digits.reader(), warm_start=report.masks)
+
+
+def test_the_seed_decides_a_run_on_the_loss() -> None:
+    first, again, other = (on_loss(digits.reader(), seed=seed) for seed in (1, 1, 2))
+    assert swapped(first.masks, again) == [0, 0]
+    assert first.loss.best_loss == again.loss.best_loss
+    assert swapped(first.masks, other) != [0, 0]
+
+
+def test_what_is_given_to_prune_is_for_the_blocks_of_the_loss() -> None:
+    report = on_loss(
+        digits.reader(), solver="local", solver_settings={"starts": 2}, block_size=32, block_time="5s", polish=False,
+        seed=4, loss_settings={"max_blocks": 2},
+    )  # fmt: skip
+    settings = report.settings["loss_settings"]
+    assert {name: settings[name] for name in ("solver", "block_size", "block_time", "polish", "seed")} == {
+        "solver": "local", "block_size": 32, "block_time": 5.0, "polish": False, "seed": 4,
+    }  # fmt: skip
+    assert settings["solver_settings"] == {"starts": 2}
+    assert report.loss.steps[0].weights <= 32 * report.loss.steps[0].blocks
+    # settings of the descent go before
+    other = on_loss(digits.reader(), block_size=32, loss_settings={"block_size": 16, "max_blocks": 0})
+    assert other.settings["loss_settings"]["block_size"] == 16
+    preset = on_loss(digits.reader(), loss_settings={"preset": "paper", "max_blocks": 2, "block_size": 32})
+    assert preset.settings["loss_settings"]["accept"] == "always"
+
+
+def test_large_models_and_language_models_have_settings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def micro_batch(model: nn.Module, source: Any = None) -> int:
+        report = on_loss(model, source, loss_settings={"max_blocks": 0})
+        return int(report.settings["loss_settings"]["micro_batch"])
+
+    found = [micro_batch(digits.reader()), micro_batch(tiny.llama(), tiny.tokens(10))]
+    monkeypatch.setattr(pruning, "LARGE", 2000)
+    found.append(micro_batch(digits.reader()))
+    kinds = ("classifier", "language", "large")
+    assert found == [LossDescent.preset(kind).micro_batch for kind in kinds]
+
+
+@dataclass
+class Failing:
+    """The cross entropy until its k-th call."""
+
+    calls: int
+    seen: int = 0
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        self.seen += 1
+        if self.seen == self.calls:
+            raise RuntimeError("boom")
+        if isinstance(batch, torch.Tensor):
+            logits = model(batch).logits[:, :-1].transpose(1, 2)
+            return nn.functional.cross_entropy(logits, batch[:, 1:], reduction="none").mean(1)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.mark.parametrize("kind", ["digits", "gpt2", "cnn"])
+@pytest.mark.parametrize("start", ["wanda", "gradient", "gram"])
+def test_a_loss_that_fails_gives_every_weight_back(kind: str, start: str) -> None:
+    make, source = {
+        "digits": (digits.reader, digits.digits()[0]),
+        "gpt2": (tiny.gpt2, tiny.tokens(40)),
+        "cnn": (
+            lambda: tiny.cnn().to(memory_format=torch.channels_last),
+            TensorSamples(tiny.images(60), torch.arange(60) % 5),
+        ),
+    }[kind]
+    settings = {"density": 0.5, "warm_start": start, "loss_settings": {**WINDOWS, "accept": "always", "max_blocks": 8}}
+    whole = Failing(0)
+    on_loss(make(), source, loss=whole, **settings)
+    assert whole.seen > 8
+    for calls in {1, 2, 3, whole.seen // 4, whole.seen // 2, whole.seen - 1, whole.seen}:
+        model = make()
+        before = state(model)
+        with pytest.raises(RuntimeError, match="boom"):
+            on_loss(model, source, loss=Failing(calls), **settings)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_failure_of_the_watcher_gives_every_weight_back() -> None:
+    def watch(step: LossStep) -> None:
+        assert not torch.equal(model[0].weight, dense[0].weight)
+        raise ValueError("the watcher stumbled")
+
+    model, dense = digits.reader(), digits.reader()
+    with pytest.raises(ValueError, match="the watcher stumbled"):
+        on_loss(model, on_step=watch)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_interrupt_between_steps_keeps_the_best_masks(after: int) -> None:
+    def watch(step: LossStep) -> None:
+        if step.number == after:
+            raise KeyboardInterrupt
+
+    model = digits.reader()
+    report = on_loss(model, on_step=watch, warm_start="magnitude")
+    check_loss(model, digits.reader(), report)
+    assert len(report.loss.steps) == after + 1
+    assert report.loss.stopped == "It was interrupted; the best masks by then count."
+    assert report.to_dict()["loss"]["stopped"] == report.loss.stopped
+    assert report.loss.best_loss < report.loss.start_loss
+
+
+def test_an_interrupt_before_the_descent_gives_every_weight_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "descend_loss", interrupted)
+    model, dense = digits.reader(), digits.reader()
+    with pytest.raises(KeyboardInterrupt):
+        on_loss(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+def test_the_time_of_a_run_ends_the_descent() -> None:
+    model = digits.reader()
+    report = on_loss(model, max_time=1e-6)
+    check_loss(model, digits.reader(), report)
+    assert report.loss.steps == ()
+    assert report.loss.stopped == "The time was over."
+    model = digits.reader()
+    report = on_loss(model, max_time="500ms", loss_settings={**QUICK, "max_blocks": 10**6, "patience": 10**6})
+    check_loss(model, digits.reader(), report)
+    assert report.loss.stopped == "The time was over."
+    assert len(report.loss.steps) > 1
+    assert report.seconds["total"] < 5
+
+
+def test_the_watchers_time_does_not_count() -> None:
+    def watch(step: LossStep) -> None:
+        time.sleep(0.2)
+
+    report = on_loss(digits.reader(), on_step=watch, loss_settings={**QUICK, "max_blocks": 6})
+    assert len(report.loss.steps) == 3
+    assert report.loss.steps[-1].seconds <= report.seconds["loss"] - 0.6
+    assert report.loss.seconds <= report.seconds["loss"] - 0.6
+
+
+@dataclass(frozen=True)
+class OneCount(Small):
+    """Takes one group a block."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(anytime=True, stochastic=False, groups=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hessian": "fischer"}, r"no Hessian 'fischer' \(did you mean 'fisher'\?\); use one of gram, fisher"),
+        ({"hessian": "gram", "loss_settings": {"samples": 3}}, "which takes no loss; give hessian='fisher'"),
+        ({"method": "wanda"}, "The method 'wanda' takes no Hessian; leave hessian out"),
+        ({"method": "magnitude"}, "The method 'magnitude' takes no Hessian"),
+        (
+            {"hessian": "gram", "warm_start": "gram", "loss_settings": None, "loss": "classification"},
+            "no warm start 'gram'.* for this Hessian; use one of magnitude, wanda, random, greedy, or keep masks",
+        ),
+        ({"warm_start": "gradien"}, "did you mean 'gradient'"),
+        ({"loss_settings": {"blocksize": 3}}, r"no setting 'blocksize' .*\(did you mean 'block_size'"),
+        ({"loss_settings": {"preset": "papr"}}, r"no preset 'papr' \(did you mean 'paper'\?\)"),
+        ({"loss_settings": {"solver": "gredy"}}, "did you mean 'greedy'"),
+        (
+            {"loss_settings": {"budget": "global"}, "pattern": "row"},
+            "only move between layers with the pattern 'layer'",
+        ),
+        ({"loss": "clasification"}, "did you mean 'classification'"),
+        ({"held_out": "pydoc"}, "held_out is 'pydoc'; give samples or batches"),
+        ({"solver": Small(), "block_size": 64}, "'Small' takes at most 28 variables and the block has 64"),
+        ({"loss_settings": {"solver": Small(), "block_size": 64}}, "'Small' takes at most 28 variables"),
+        ({"solver": OneCount(), "pattern": "row"}, "'OneCount' takes one count, .* use the pattern 'layer'"),
+        ({"block_size": 1, "loss_settings": None}, "block_size is 1"),
+        ({"max_time": "soon"}, "'soon' is not understood"),
+        ({"exclude": ["*"]}, "no linear or 2-D convolution layer"),
+        ({"density": 1.0}, "give a density below 1"),
+    ],
+)
+def test_bad_arguments_of_the_loss_are_one_sentence(settings: dict[str, Any], message: str) -> None:
+    model, dense = digits.reader(), digits.reader()
+    with pytest.raises(InputError, match=message):
+        on_loss(model, **settings)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (lambda x, y: x, "A batch of type Tensor holds no labels"),
+        (lambda x, y: [x], "A batch of type Tensor holds no labels"),
+        (lambda x, y: [{"input": x}], "A batch of type dict holds no labels"),
+        (lambda x, y: [(x[:4], y[:4])], "holds 4 samples, too few to hold a fifth out"),
+        (lambda x, y: [], "no samples"),
+        (lambda x, y: [(x, y[:5])], "dimension 0 must count"),
+        (lambda x, y: "pydoc", "needs a tokenizer"),
+    ],
+)
+def test_calibration_that_the_loss_cannot_be_taken_over(source: Any, message: str) -> None:
+    model, dense = digits.reader(), digits.reader()
+    with pytest.raises(InputError, match=message):
+        on_loss(model, source(*digits.digits()[0].tensors))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+
+
+def test_a_model_without_layers_has_nothing_to_descend() -> None:
+    with pytest.raises(InputError, match="no linear or 2-D convolution layer to prune"):
+        on_loss(nn.Sequential(nn.ReLU()))
+
+
+def test_a_loss_that_is_one_number_is_refused_before_anything_is_pruned() -> None:
+    def mean(model: nn.Module, batch: Any) -> torch.Tensor:
+        return squared_distance(model, batch).mean()
+
+    model, dense = digits.reader(), digits.reader()
+    with pytest.raises(InputError, match=r"leave out the mean \(reduction='none'\)"):
+        on_loss(model, loss=mean)
+    assert torch.equal(model[0].weight, dense[0].weight)
+
+
+def test_small_solvers_get_small_blocks_of_the_loss_too() -> None:
+    model = digits.reader()
+    report = on_loss(model, solver=Small(), loss_settings={"max_blocks": 4, "blocks_per_step": 2})
+    check_loss(model, digits.reader(), report)
+    assert report.settings["loss_settings"]["block_size"] == 28
+    assert [step.weights for step in report.loss.steps] == [56, 56]
+    # a warm start by Grams has blocks of its own
+    report = on_loss(digits.reader(), solver=Small(), warm_start="gram", loss_settings={"max_blocks": 0})
+    assert (report.settings["solver"], report.settings["block_size"]) == ("greedy", 64)
