@@ -18,6 +18,8 @@ import typer
 import qubo_prune
 from qubo_prune.cli import app
 from qubo_prune.dispatch import PENALTY_FACTOR
+from qubo_prune.loss_descent import LossDescent
+from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.registry import available_adapters, describe_solvers, solver_class
 from qubo_prune.solver import Capabilities
 
@@ -65,7 +67,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
 
 
-@pytest.mark.parametrize("page", ["python.md", "problem-files.md"])
+@pytest.mark.parametrize("page", ["python.md", "problem-files.md", "loss.md"])
 def test_the_examples_of_the_page_run(page: str) -> None:
     run_in_order(blocks(DOCS / page, "python"), page)
 
@@ -164,6 +166,30 @@ def test_the_plug_in_page_quotes_its_example() -> None:
         assert any(block in source for source in sources), f"not in the example:\n{block}"
     for name in re.findall(r"[├└]── (\S+)", text_of(DOCS / "plug-in.md")):
         assert (EXAMPLE / name).is_file()
+
+
+# --- the descent on the loss -------------------------------------------------------------------------
+
+
+def presets(name: str) -> list[str]:
+    """A setting of the descent on the loss as docs/loss.md gives it: three kinds of models, and the paper's."""
+    kinds = ("classifier", "large", "language")
+    ours, paper = ([repr(getattr(LossDescent.preset(k, p), name)) for k in kinds] for p in ("measured", "paper"))
+    others = [f", {kind} `{value}`" for kind, value in zip(kinds, paper, strict=True) if value != paper[0]]
+    return [f"`{name}`", *(f"`{value}`" for value in ours), "".join([f"`{paper[0]}`", *others])]
+
+
+def test_the_settings_of_the_loss_are_those_of_the_presets() -> None:
+    said = section(DOCS / "loss.md", "## Settings").split("###")[0]
+    assert [cells[:5] for cells in rows(said)] == [presets(field.name) for field in fields(LossDescent)]
+
+
+def test_what_the_loss_reports_stands_on_the_page() -> None:
+    said = section(DOCS / "loss.md", "## What the report holds")
+    whole, step = ([c[0] for c in rows(part)] for part in said.split("Fields of a step:"))
+    named = [set(re.findall(r"`(\w+)`", ", ".join(cells))) for cells in (whole, step)]
+    trace = LossTrace({}, (), 0.0, 0.0, "", {}, 0.0)
+    assert named == [set(trace.to_dict()), {field.name for field in fields(LossStep)}]
 
 
 # --- the command line -------------------------------------------------------------------------------
