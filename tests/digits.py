@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import struct
+from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 
 from qubo_prune.data import TensorSamples
 
@@ -46,3 +48,17 @@ def share_right(model: nn.Module) -> float:
     """Accuracy on the images to score with."""
     x, y = digits()[1].tensors
     return float((model(x).argmax(1) == y).float().mean())
+
+
+def idx_folder(folder: Path) -> Path:
+    """The same digits enlarged to 28 x 28, in a folder with the four files of MNIST."""
+    folder.mkdir()
+    for part, samples in zip(("train", "t10k"), digits(), strict=True):
+        x, y = samples.tensors
+        pixels = (interpolate(x.reshape(-1, 1, 8, 8), size=(28, 28)) * 255).byte().numpy()
+        header = struct.pack(">HBB3I", 0, 8, 3, len(x), 28, 28)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">HBBI", 0, 8, 1, len(y)) + y.byte().numpy().tobytes()
+        )
+    return folder

@@ -260,10 +260,13 @@ class Llm(Workload):
 def load_checkpoint(net: nn.Module, path: str) -> nn.Module:
     """Weights of a network from a safetensors file or a state dict saved by PyTorch (no other pickled object).
 
-    Names may differ; the tensors must have the network's shapes in its order.
+    Tensors are told by their names if those are the network's, otherwise by their order, which a
+    PyTorch file keeps and safetensors does not; then they must have the network's shapes one by one.
     """
     stored: dict[str, torch.Tensor] = _read_tensors(Path(path))
     own = net.state_dict()
+    if stored.keys() == own.keys():
+        stored = {name: stored[name] for name in own}
     shapes = [tuple(value.shape) for value in own.values()]
     if [tuple(value.shape) for value in stored.values()] != shapes:
         raise InputError(
