@@ -198,12 +198,18 @@ class Report:
         pattern, solver = self.settings.get("pattern", ""), self.settings.get("solver", "")
         method = self.settings.get("method", "")
         by = f"{method} blocks by {solver}" if method == "icbs" else method
+        if self.loss:
+            by = f"{method} blocks of the loss by {self.settings['loss_settings']['solver']}"
         return f"{self.model}: {by}, pattern {pattern}, density {self.density:.4f}"
 
     def _caption(self) -> str:
-        seconds = self.seconds
+        seconds, trace = self.seconds, self.loss
+        loss = "" if trace is None else (
+            f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks, "
+            f"{trace.seconds:.0f} s. {trace.stopped}\n"
+        )  # fmt: skip
         return (
-            f"errors relative to the layers' outputs; "
+            f"{loss}errors {'of the warm start, ' if trace else ''}relative to the layers' outputs; "
             f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "
             f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
             f"forward {seconds.get('forward', 0):.0f}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,12 +11,14 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
+import pictures
 import pytest
 import tiny
 from reference import feasible_points
 from typer.testing import CliRunner
 
-from qubo_prune import registry
+from qubo_prune import KeepMasks, registry
+from qubo_prune.classifiers import load_classifier
 from qubo_prune.cli import app
 from qubo_prune.dispatch import solve
 from qubo_prune.files import read_problem, write_problem
@@ -372,3 +375,92 @@ def test_a_bad_request_to_the_benchmark_is_one_sentence_and_code_2(arguments, sa
     code, _, error = call("bench", "solvers", *arguments)
     assert code == 2
     assert said in " ".join(error.split())
+
+
+FISHER = [
+    "--hessian", "fisher", "--loss-set", "samples=8", "--loss-set", "scoring_samples=8", "--loss-set", "block_size=32",
+]  # fmt: skip
+
+
+def test_prune_on_the_loss_of_a_text(model: Path, text: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    out = tmp_path / "pruned"
+    code, printed, errors = call(
+        "prune", model, "--calibration", text, "--output", out, *SMALL, *FISHER, "--loss-length", 10, "--loss-set",
+        "max_blocks=14",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "icbs blocks of the loss by greedy" in " ".join(printed.split())
+    report = json.loads((out / "report.json").read_text())
+    assert (report["settings"]["hessian"], report["settings"]["loss"]) == ("fisher", "NextToken")
+    assert report["calibration"]["loss_windows"] == 40
+    assert report["loss"]["blocks"] == sum(step["blocks"] for step in report["loss"]["steps"]) > 0
+    masks = KeepMasks.load(out / "masks.safetensors")
+    assert masks.verify(AutoModelForCausalLM.from_pretrained(out)) == {}
+    assert {float(mask.float().mean()) for mask in masks.values()} == {0.5}
+
+
+@pytest.mark.parametrize("hessian", ["gram", "fisher"])
+def test_prune_an_image_classifier(hessian: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    source, images = pictures.classifier(tmp_path / "dense"), pictures.folder(tmp_path / "images", 12)
+    out = tmp_path / "pruned"
+    settings = [*FISHER, "--loss-set", "max_blocks=14"] if hessian == "fisher" else []
+    code, printed, errors = call("prune", source, "--images", images, "--output", out, "--json", *settings)
+    assert code == 0, errors
+    report = json.loads(printed)
+    assert report["settings"]["hessian"] == hessian
+    assert report["calibration"] == {"source": "given samples", "samples": 24}
+    assert report["totals"]["density"] == 0.5
+    assert (report["loss"] is None) == (hessian == "gram")
+    masks = KeepMasks.load(out / "masks.safetensors")
+    assert masks.verify(AutoModelForImageClassification.from_pretrained(out)) == {}
+    assert load_classifier(str(out)).label2id == {"cat": 0, "dog": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss-set", "samples=3"], "hessian is 'gram', which takes no loss; give hessian='fisher'"),
+        ([*FISHER, "--loss-set", "samples"], "The setting 'samples' is not understood; give --loss-set name=value"),
+        ([*FISHER, "--loss-set", "samples=4"], "The setting 'samples' is given twice"),
+        ([*FISHER, "--loss-set", "sample=4"], "There is no setting 'sample' of the descent on the loss"),
+        ([*FISHER, "--loss-set", "preset=papr"], "There is no preset 'papr' (did you mean 'paper'?)"),
+        ([*FISHER, "--loss-set", "max_blocks=-1"], "max_blocks is -1; it must be at least 0"),
+        ([*FISHER, "--method", "wanda"], "The method 'wanda' takes no Hessian"),
+        ([*FISHER, "--warm-start", "gradien"], "did you mean 'gradient'"),
+        ([*FISHER], "The sequence length is 128, but the model takes at most 64 tokens"),
+        ([*FISHER, "--loss-length", "1"], "holds no token windows"),
+        (["--images", "nowhere"], "has no subfolders; give one that holds a folder of images per class"),
+    ],
+)
+def test_a_bad_request_on_the_loss_is_one_sentence_and_code_2(
+    model: Path, text: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    if "--images" in arguments:
+        model = pictures.classifier(tmp_path / "classifier")
+    code, printed, errors = call(
+        "prune", model, "--calibration", text, "--output", tmp_path / "out", *SMALL, *arguments
+    )
+    assert (code, printed) == (2, "")
+    assert message in " ".join(errors.split())
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_timm_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_classifier(str(pictures.classifier(tmp_path / "dense")))
+    without = dataclasses.replace(loaded, processor=None)
+    monkeypatch.setattr("qubo_prune.classifiers.load_classifier", lambda name, device: without)
+    code, _, errors = call("prune", "timm:some", "--images", tmp_path, "--output", tmp_path / "out")
+    assert (code, "is a model of timm, which cannot be saved" in " ".join(errors.split())) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["prune", "eval", "compare", "solve", "solvers", "check-solver", "bench"])
+def test_help_fits_narrow_terminals(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed, _ = call(command, "--help")
+    assert code == 0
+    assert max(map(len, printed.splitlines())) <= 80

@@ -397,6 +397,9 @@ def check_loss(model: nn.Module, dense: nn.Module, report: Any) -> None:
     assert data["settings"]["hessian"] == "fisher"
     assert data["settings"]["loss_settings"]["block_size"] > 0
     assert report.seconds["total"] >= report.seconds["loss"] > 0
+    told = " ".join(str(report).split())
+    assert f"icbs blocks of the loss by {report.settings['loss_settings']['solver']}" in told
+    assert f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks" in told
 
 
 def swapped(start: Mapping[str, torch.Tensor], report: Any) -> list[int]:
