@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,7 +91,8 @@ def moments(
         sums[layer.name].add(inputs, outputs, group)
 
     _backward(objective, samples, indices, layers, add)
-    return {name: total.finish(len(indices)) for name, total in sums.items()}
+    # one by one, so that sums and moments are not held twice
+    return {name: sums.pop(name).finish(len(indices)) for name in list(sums)}
 
 
 @dataclass
@@ -236,6 +237,31 @@ def block_gradients(
 
     losses = _backward(objective, samples, indices, layers, fill(0), fill(1) if drawn is not None else None, drawn)
     return BlockGradients(found[0], found[-1], losses)
+
+
+def told_apart(objective: Objective, samples: Samples, layers: Sequence[Layer], seed: int) -> bool:
+    """Whether two samples have the same gradients together as each alone, at random weights of every layer.
+
+    They have not where a model puts another dimension first, as some sequence models do, or regroups
+    rows, as mixtures of experts do: what a layer reads then cannot be assigned to samples in a batch.
+    """
+    if len(samples) < 2:
+        return True
+    draw = torch.Generator().manual_seed(seed)
+    block = []
+    for layer in layers:
+        rows, columns = (torch.randint(size, (16,), generator=draw) for size in layer.shape)
+        device = layer.parameter.device
+        block.append(Entries(layer, rows.to(device), columns.to(device)))
+    pair = torch.arange(2)
+    try:
+        together, alone = (
+            block_gradients(replace(objective, micro_batch=size), samples, pair, [block]).given[0] for size in (2, 1)
+        )
+    except InputError:
+        return False
+    scale = alone.abs().amax().clamp(min=1e-30)
+    return bool(((together - alone).abs().amax() / scale) < 0.01)
 
 
 def _chunks(inputs: Tensor, outputs: Tensor, per_sample: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -29,7 +29,7 @@ from qubo_prune.data import Fresh, Samples
 from qubo_prune.dispatch import solve
 from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.gradients import BlockGradients, Moments, block_gradients, moments
+from qubo_prune.gradients import BlockGradients, Moments, block_gradients, moments, told_apart
 from qubo_prune.layers import Layer
 from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
 from qubo_prune.loss_trace import LossStep, LossTrace
@@ -119,6 +119,8 @@ class LossDescent:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _check_number(entry.name, str(entry.type), getattr(self, entry.name))
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
@@ -201,6 +203,18 @@ _LEAST = {
     "radius": 0, "halvings": 0, "held_out": 1, "damping": 0,
     "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1, "micro_batch": 1,
 }  # fmt: skip
+
+
+def _check_number(name: str, kind: str, value: Any) -> None:
+    """Raise :class:`InputError` if a value is not of the kind that its field is annotated with."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind == "int" and not (number and value == int(value)):
+        raise InputError(f"{name} is {value!r}; a whole number is needed.")
+    if kind == "float" and not number:
+        raise InputError(f"{name} is {value!r}; a number is needed.")
+    if kind == "bool" and not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; true or false is needed.")
+
 
 OnStep = Callable[[LossStep], None]
 
@@ -368,6 +382,9 @@ class _Descent:
         self._steps: list[LossStep] = []
         self.stopped = ""
         self._losses = self._first_losses()
+        if objective.micro_batch > 1 and not told_apart(objective, train, layers, derive_seed(settings.seed, 5)):
+            self._objective = dataclasses.replace(objective, micro_batch=1)
+            self._notes["Samples cannot be told apart in a batch, so they go through the model one by one."] = 1
         self._start_loss = self._best_loss = float(self._losses.mean())
         self._best = {name: weights.keep for name, weights in self._weights.items()}
 
@@ -462,23 +479,31 @@ class _Descent:
     # -- selection
 
     def _choose(self, scoring: Tensor, allowed: int) -> tuple[list[Block], dict[str, Moments]]:
-        settings = self._settings
-        wanted = min(allowed, settings.blocks_per_step or len(self._pools))
-        names = list(self._pools) if settings.layer_order == "gain" else self._next_in_queue(wanted)
+        """The blocks of a step, and what the scoring batch said of their layers."""
+        wanted = min(allowed, self._settings.blocks_per_step or len(self._pools))
+        names = list(self._pools) if self._settings.layer_order == "gain" else self._next_in_queue(wanted)
+        options, found = self._options(scoring, names, wanted)
+        if not options and len(set(names)) < len(self._pools):  # those drawn are all kept, or all pruned
+            options, found = self._options(scoring, list(self._pools), wanted)
+        if not options:
+            raise InputError("No layer holds both a kept and a pruned weight that is free; give a density below 1.")
+        return options[:wanted], found
+
+    def _options(self, scoring: Tensor, names: Sequence[str], wanted: int) -> tuple[list[Block], dict[str, Moments]]:
+        """Blocks of these pools, the most promising first unless the order of the pools was drawn."""
+        settings, by_gain = self._settings, self._settings.layer_order == "gain"
         layers = [layer for name in dict.fromkeys(names) for layer in self._pools[name].layers]
-        found = moments(self._objective, self._train, scoring, layers, self._settings.scoring_group)
+        found = moments(self._objective, self._train, scoring, layers, settings.scoring_group)
         if len(layers) == len(self._weights) and not any(bool(part.mean.any()) for part in found.values()):
             raise InputError(
                 "The gradient of the loss is zero in every layer, so there is nothing to descend; check that the loss "
                 "depends on the model's output and that the layers to prune are reached."
             )
-        per_pool = Counter(names) if settings.layer_order == "log-size" else dict.fromkeys(names, wanted)
+        per_pool = dict.fromkeys(names, wanted) if by_gain else Counter(names)
         options = [block for name, count in per_pool.items() for block in self._blocks(self._pools[name], found, count)]
-        if settings.layer_order == "gain":
+        if by_gain:
             options.sort(key=lambda block: -block.expected * self._trust[block.pool.name])
-        if not options:
-            raise InputError("No layer holds both a kept and a pruned weight that is free; give a density below 1.")
-        return options[:wanted], found
+        return options, found
 
     def _next_in_queue(self, count: int) -> list[str]:
         """Pools in the order of an epoch in which each comes in proportion to the logarithm of its size."""

@@ -22,7 +22,7 @@ from qubo_prune import solve
 from qubo_prune.data import TensorSamples
 from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries, Moments, block_gradients, moments
+from qubo_prune.gradients import Entries, Moments, block_gradients, moments, told_apart
 from qubo_prune.layers import Layer, find_layers
 from qubo_prune.objective import Classification, Given, Loss, NextToken, Objective
 from qubo_prune.problem import BlockQubo, FactorForm
@@ -438,8 +438,43 @@ def test_the_uncertainty_is_the_standard_error_of_the_mean() -> None:
         error = expected[name].std(0, unbiased=False) / B**0.5
         torch.testing.assert_close(moment.uncertainty.double(), error, rtol=1e-3, atol=1e-4 * float(error.max()))
     # rounding must not make a root of something negative
-    constant = Moments(torch.full((1, 2), 0.1), torch.full((1, 2), 0.01) * (1 - 1e-6), 4)
+    constant = Moments(
+        torch.full((1, 2), 0.1), torch.full((1, 2), 0.01) * (1 - 1e-6), 4, torch.ones(1, 2), torch.ones(1)
+    )
     assert torch.equal(constant.uncertainty, torch.zeros(1, 2))
+
+
+def test_the_factored_curvature_is_inputs_times_returning_gradients() -> None:
+    case = CASES["mlp"]()
+    found = moments(case.objective(), case.samples, torch.arange(B), case.layers)
+    first = case.layers[0]
+    inputs = case.samples.batch(torch.arange(B))[0]
+    moment = found[first.name]
+    flat = first.unfold(inputs).flatten(0, 2).float()
+    torch.testing.assert_close(moment.read[0], flat.square().mean(0))
+    torch.testing.assert_close(moment.input_power, flat.square().mean(0).expand(first.shape))
+    torch.testing.assert_close(moment.factored, moment.returned[:, None] * moment.input_power)
+    # with one position per sample E o^2 is what the gradient of the bias has as its mean square
+    assert (moment.returned > 0).any()
+
+
+def test_samples_that_a_model_mixes_are_told_of() -> None:
+    class FeaturesFirst(nn.Module):
+        """Puts positions in front of samples, as sequence-first models do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.tanh(self.inside(x.transpose(0, 1)))).mean(0)
+
+    torch.manual_seed(0)
+    mixed = FeaturesFirst().double()
+    samples = TensorSamples(torch.randn(6, 2, 4).double(), torch.randint(0, 3, (6,)))
+    assert not told_apart(Objective(mixed, Classification(), 6), samples, find_layers(mixed), 0)
+    case = CASES["mlp"]()
+    assert told_apart(case.objective(), case.samples, case.layers, 0)
 
 
 class Largest(TorchDispatchMode):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +21,7 @@ from torch import nn
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
-from qubo_prune.masks import KeepMasks, keep_highest_together
+from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
 from qubo_prune.plot import curves
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
@@ -47,7 +48,7 @@ class Workload(abc.ABC):
         loss_settings: of the descent on the loss, where they differ from the defaults for the model.
         train: samples, or the source of a text, to prune with.
         loss: what the samples' losses are.
-        tokenizer: for texts.
+        arguments: further ones of :func:`qubo_prune.prune`.
     """
 
     name: ClassVar[str]
@@ -58,7 +59,7 @@ class Workload(abc.ABC):
     together: bool = False
     loss_settings: ClassVar[Mapping[str, Any]] = {}
     loss: Any = "classification"
-    tokenizer: Any = None
+    arguments: Mapping[str, Any] = MappingProxyType({})
 
     @abc.abstractmethod
     def model(self, seed: int) -> nn.Module:
@@ -157,6 +158,12 @@ def run(
             raise InputError(
                 f"There is no method {method!r}{did_you_mean(method, METHODS)}; use some of {', '.join(METHODS)}."
             )
+    if not methods:
+        raise InputError(f"No method is given; use some of {', '.join(METHODS)}.")
+    if workload.together and not set(methods) <= {"magnitude", "icbs", "icbs-paper"}:
+        raise InputError(
+            f"{workload.name} has one budget over all layers, which wanda and gram do not know; leave them out."
+        )
     runner = _Runner(workload, settings or {}, max_time, progress)
     for seed in seeds:
         runner.dense(seed)
@@ -195,19 +202,19 @@ class _Runner:
         return made
 
     def _pruned(self, method: str, density: float, seed: int, start: Outcome | None) -> Outcome:
-        workload, clock = self._workload, _Stopwatch()
-        model, points = workload.model(seed), []
+        workload, model, points = self._workload, self._workload.model(seed), []
         clock = _Stopwatch()
+        if method == "magnitude":
+            masks = self._masks[method, density, seed] = magnitude_masks(workload, model, density)
+            masks.apply(model)
+            kept, sizes = zip(*((int(mask.sum()), mask.numel()) for mask in masks.values()), strict=True)
+            share, times = sum(kept) / sum(sizes), clock.read()
+            return Outcome(method, share, density, seed, workload.score(model), *times)
         arguments: dict[str, Any] = {
             "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
-            "exclude": workload.excluded, "loss": workload.loss, "tokenizer": workload.tokenizer,
+            "exclude": workload.excluded, "loss": workload.loss, **workload.arguments,
         }  # fmt: skip
-        if workload.together and start is None:
-            masks = together(model, density)
-            masks.apply(model)
-            self._masks[method, density, seed] = masks
-            return Outcome(method, density, density, seed, workload.score(model), *clock.read())
-        if method in ("magnitude", "wanda"):
+        if method == "wanda":
             arguments["method"] = method
         elif start is not None:
             points.append(Point(0, 0.0, start.score))
@@ -236,10 +243,17 @@ class _Runner:
         return chosen | ({"budget": "global"} if self._workload.together else {})
 
 
-def together(model: nn.Module, density: float) -> KeepMasks:
-    """Magnitude masks with one threshold over all layers."""
-    layers = find_layers(model)
-    masks = keep_highest_together({layer.name: layer.matrix().abs() for layer in layers}, density)
+def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> KeepMasks:
+    """Masks by magnitude: with the workload's pattern, or with one threshold over all layers."""
+    layers = find_layers(model, exclude=workload.excluded)
+    scores = {layer.name: layer.matrix().abs() for layer in layers}
+    if workload.together:
+        masks = keep_highest_together(scores, density)
+    else:
+        pattern = Pattern.parse(workload.pattern)
+        for layer in layers:
+            pattern.check(density, layer.name, layer.shape[1])
+        masks = {name: keep_highest(score, pattern, density) for name, score in scores.items()}
     return KeepMasks({layer.parameter_name: layer.stored(masks[layer.name]) for layer in layers})
 
 
@@ -436,4 +450,4 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 
 
 def _finite(score: Score) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in asdict(score).items()}
+    return {name: value if math.isfinite(value) else None for name, value in asdict(score).items()}

@@ -219,7 +219,7 @@ class Llm(Workload):
         calibration: text to prune with.
         text: held-out text.
         windows: of it.
-        length: tokens per window.
+        length: tokens per window, of the held-out text and of the calibration; of at most 128 for the loss.
     """
 
     name: ClassVar[str] = "llm"
@@ -243,8 +243,10 @@ class Llm(Workload):
         return token_windows(self._loaded.tokenizer, self.text, "evaluation", self.windows, self.length).tokens
 
     @property
-    def tokenizer(self) -> Any:
-        return self._loaded.tokenizer
+    def arguments(self) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            "tokenizer": self._loaded.tokenizer, "sequence_length": self.length, "loss_length": min(128, self.length),
+        }  # fmt: skip
 
     @property
     def train(self) -> str:

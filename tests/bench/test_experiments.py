@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from qubo_prune.bench.experiments import METHODS, Experiment, Score, Workload, run, together
+from qubo_prune.bench.experiments import METHODS, Experiment, Score, Workload, magnitude_masks, run
 from qubo_prune.bench.networks import accuracy_and_loss
 from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
@@ -216,7 +216,7 @@ def test_all_budgets_together_keep_their_total() -> None:
     workload.together = True
     result = run(workload, ["magnitude", "icbs"], [0.2], [0], {"max_blocks": 6})
     start, end = outcome(result, "magnitude"), outcome(result, "icbs")
-    masks = together(digits.reader(), 0.2)
+    masks = magnitude_masks(workload, digits.reader(), 0.2)
     kept = [int(mask.sum()) for mask in masks.values()]
     assert sum(kept) == round(0.2 * 2368)
     assert kept != [round(0.2 * 2048), round(0.2 * 320)]

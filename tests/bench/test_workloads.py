@@ -165,7 +165,7 @@ def test_language_models_go_on_from_the_gram_blocks(llm: Llm, tmp_path: Path) ->
     assert (result.name, result.metric) == ("llm", "perplexity")
     assert [o.method for o in result.outcomes] == ["dense", "wanda", "gram", "icbs"]
     dense, gram, icbs = (result.of(method)[0] for method in ("dense", "gram", "icbs"))
-    tokens = token_windows(llm.tokenizer, llm.text, "evaluation", 3, 32).tokens
+    tokens = token_windows(llm.arguments["tokenizer"], llm.text, "evaluation", 3, 32).tokens
     expected = perplexity(llm.model(0), tokens).perplexity
     assert result.quality(dense.score) == pytest.approx(expected)
     assert math.isnan(dense.score.accuracy)
