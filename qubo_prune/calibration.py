@@ -17,7 +17,7 @@ from qubo_prune.solver import derive_seed
 from qubo_prune.text import all_windows, check_length, token_windows
 
 #: Samples of a data set that the layers' Grams are taken from, at most.
-MOST_GRAM_SAMPLES = 4096
+MOST_GRAM_SAMPLES = 1024
 
 Source = str | Tensor | Samples | Iterable[Any]
 

@@ -190,9 +190,9 @@ def vit_command(
 @bench.command("tones")
 def tones_command(
     densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.2",
-    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "layer",
+    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "row",
     methods: Methods = "magnitude,wanda,gram,icbs",
-    blocks: Blocks = 300,
+    blocks: Blocks = 2000,
     seeds: Seeds = 1,
     loss_set: LossSet = None,
     max_time: MaxTime = "5m",

@@ -17,6 +17,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class LossDescent:
     caution: float = 1.0
     gradient_scale: float = 1.0
     ridge: float = 0.0
-    damping: float = 0.0
+    damping: float = 2.0
     tabu_share: float = 0.0
     frozen_pruned: float = 0.0
     frozen_kept: float = 0.0
@@ -169,7 +170,7 @@ class LossDescent:
 _PAPER: dict[str, Any] = {
     "solver": "anneal", "solver_settings": {"starts": 10}, "blocks_per_step": 1, "samples": 200, "scoring_samples": 0,
     "max_samples": 200, "curvature": "empirical", "selection": "salience", "layer_order": "log-size",
-    "accept": "always", "caution": 0.0, "gradient_scale": 0.75, "ridge": 0.001, "tabu_share": 0.4,
+    "accept": "always", "caution": 0.0, "gradient_scale": 0.75, "ridge": 0.001, "damping": 0.0, "tabu_share": 0.4,
     "frozen_pruned": 0.42, "frozen_kept": 0.35, "batch_check": 200,
 }  # fmt: skip
 _LANGUAGE: dict[str, Any] = {
@@ -179,8 +180,9 @@ _LANGUAGE: dict[str, Any] = {
     "frozen_pruned": 0.42,
 }  # fmt: skip
 _LARGE: dict[str, Any] = {
-    "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "held_out": 1000, "max_samples": 1024,
-    "batch_check": 256, "micro_batch": 32, "max_blocks": 10**6,
+    "block_size": 256, "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "held_out": 1000,
+    "max_samples": 1024, "batch_check": 256, "micro_batch": 32, "max_blocks": 10**6, "caution": 2.0, "damping": 2.0,
+    "radius": 2000, "halvings": 1,
 }  # fmt: skip
 _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "measured": {"classifier": {}, "large": _LARGE, "language": _LANGUAGE},
@@ -320,13 +322,16 @@ class _Move:
     def pairs(self, response: Float[Tensor, " B"]) -> Pairs:
         """Its swaps, each with its part in the energy of a step that does ``response``; places in the block."""
         slope = self.gradient + self.stiffness * self.delta / 2 + self.factor.T @ response / (2 * len(response))
-        cost, pruned = (self.delta * slope)[None, :], self.block.x[None, :]
-        changed = (self.x != self.block.x)[None, :]
-        found = []
-        for group in range(int(self.block.labels.max()) + 1):
-            member = (self.block.labels == group)[None, :] & changed
-            found.append(best_pairs(cost, ~pruned, member, Pattern("layer"), len(self.x)))
-        return Pairs(*(torch.cat([getattr(part, f.name) for part in found]) for f in dataclasses.fields(Pairs)))
+        cost, labels, changed = self.delta * slope, self.block.labels, self.x != self.block.x
+
+        def ordered(side: Tensor) -> Tensor:
+            places = side.nonzero()[:, 0]
+            places = places[cost[places].argsort()]
+            return places[labels[places].argsort(stable=True)]
+
+        # a group prunes as many as it restores, so by group and cost the k-th of either side belong together
+        kept, pruned = ordered(changed & ~self.block.x), ordered(changed & self.block.x)
+        return Pairs(kept, pruned, labels[kept], cost[kept], cost[pruned])
 
     def only(self, pairs: Pairs) -> _Move:
         """The move with these of its swaps."""
@@ -418,9 +423,13 @@ class _Descent:
             )
         return int(settings.tabu_share * free)
 
-    def paused(self) -> _Clock:
+    @contextmanager
+    def paused(self) -> Iterator[None]:
         """A context whose time does not count."""
-        return self._clock
+        left = self._deadline.remaining
+        with self._clock:
+            yield
+        self._deadline = Deadline(left)
 
     def steps(self) -> Iterator[LossStep]:
         """Steps until time, blocks or hope are over."""

@@ -32,6 +32,7 @@ from qubo_prune.registry import make_solver, solver_class
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, single_answer
 
 SMALL: dict[str, Any] = {
+    "damping": 0.0,
     "block_size": 64, "blocks_per_step": 2, "samples": 300, "scoring_samples": 300, "max_samples": 600,
     "max_blocks": 12,
 }  # fmt: skip

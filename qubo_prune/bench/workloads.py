@@ -176,7 +176,8 @@ class Tones(Workload):
     """
 
     name: ClassVar[str] = "tones"
-    pattern: str = "layer"
+    pattern: str = "row"
+    warm_start: str = "gram"
     frames: int = 6000
     test_frames: int = 2000
     loss: Any = field(default_factory=lambda: tone_losses)
