@@ -66,7 +66,9 @@ def read_calibration(
     parts = torch.split(torch.arange(len(chosen)), 1 if isinstance(loss, NextToken) else 128)
     given = (chosen.batch(part) for part in parts)
     inputs = [to_device(batch if loss is None else loss.inputs(batch), device) for batch in given]
-    return Calibration(inputs, {"source": "given samples", "samples": len(samples)}, samples)
+    return Calibration(
+        inputs, {"source": "given samples", "samples": len(samples), "gram_samples": len(chosen)}, samples
+    )
 
 
 def _of_text(

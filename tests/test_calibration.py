@@ -102,7 +102,7 @@ def test_token_ids_with_a_loss_are_samples_of_one_window() -> None:
     assert [tuple(window.shape) for window in found.inputs] == [(1, 8)] * 5
     assert sorted(map(tuple, torch.cat(found.inputs).tolist())) == sorted(map(tuple, tokens.tolist()))
     assert torch.equal(found.samples.batch(torch.arange(5)), tokens)
-    assert found.described == {"source": "given samples", "samples": 5}
+    assert found.described == {"source": "given samples", "samples": 5, "gram_samples": 5}
 
 
 @pytest.mark.parametrize("form", ["samples", "tuples", "dicts"])

@@ -412,7 +412,7 @@ def test_prune_an_image_classifier(hessian: str, tmp_path: Path) -> None:
     assert code == 0, errors
     report = json.loads(printed)
     assert report["settings"]["hessian"] == hessian
-    assert report["calibration"] == {"source": "given samples", "samples": 24}
+    assert report["calibration"] == {"source": "given samples", "samples": 24, "gram_samples": 24}
     assert report["totals"]["density"] == 0.5
     assert (report["loss"] is None) == (hessian == "gram")
     masks = KeepMasks.load(out / "masks.safetensors")

@@ -433,11 +433,10 @@ def test_the_loss_falls_from_every_warm_start_in_every_pattern(start: str, patte
     [("magnitude", "magnitude"), ("wanda", "wanda"), ("greedy", "greedy"), ("gram", None)],
 )
 def test_the_warm_start_is_that_of_a_run_without_the_loss(start: str, kind: str | None) -> None:
-    x = digits.digits()[0].tensors[0]
     shape = {"density": 0.3, "pattern": "row", "seed": 1}
     fisher = on_loss(digits.reader(), warm_start=start, **shape, loss_settings={"max_blocks": 0})
     settings = {} if kind is None else {"warm_start": kind, "solver": _Nothing(), "max_sweeps": 0, "max_time": 1e-6}
-    gram = prune(digits.reader(), [x], **shape, **settings)
+    gram = prune(digits.reader(), digits.digits()[0], loss="classification", **shape, **settings)
     # sums of the same samples in another order
     assert sum(swapped(gram.masks, fisher)) <= (20 if kind is None else 2)
 
@@ -476,7 +475,7 @@ def test_labelled_data_in_every_form(form: str) -> None:
     check_loss(model, digits.reader(), report)
     assert report.loss.best_loss < (0.99 if form == "function" else 0.7) * report.loss.start_loss
     assert report.settings["loss"] == ("Given" if form == "function" else "Classification")
-    assert report.calibration == {"source": "given samples", "samples": 1300}
+    assert report.calibration == {"source": "given samples", "samples": 1300, "gram_samples": 1024}
     if form != "function":
         same = on_loss(digits.reader(), train)
         assert swapped(same.masks, report) == [0, 0]
