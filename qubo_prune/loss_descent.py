@@ -181,8 +181,8 @@ _LANGUAGE: dict[str, Any] = {
 }  # fmt: skip
 _LARGE: dict[str, Any] = {
     "block_size": 256, "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "held_out": 1000,
-    "max_samples": 1024, "batch_check": 256, "micro_batch": 32, "max_blocks": 10**6, "caution": 2.0, "damping": 2.0,
-    "radius": 2000, "halvings": 1,
+    "max_samples": 1024, "batch_check": 256, "micro_batch": 32, "max_blocks": 10**6, "caution": 3.0, "damping": 4.0,
+    "radius": 500, "halvings": 1,
 }  # fmt: skip
 _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "measured": {"classifier": {}, "large": _LARGE, "language": _LANGUAGE},
@@ -688,7 +688,7 @@ class _Descent:
         elif ratio < 0.25:
             self._caution = min(_MOST_CAUTION, 1.5 * self._caution)
         elif ratio > 0.75:
-            self._caution = max(self._settings.caution / 2, self._caution / 1.25)
+            self._caution = max(self._settings.caution, self._caution / 1.25)
         if step.outcome == "idle" or ratio < 0.25:
             self._samples = min(2 * self._samples, limit)
 

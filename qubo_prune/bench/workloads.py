@@ -116,6 +116,7 @@ class Vit(_Labelled):
     data: str | None = None
     cache: Path = CACHE
     pattern: str = "row"
+    warm_start: str = "wanda"
     images: int = 6000
     test_images: int = 2000
 
@@ -154,6 +155,7 @@ class GivenImages(_Labelled):
     train: Samples
     test: Samples
     pattern: str = "row"
+    warm_start: str = "wanda"
 
     def model(self, seed: int) -> nn.Module:
         return copy.deepcopy(self.dense.model)
