@@ -16,9 +16,6 @@ from qubo_prune.objective import Classification, Loss, LossFunction, NextToken, 
 from qubo_prune.solver import derive_seed
 from qubo_prune.text import all_windows, check_length, token_windows
 
-#: Samples of a data set that the layers' Grams are taken from, at most.
-MOST_GRAM_SAMPLES = 1024
-
 Source = str | Tensor | Samples | Iterable[Any]
 
 
@@ -38,8 +35,9 @@ class Calibration:
 
 
 def read_calibration(
-    source: Source, loaded: LoadedModel, windows: int, length: int, loss: Loss | None = None, loss_length: int = 128
-) -> Calibration:
+    source: Source, loaded: LoadedModel, windows: int, length: int, loss: Loss | None = None, loss_length: int = 128,
+    gram_samples: int = 1024,
+) -> Calibration:  # fmt: skip
     """Model inputs, and samples for the loss if there is one.
 
     Args:
@@ -49,6 +47,7 @@ def read_calibration(
         length: tokens of each.
         loss: tells what in a batch the model takes; ``None`` if batches are model inputs.
         loss_length: tokens of a window that the loss is taken over.
+        gram_samples: samples of a data set that the layers' Grams are taken from, at most.
     """
     device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
     if isinstance(source, str):
@@ -62,7 +61,7 @@ def read_calibration(
         batches = [to_device(batch, device) for batch in source]
         return Calibration(_some(batches), {"source": "given inputs", "batches": len(batches)})
     samples = as_samples(source)
-    chosen = split(samples, [min(len(samples), MOST_GRAM_SAMPLES)], derive_seed(0, len(samples)))[0]
+    chosen = split(samples, [min(len(samples), gram_samples)], derive_seed(0, len(samples)))[0]
     parts = torch.split(torch.arange(len(chosen)), 1 if isinstance(loss, NextToken) else 128)
     given = (chosen.batch(part) for part in parts)
     inputs = [to_device(batch if loss is None else loss.inputs(batch), device) for batch in given]

@@ -66,6 +66,7 @@ def prune(
     sequence_length: int = 512,
     loss: str | Loss | LossFunction | None = None,
     loss_length: int = 128,
+    gram_samples: int = 1024,
     held_out: Samples | Iterable[Any] | None = None,
     loss_settings: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
@@ -119,6 +120,8 @@ def prune(
             sample; by default the first for texts and token ids, else the second. With ``gram`` it
             only tells the labels in a batch from the inputs.
         loss_length: tokens of a window that the loss is taken over, if the calibration is a text.
+        gram_samples: of :class:`~qubo_prune.data.Samples`, or of batches with a loss, how many the layers'
+            inputs are taken from, at most.
         held_out: with ``fisher``, samples or batches by which moves are judged; a fifth of the
             calibration, which is then left out there, if not given.
         loss_settings: with ``fisher``, fields of :class:`~qubo_prune.loss_descent.LossDescent`; ``preset``
@@ -142,6 +145,8 @@ def prune(
         InputError: an argument cannot be used; the message says why and what to do.
     """
     began = time.perf_counter()
+    if gram_samples < 1:
+        raise InputError(f"gram_samples is {gram_samples}; it must be at least 1.")
     task = _task(hessian, method, loss, calibration)
     if task is None and loss_settings:
         raise InputError("loss_settings are given but hessian is 'gram', which takes no loss; give hessian='fisher'.")
@@ -169,7 +174,7 @@ def prune(
     layers = find_layers(loaded.model, include, exclude, prune_head)
     if task is not None:
         plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
-    data = read_calibration(calibration, loaded, samples, sequence_length, _loss(task, loss), loss_length)
+    data = read_calibration(calibration, loaded, samples, sequence_length, _loss(task, loss), loss_length, gram_samples)
     run = _Run(plan, layers, began)
     with run.undone_on_failure():
         if task is not None:

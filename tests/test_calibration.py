@@ -11,7 +11,6 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-import qubo_prune.calibration as calibration
 from qubo_prune.calibration import as_samples, choose_loss, judged_by, read_calibration
 from qubo_prune.data import Subset, TensorSamples
 from qubo_prune.errors import InputError
@@ -29,7 +28,7 @@ def text(tmp_path: Path) -> str:
 def read(source: Any, loss: Loss | None = None, model: nn.Module | None = None, **sizes: int) -> Any:
     loaded = LoadedModel(model or nn.Linear(3, 2), tiny.tokenizer(), "test")
     settings = {"windows": 4, "length": 10, "loss_length": 20, **sizes}
-    return read_calibration(source, loaded, settings["windows"], settings["length"], loss, settings["loss_length"])
+    return read_calibration(source, loaded, loss=loss, **settings)
 
 
 def rows(count: int, width: int = 3) -> Tensor:
@@ -133,10 +132,9 @@ def test_a_loss_of_the_users_own_takes_pairs_as_inputs_and_labels() -> None:
     assert len(read(rows(6), Given(own)).samples) == 6
 
 
-def test_grams_take_some_of_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "MOST_GRAM_SAMPLES", 50)
+def test_grams_take_some_of_many_samples() -> None:
     samples = TensorSamples(rows(400), torch.arange(400))
-    first, again = (torch.cat(read(samples, Classification()).inputs)[:, 0] for _ in range(2))
+    first, again = (torch.cat(read(samples, Classification(), gram_samples=50).inputs)[:, 0] for _ in range(2))
     assert len(set(first.tolist())) == 50
     assert torch.equal(first, again)
     assert len(read(samples, Classification()).samples) == 400

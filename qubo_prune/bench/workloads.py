@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -182,6 +183,13 @@ class Tones(Workload):
     warm_start: str = "gram"
     frames: int = 6000
     test_frames: int = 2000
+    # conv2 reads 8192 inputs at each of 128 positions, so few frames make a Gram, and a slow one
+    arguments: Mapping[str, Any] = field(default_factory=lambda: {"gram_samples": 96})
+    loss_settings: ClassVar[Mapping[str, Any]] = {
+        "caution": 3.0, "damping": 4.0, "radius": 200, "halvings": 1, "block_size": 256, "blocks_per_step": 0,
+        "samples": 400, "scoring_samples": 300, "max_samples": 800, "held_out": 600, "batch_check": 200,
+        "micro_batch": 50,
+    }  # fmt: skip
     loss: Any = field(default_factory=lambda: tone_losses)
 
     @cached_property
