@@ -423,7 +423,13 @@ class Experiment:
             }
 
         others = (
-            {} if many else {_LABELS[o.method]: o for o in self.outcomes if o.method in ("magnitude", "wanda", "gram")}
+            {}
+            if many
+            else {
+                _LABELS[o.method]: o
+                for o in self.outcomes
+                if o.seed == first and o.method in ("magnitude", "wanda", "gram")
+            }
         )
         getters: list[Callable[[Score], float]] = [self.quality, lambda score: score.loss]
         # a magnitude-pruned language model is so bad that its level would flatten the curves
