@@ -210,7 +210,7 @@ needs_torchcrepe = pytest.mark.skipif(
 @pytest.mark.heavy
 @needs_torchcrepe
 def test_blocks_of_the_loss_help_a_real_convolutional_network() -> None:
-    workload = Tones(frames=600, test_frames=300)
+    workload = Tones("layer", frames=600, test_frames=300)
     model = workload.model(0)
     assert isinstance(model, PitchNetwork)
     dense = workload.score(model)
