@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
-from qubo_prune.models import LoadedModel
+from qubo_prune.models import LoadedModel, device_of
 from qubo_prune.objective import Classification, Loss, LossFunction, NextToken, make_loss
 from qubo_prune.solver import derive_seed
 from qubo_prune.text import all_windows, check_length, token_windows
@@ -49,7 +49,7 @@ def read_calibration(
         loss_length: tokens of a window that the loss is taken over.
         gram_samples: samples of a data set that the layers' Grams are taken from, at most.
     """
-    device = next((p.device for p in loaded.model.parameters()), torch.device("cpu"))
+    device = device_of(loaded.model)
     if isinstance(source, str):
         return _of_text(source, loaded, windows, length, loss, loss_length, device)
     if isinstance(source, Tensor) and loss is None:

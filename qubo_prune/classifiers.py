@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
+from qubo_prune.models import usable_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +44,9 @@ def load_classifier(name: str, device: str = "cpu") -> ImageClassifier:
     Raises:
         InputError: there is no such model or device, or timm is not installed.
     """
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The device {device!r} cannot be used here ({reason}); 'cpu' always can.") from error
+    where = usable_device(device)
     loaded = _from_timm(name) if name.startswith("timm:") else _from_transformers(name)
-    loaded.model.to(place).eval()
+    loaded.model.to(where).eval()
     return loaded
 
 

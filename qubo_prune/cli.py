@@ -17,6 +17,7 @@ from qubo_prune.cli_options import (
     Density,
     Device,
     Dtype,
+    EvalSamples,
     Hessian,
     Json,
     Length,
@@ -31,9 +32,11 @@ from qubo_prune.cli_options import (
     Seed,
     Settings,
     SolverOption,
+    Text,
     Trust,
     counts,
     hush_libraries,
+    names,
     pairs,
     plain_errors,
     settings_of,
@@ -149,7 +152,7 @@ def prune_command(
 @app.command("eval")
 def eval_command(
     model: Model,
-    text: Annotated[str, typer.Option(help="Held-out text: a file, a folder, a data set id, or pydoc.")] = "pydoc",
+    text: Text = "pydoc",
     samples: Annotated[int, typer.Option(help="Windows of text.")] = 24,
     sequence_length: Length = 512,
     dtype: Dtype = "auto",
@@ -187,9 +190,9 @@ def compare_command(
     solver: SolverOption = "greedy",
     max_time: MaxTime = None,
     calibration: Calibration = "pydoc",
-    text: Annotated[str, typer.Option(help="Held-out text.")] = "pydoc",
+    text: Text = "pydoc",
     samples: Samples = 32,
-    eval_samples: Annotated[int, typer.Option(help="Windows of held-out text.")] = 24,
+    eval_samples: EvalSamples = 24,
     sequence_length: Length = 512,
     seed: Seed = 0,
     dtype: Dtype = "auto",
@@ -208,10 +211,10 @@ def compare_command(
 
         hush_libraries()
         result = compare(
-            model, [name.strip() for name in methods.split(",") if name.strip()], calibration=calibration, text=text,
-            density=density, pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples,
-            eval_samples=eval_samples, sequence_length=sequence_length, device=device, dtype=dtype, output=output,
-            overwrite=overwrite, progress=not quiet,
+            model, names(methods), calibration=calibration, text=text, density=density, pattern=pattern,
+            solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
+            sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
+            progress=not quiet,
         )  # fmt: skip
         show(result, as_json, quiet)
         if output is not None and not quiet and not as_json:

@@ -7,16 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
+from qubo_prune.bench import CACHE
 from qubo_prune.cli_options import (
     Calibration,
+    Densities,
+    EvalSamples,
     Json,
     Length,
     MaxTime,
+    PatternOption,
     Quiet,
     Samples,
     Seed,
+    Text,
     counts,
     hush_libraries,
+    names,
     pairs,
     plain_errors,
     show,
@@ -33,7 +39,6 @@ LossSet = Annotated[
 ]
 Blocks = Annotated[int, typer.Option(help="Blocks of the descent on the loss, at most.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, from 0 on; a trained network has its own for each.")]
-CACHE = Path(".cache") / "qubo_prune"
 
 
 @bench.command("solvers")
@@ -153,8 +158,8 @@ def vit_command(
     model: Annotated[
         str, typer.Option(help="dinov2-small (with a probe for Fashion-MNIST), a hub id or folder, or timm:NAME.")
     ] = "dinov2-small",
-    densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.5",
-    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "row",
+    densities: Densities = "0.5",
+    pattern: PatternOption = "row",
     methods: Methods = "magnitude,wanda,gram,icbs",
     images: Annotated[
         Path | None, typer.Option(help="Images to prune other models with: a folder with one folder per class.")
@@ -189,8 +194,8 @@ def vit_command(
 
 @bench.command("tones")
 def tones_command(
-    densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.2",
-    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "row",
+    densities: Densities = "0.2",
+    pattern: PatternOption = "row",
     methods: Methods = "magnitude,wanda,gram,icbs",
     blocks: Blocks = 2000,
     seeds: Seeds = 1,
@@ -216,13 +221,13 @@ def llm_command(
     model: Annotated[
         str, typer.Option(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")
     ] = "smollm2-135m",
-    densities: Annotated[str, typer.Option(help="Comma-separated kept shares.")] = "0.5",
-    pattern: Annotated[str, typer.Option(help="Where the budget is balanced: row, layer or n:m.")] = "row",
+    densities: Densities = "0.5",
+    pattern: PatternOption = "row",
     methods: Methods = "wanda,gram,icbs",
     max_time: MaxTime = "30m",
     calibration: Calibration = "pydoc",
-    text: Annotated[str, typer.Option(help="Held-out text: a file, a folder, a data set id, or pydoc.")] = "pydoc",
-    eval_samples: Annotated[int, typer.Option(help="Windows of held-out text.")] = 24,
+    text: Text = "pydoc",
+    eval_samples: EvalSamples = 24,
     sequence_length: Length = 512,
     loss_set: LossSet = None,
     output: Output = None,
@@ -266,13 +271,12 @@ def _experiment(
     from qubo_prune.errors import InputError
     from qubo_prune.models import check_output
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give a whole number from 1 on.")
     target = None if output is None else check_output(output, overwrite=True)
     settings = {"max_blocks": blocks} | pairs("--loss-set", loss_set)
     result = run(
-        workload, names, _shares(densities), range(seeds), settings, max_time,
+        workload, names(methods), _shares(densities), range(seeds), settings, max_time,
         tuple(mark for mark in marks if mark < blocks), not quiet and not as_json,
     )  # fmt: skip
     if target is not None:

@@ -45,10 +45,13 @@ Settings = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the solver, its value as JSON or as text."),
 ]
 NoPolish = Annotated[bool, typer.Option("--no-polish", help="Leave out the swaps on the solver's answers.")]
+Densities = Annotated[str, typer.Option(help="Comma-separated kept shares.")]
 Calibration = Annotated[
     str, typer.Option(help="Calibration text: a file, a folder of .txt files, a data set id, or pydoc.")
 ]
 Samples = Annotated[int, typer.Option(help="Calibration windows.")]
+Text = Annotated[str, typer.Option(help="Held-out text: a file, a folder, a data set id, or pydoc.")]
+EvalSamples = Annotated[int, typer.Option(help="Windows of held-out text.")]
 Length = Annotated[int, typer.Option(help="Tokens per window.")]
 Seed = Annotated[int, typer.Option(help="Every random choice follows from it.")]
 MaxTime = Annotated[
@@ -125,6 +128,11 @@ def show(result: Any, as_json: bool, quiet: bool) -> None:
         sys.stdout.write(json.dumps(result.to_dict(), indent=1) + "\n")
     elif not quiet:
         Console().print(result)
+
+
+def names(text: str) -> list[str]:
+    """The words of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def counts(text: str | None) -> tuple[int, ...] | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qubo_prune.errors import InputError
+from qubo_prune.models import device_of
 from qubo_prune.progress import Progress
 from qubo_prune.text import check_length, token_windows
 
@@ -58,7 +59,7 @@ def perplexity(
     if tokens.shape[1] < 2:
         raise InputError(f"The windows have {tokens.shape[1]} token; at least 2 are needed to predict one.")
     began, total = time.perf_counter(), 0.0
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.no_grad(), (progress or Progress()).task("perplexity", len(tokens)) as advance:
         for window in tokens:
             ids = window[None, :].to(device)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
-from qubo_prune.objective import Objective, evaluating
+from qubo_prune.models import evaluating
+from qubo_prune.objective import Objective
 
 # floats in the working arrays of one layer
 _ROOM = 2**25

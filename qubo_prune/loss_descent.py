@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from qubo_prune.objective import Objective
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import Deadline, Solver, derive_seed, shortest
+from qubo_prune.stopwatch import Stopwatch
 
 _MOST_CAUTION = 8.0
 
@@ -121,10 +123,7 @@ class LossDescent:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            _check_number(entry.name, str(entry.type), getattr(self, entry.name))
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
+            _check_kind(entry.name, getattr(self, entry.name))
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
@@ -193,13 +192,6 @@ _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
         | {"block_size": 4096, "samples": 64, "max_samples": 64, "batch_check": 16, "micro_batch": 4},
     },
 }
-_CHOICES = {
-    "curvature": ("auto", "sampled", "empirical"),
-    "selection": ("gain", "salience"),
-    "layer_order": ("gain", "log-size"),
-    "accept": ("held-out", "always"),
-    "budget": ("layer", "global"),
-}
 _LEAST = {
     "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "scoring_group": 1, "max_samples": 1,
     "radius": 0, "halvings": 0, "held_out": 1, "damping": 0,
@@ -207,15 +199,21 @@ _LEAST = {
 }  # fmt: skip
 
 
-def _check_number(name: str, kind: str, value: Any) -> None:
+_KINDS = get_type_hints(LossDescent)
+
+
+def _check_kind(name: str, value: Any) -> None:
     """Raise :class:`InputError` if a value is not of the kind that its field is annotated with."""
+    kind = _KINDS[name]
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind == "int" and not (number and value == int(value)):
+    if kind is int and not (number and value == int(value)):
         raise InputError(f"{name} is {value!r}; a whole number is needed.")
-    if kind == "float" and not number:
+    if kind is float and not number:
         raise InputError(f"{name} is {value!r}; a number is needed.")
-    if kind == "bool" and not isinstance(value, bool):
+    if kind is bool and not isinstance(value, bool):
         raise InputError(f"{name} is {value!r}; true or false is needed.")
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise InputError(f"{name} is {value!r}; use one of {', '.join(get_args(kind))}.")
 
 
 OnStep = Callable[[LossStep], None]
@@ -304,12 +302,12 @@ class _Move:
         """Weights pruned by it, as many as it restores."""
         return int((self.x & ~self.block.x).sum())
 
-    @property
+    @cached_property
     def delta(self) -> Float[Tensor, " n"]:
         """Change of the weights, float64."""
         return self.value * (self.block.x.double() - self.x.double())
 
-    @property
+    @cached_property
     def response(self) -> Float[Tensor, " B"]:
         """``G delta``, per sample."""
         return self.factor @ self.delta
@@ -369,7 +367,7 @@ class _Descent:
         self._objective, self._train, self._held_out = objective, train, held_out
         self._settings, self._pattern, self._deadline = settings, pattern, deadline
         self._solver = make_solver(settings.solver, **settings.solver_settings)
-        self._clock, self._notes = _Clock(), Counter[str]()
+        self._clock, self._notes = Stopwatch(), Counter[str]()
         self._fresh = Fresh(train, derive_seed(settings.seed, 1))
         self._labels = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
         self._random = np.random.default_rng(derive_seed(settings.seed, 3))
@@ -427,7 +425,7 @@ class _Descent:
     def paused(self) -> Iterator[None]:
         """A context whose time does not count."""
         left = self._deadline.remaining
-        with self._clock:
+        with self._clock.stopped():
             yield
         self._deadline = Deadline(left)
 
@@ -456,7 +454,7 @@ class _Descent:
         """What happened."""
         return LossTrace(
             {name: keep.clone() for name, keep in self._best.items()}, tuple(self._steps), self._start_loss,
-            self._best_loss, self.stopped, dict(self._notes), self._clock.seconds,
+            self._best_loss, self.stopped, dict(self._notes), self._clock.wall,
         )  # fmt: skip
 
     def _step(self, done: int) -> LossStep:
@@ -661,7 +659,7 @@ class _Descent:
             len(self._steps), len(blocks), tuple(block.pool.name for block in blocks), sum(len(b) for b in blocks),
             sum(move.swaps for move in moves), predicted, measured, mean,
             float(change.std() / math.sqrt(len(change))) if len(change) > 1 else 0.0, loss, outcome, self._caution,
-            self._samples, solved, self._clock.seconds,
+            self._samples, solved, self._clock.wall,
         )  # fmt: skip
         self._adapt(step)
         return step
@@ -691,23 +689,6 @@ class _Descent:
             self._caution = max(self._settings.caution, self._caution / 1.25)
         if step.outcome == "idle" or ratio < 0.25:
             self._samples = min(2 * self._samples, limit)
-
-
-class _Clock:
-    """Seconds since it was made, less those spent inside ``with``."""
-
-    def __init__(self) -> None:
-        self._began, self._away, self._left = time.perf_counter(), 0.0, 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began - self._away
-
-    def __enter__(self) -> None:
-        self._left = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._away += time.perf_counter() - self._left
 
 
 def _starting(layer: Layer, keep: Tensor, value: Tensor | None) -> _Weights:

@@ -1,4 +1,4 @@
-"""Loading language models by name, and saving pruned ones."""
+"""Loading language models by name, saving pruned ones; device and evaluation mode of any model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
     if dtype not in DTYPES:
         raise InputError(f"There is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use one of {', '.join(DTYPES)}.")
     folder, gguf = _locate(name)
-    where = _device(device)
+    where = usable_device(device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -66,7 +66,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
     return LoadedModel(model.to(where).eval(), tokenizer, name)
 
 
-def _device(device: str) -> torch.device:
+def usable_device(device: str) -> torch.device:
+    """The device of this name; raises :class:`InputError` if it cannot be used here."""
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -74,6 +75,29 @@ def _device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"The device {device!r} cannot be used here ({reason}); 'cpu' always can.") from error
     return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter; the CPU without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without key-value caches; every module gets its own mode back."""
+    training = {module: module.training for module in model.modules()}
+    config = getattr(model, "config", None)
+    cached = getattr(config, "use_cache", None)
+    model.eval()
+    if cached:
+        config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        if cached:
+            config.use_cache = cached  # type: ignore[union-attr]
 
 
 def _locate(name: str) -> tuple[str, str | None]:

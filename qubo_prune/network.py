@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
+from qubo_prune.models import evaluating
 
 
 @dataclass
@@ -89,7 +90,7 @@ def stream(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], vi
         seconds: times are added to its fields.
     """
     calls = [as_call(batch) for batch in batches]
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
         if stack is not None:
@@ -114,24 +115,6 @@ def _timed(seconds: Seconds, run: Callable[[], Any]) -> Any:
         return run()
     finally:
         seconds.forward += time.perf_counter() - began - (seconds.hessian - inside)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without key-value caches; the model's own settings come back afterwards."""
-    training = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
-    model.eval()
-    if cached:
-        config.use_cache = False  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-        if cached:
-            config.use_cache = cached  # type: ignore[union-attr]
 
 
 def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | None:

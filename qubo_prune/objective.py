@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from qubo_prune.data import Samples, to_device
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.models import device_of, evaluating
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -53,7 +53,7 @@ class Classification(Loss):
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
         self._labels(batch)
         inputs = self.inputs(batch)
-        return _single(_logits(model(**inputs) if isinstance(inputs, Mapping) else model(inputs)))
+        return _single(logits_of(model(**inputs) if isinstance(inputs, Mapping) else model(inputs)))
 
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
         return functional.cross_entropy(prediction, self._labels(batch).to(prediction.device), reduction="none")
@@ -85,7 +85,7 @@ class NextToken(Loss):
         return self._tokens(batch)
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        return _single(_logits(model(self._tokens(batch).to(_device(model))))[:, :-1])
+        return _single(logits_of(model(self._tokens(batch).to(device_of(model))))[:, :-1])
 
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
         labels = self._tokens(batch)[:, 1:].to(prediction.device)
@@ -175,7 +175,7 @@ class Objective:
 
     def losses_of(self, samples: Samples, indices: Int[Tensor, " m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
         """Prediction and losses of one micro-batch; raises :class:`InputError` if one is not finite."""
-        batch = to_device(samples.batch(indices), _device(self.model))
+        batch = to_device(samples.batch(indices), device_of(self.model))
         prediction = self.loss.predict(self.model, batch)
         losses = self.loss.losses(prediction, batch)
         if losses.shape != indices.shape:
@@ -192,19 +192,8 @@ class Objective:
         return prediction, losses
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while it lasts; every module gets its own mode back."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
+    """An output's logits, or the output itself; raises :class:`InputError` if that is no tensor."""
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
         raise InputError(
@@ -223,7 +212,3 @@ def _draw(logits: Float[Tensor, "b classes"], generator: torch.Generator) -> Int
     """One label per row from ``softmax(logits)``, drawn on the CPU so that devices agree."""
     chances = logits.detach().softmax(1).cpu()
     return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

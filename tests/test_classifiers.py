@@ -3,8 +3,8 @@ from __future__ import annotations
 import builtins
 from pathlib import Path
 
+import pictures
 import pytest
-import torch
 from PIL import Image
 
 from qubo_prune.bench.networks import accuracy_and_loss
@@ -15,18 +15,7 @@ from qubo_prune.images import ImageFolder
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    names = {0: "cat", 1: "dog"}
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14,
-        id2label=names, label2id={name: number for number, name in names.items()},
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("classifier")
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return folder
+    return pictures.classifier(tmp_path_factory.mktemp("classifier"))
 
 
 def test_a_classifier_of_transformers_with_its_preprocessing(saved: Path, tmp_path: Path) -> None:

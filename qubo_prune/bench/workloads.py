@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qubo_prune.bench import CACHE
 from qubo_prune.bench.experiments import Score, Workload
 from qubo_prune.bench.networks import accuracy_and_loss, garment_net, trained
 from qubo_prune.bench.tones import CENTS_PER_BIN, make_tones, pitch_network, share_right
@@ -28,8 +30,6 @@ from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.progress import Progress
 from qubo_prune.text import check_length, token_windows
 
-CACHE = Path(".cache") / "qubo_prune"
-
 
 class _Labelled(Workload):
     """A classifier and images with labels."""
@@ -41,8 +41,25 @@ class _Labelled(Workload):
         return Score(loss, accuracy)
 
 
+class _Parted(_Labelled):
+    """Data that come as a training and a test part."""
+
+    @property
+    @abc.abstractmethod
+    def _parts(self) -> tuple[Samples, Samples]:
+        """Training and test part; cached where it is implemented."""
+
+    @property
+    def train(self) -> Samples:
+        return self._parts[0]
+
+    @property
+    def test(self) -> Samples:  # type: ignore[override]
+        return self._parts[1]
+
+
 @dataclass(eq=False)
-class Garment(_Labelled):
+class Garment(_Parted):
     """iCBS's garment classifier: 784-512-512-10 on Fashion-MNIST, trained here or from a checkpoint.
 
     Attributes:
@@ -63,14 +80,6 @@ class Garment(_Labelled):
         train, test = fashion_mnist(self.data)
         return TensorSamples(*train), TensorSamples(*test)
 
-    @property
-    def train(self) -> Samples:
-        return self._parts[0]
-
-    @property
-    def test(self) -> Samples:  # type: ignore[override]
-        return self._parts[1]
-
     def model(self, seed: int) -> nn.Module:
         if self.checkpoint is not None:
             return load_checkpoint(garment_net(), self.checkpoint)
@@ -78,7 +87,7 @@ class Garment(_Labelled):
 
 
 @dataclass(eq=False)
-class MlpNet(_Labelled):
+class MlpNet(_Parted):
     """CBS's MLPNet: 784-40-20-10 without bias on MNIST, one budget over all layers as CBS prunes it."""
 
     name: ClassVar[str] = "mlpnet"
@@ -92,20 +101,12 @@ class MlpNet(_Labelled):
         train, test = mnist(self.data)
         return TensorSamples(*train), TensorSamples(*test)
 
-    @property
-    def train(self) -> Samples:
-        return self._parts[0]
-
-    @property
-    def test(self) -> Samples:  # type: ignore[override]
-        return self._parts[1]
-
     def model(self, seed: int) -> nn.Module:
         return trained("mlpnet", self.cache, seed, self.data, Progress(self.progress))
 
 
 @dataclass(eq=False)
-class Vit(_Labelled):
+class Vit(_Parted):
     """DINOv2-small with a linear probe for Fashion-MNIST; the probe stays dense.
 
     Attributes:
@@ -126,14 +127,6 @@ class Vit(_Labelled):
         train, test = (garment_images(part) for part in fashion_mnist(self.data))
         # behind those that the probe was fitted on by chance only; all are training images
         return Subset(train, torch.arange(len(train))[-self.images :]), Subset(test, torch.arange(self.test_images))
-
-    @property
-    def train(self) -> Samples:
-        return self._parts[0]
-
-    @property
-    def test(self) -> Samples:  # type: ignore[override]
-        return self._parts[1]
 
     @cached_property
     def _dense(self) -> nn.Module:
