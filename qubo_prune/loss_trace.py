@@ -14,6 +14,9 @@ from torch import Tensor
 
 from qubo_prune.tables import rendered
 
+#: Correlation of predicted and held-out change above which the predictions count as good.
+_TRUSTED = 0.7
+
 
 @dataclass(frozen=True)
 class LossStep:
@@ -94,6 +97,22 @@ class LossTrace:
         return float(np.corrcoef(predicted, measured)[0, 1])
 
     @property
+    def doubt(self) -> str:
+        """Why predictions were poor and what was done about it, as a sentence; empty if they correlate above 0.7."""
+        correlation, moved = self.correlation(), [step for step in self.steps[:100] if step.swaps]
+        if np.isnan(correlation) or correlation > _TRUSTED:
+            return ""
+        failed = [step.swaps for step in moved if step.outcome == "rolled back"]
+        share = sum(step.held_out_change for step in moved) / min(sum(step.predicted for step in moved), -1e-300)
+        said = f"{len(failed)} of {len(moved)} moves raised the held-out loss" + (
+            f", of {min(failed)} swaps and more" if failed else f"; together they did {100 * share:.0f} % of the promise"
+        )
+        return (
+            f"Predictions did not hold: {said}, so steps went from {moved[0].swaps} to {moved[-1].swaps} swaps and B "
+            f"from {moved[0].samples} to {moved[-1].samples}; such moves leave what the quadratic model describes."
+        )
+
+    @property
     def blocks(self) -> int:
         """Blocks solved."""
         return sum(step.blocks for step in self.steps)
@@ -113,7 +132,8 @@ class LossTrace:
         }  # fmt: skip
         plain = {
             "start_loss": self.start_loss, "best_loss": self.best_loss, "blocks": self.blocks,
-            "accepted": self.accepted, "stopped": self.stopped, "notes": self.notes, "seconds": self.seconds,
+            "accepted": self.accepted, "stopped": self.stopped, "doubt": self.doubt, "notes": self.notes,
+            "seconds": self.seconds,
         }  # fmt: skip
         return plain | correlations | {"steps": [dataclasses.asdict(step) for step in self.steps]}
 
@@ -150,7 +170,7 @@ class LossTrace:
         return (
             f"held-out loss {self.start_loss:.5f} to {self.best_loss:.5f} in {self.blocks} blocks, {self.accepted} of "
             f"{len(self.steps)} steps accepted, {self.seconds:.1f} s{correlation}. {self.stopped}"
-        )
+        ) + (f" {self.doubt}" if self.doubt else "")
 
     def __str__(self) -> str:
         return rendered(self.table(), 110)

@@ -90,6 +90,23 @@ def test_too_few_or_equal_changes_have_no_correlation(case: str) -> None:
     assert "correlate" not in str(told)
 
 
+def test_poor_predictions_are_explained_and_good_ones_are_not() -> None:
+    good = moving([-0.3, -0.2, -0.1], [-0.29, -0.21, -0.08])
+    assert good.doubt == ""
+    assert moving([-0.3], [0.1]).doubt == ""  # nothing to correlate
+    steps = [
+        step(0, predicted=-0.1, held_out_change=-0.1, swaps=40),
+        step(1, predicted=-0.2, held_out_change=0.3, swaps=400, outcome="rolled back"),
+        step(2, predicted=-0.3, held_out_change=0.9, swaps=300, samples=200, outcome="rolled back"),
+    ]
+    poor = trace(*steps)
+    assert "2 of 3 moves raised the held-out loss, of 300 swaps and more" in poor.doubt
+    assert "from 40 to 300 swaps and B from 100 to 200" in poor.doubt
+    assert poor.doubt in " ".join(str(poor).split())
+    flat = moving([-0.3, -0.2, -0.1], [-0.01, -0.02, -0.03])
+    assert "together they did 10 % of the promise" in flat.doubt
+
+
 def test_a_trace_is_plain_data_for_json() -> None:
     told = moving([-0.5, -0.3, -0.4], [-0.4, -0.1, 0.05])
     read = json.loads(json.dumps(told.to_dict(), allow_nan=False))
