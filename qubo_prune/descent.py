@@ -141,10 +141,10 @@ def descend(
         own = replace(settings, seed=derive_seed(settings.seed, number))
         share = None if deadline.remaining is None else Deadline(deadline.remaining / (len(parts) - number))
         results.append(_Run(LayerState(*part, pattern), pattern, own, share or deadline).result())
-    return _merged(results)
+    return merged(results)
 
 
-def _merged(results: Sequence[DescentResult]) -> DescentResult:
+def merged(results: Sequence[DescentResult]) -> DescentResult:
     """The descents of several groups of rows, which add up; the trace has a point for each group."""
     trace = [TracePoint(0.0, sum(result.trace[0].energy for result in results), 0)]
     notes: Counter[str] = Counter()
