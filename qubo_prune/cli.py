@@ -34,6 +34,7 @@ from qubo_prune.cli_options import (
     SolverOption,
     Text,
     Trust,
+    Update,
     counts,
     hush_libraries,
     names,
@@ -73,20 +74,22 @@ def prune_command(
     output: Annotated[Path, typer.Option(help="Folder for the pruned model, report.json and masks.safetensors.")],
     density: Density = 0.5,
     pattern: PatternOption = "row",
-    method: Annotated[Method, typer.Option(help="Blocks, or a score alone.")] = Method.icbs,
-    hessian: Annotated[
-        Hessian, typer.Option(help="Blocks from the layers' inputs, or from gradients of the loss.")
-    ] = Hessian.gram,
+    method: Method = "icbs",
+    hessian: Hessian = "gram",
+    update: Update = None,
     solver: SolverOption = "greedy",
     warm_start: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="magnitude, wanda, greedy, random, or a masks.safetensors; with fisher also gradient, or gram."
+            help="magnitude, wanda (the default), greedy, random, a method such as admm (the default of compensated), "
+            "or a masks.safetensors; with fisher also gradient, or gram.",
+            show_default=False,
         ),
-    ] = "wanda",
+    ] = None,
     set_: Settings = None,
     block_size: Annotated[
-        int | None, typer.Option(help="Weights per block; 64 (fisher: 1024), or less if the solver takes less.")
+        int | None,
+        typer.Option(help="Weights per block; 64 (compensated: 128, fisher: 1024), or less if the solver takes less."),
     ] = None,
     block_time: Annotated[
         str, typer.Option(help="Most time for one block such as 500ms or 10s; none for no limit.")
@@ -95,7 +98,13 @@ def prune_command(
         int | None, typer.Option(help="Processes for solvers that take one block at a time; one per core.")
     ] = None,
     no_polish: NoPolish = False,
-    max_sweeps: Annotated[int, typer.Option(help="Most blocks per row before the whole-row swaps.")] = 1,
+    max_sweeps: Annotated[
+        int | None,
+        typer.Option(help="Most blocks per row, 1 and then swaps over the whole row, or 2 with compensated."),
+    ] = None,
+    damping: Annotated[
+        float, typer.Option(help="Share of a Gram's mean diagonal added to its diagonal (updates, compensated).")
+    ] = 0.01,
     max_time: MaxTime = None,
     calibration: Calibration = "pydoc",
     samples: Samples = 32,
@@ -131,12 +140,13 @@ def prune_command(
         from qubo_prune.pruning import prune
 
         hush_libraries()
-        given = KeepMasks.load(warm_start) if warm_start.endswith(".safetensors") else warm_start
+        given = KeepMasks.load(warm_start) if warm_start and warm_start.endswith(".safetensors") else warm_start
         tokenizer, source, named = None, calibration, model
         if images is not None:
             named, tokenizer, source = _image_classifier(model, images, device)
         report = prune(
-            named, source, density, pattern=pattern, method=method.value, hessian=hessian.value, solver=solver,
+            named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
+            update=update, damping=damping,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
             solver_settings=settings_of(solver, set_), warm_start=given, block_size=block_size,
@@ -184,8 +194,13 @@ def eval_command(
 @app.command("compare")
 def compare_command(
     model: Model,
-    methods: Annotated[str, typer.Option(help="Comma-separated: magnitude, wanda, icbs.")] = "magnitude,wanda,icbs",
-    density: Density = 0.5,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated METHOD[:HESSIAN][+UPDATE], as of prune: wanda, admm+refit, icbs:compensated."
+        ),
+    ] = "magnitude,wanda,sparsegpt,admm,icbs,icbs:compensated",
+    density: Annotated[str, typer.Option(help="Kept share, or several: 0.5,0.4,2:4.")] = "0.5",
     pattern: PatternOption = "row",
     solver: SolverOption = "greedy",
     max_time: MaxTime = None,
@@ -211,8 +226,8 @@ def compare_command(
 
         hush_libraries()
         result = compare(
-            model, names(methods), calibration=calibration, text=text, density=density, pattern=pattern,
-            solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
+            model, names(methods), calibration=calibration, text=text, density=names(density),
+            pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
             sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
             progress=not quiet,
         )  # fmt: skip

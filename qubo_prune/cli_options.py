@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -19,21 +18,23 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
-class Method(StrEnum):
-    """How masks are chosen."""
-
-    icbs = "icbs"
-    magnitude = "magnitude"
-    wanda = "wanda"
-
-
-class Hessian(StrEnum):
-    """What blocks are emitted from."""
-
-    gram = "gram"
-    fisher = "fisher"
-
-
+Method = Annotated[
+    str,
+    typer.Option(help="icbs (blocks), magnitude, wanda, ria, sparsegpt, admm, alps, dsnot, sparsefw or sparseswaps."),
+]
+Hessian = Annotated[
+    str,
+    typer.Option(
+        help="Blocks from gram (layer inputs), compensated (the same, for weights that adapt) or fisher (the loss)."
+    ),
+]
+Update = Annotated[
+    str | None,
+    typer.Option(
+        help="Kept weights: none, refit, admm or sparsegpt; by default the method's own, refit with compensated.",
+        show_default=False,
+    ),
+]
 Model = Annotated[str, typer.Argument(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")]
 Density = Annotated[float, typer.Option(help="Kept share of each budget, above 0 and at most 1.")]
 PatternOption = Annotated[str, typer.Option(help="Where the budget is balanced: row, layer, or n:m such as 2:4.")]

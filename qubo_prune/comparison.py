@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,72 @@ from rich.table import Table
 
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
+from qubo_prune.masks import Pattern
 from qubo_prune.models import check_output, load_model
+from qubo_prune.peers import PEERS
+from qubo_prune.plot import bar_panels
 from qubo_prune.progress import Progress
-from qubo_prune.pruning import METHODS, prune, save_pruned
-from qubo_prune.report import Report, machine
+from qubo_prune.pruning import METHODS, check_method, prune, save_pruned
+from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.tables import rendered
 from qubo_prune.text import check_length, token_windows
 
-_LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "icbs": "iCBS blocks"}
+logger = logging.getLogger(__name__)
+
+#: What a comparison takes if no methods are named.
+COMPARED = ("magnitude", "wanda", "sparsegpt", "admm", "icbs", "icbs:compensated")
+_LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "icbs": "iCBS"} | {name: p.label for name, p in PEERS.items()}
+_BLOCKS = {"gram": " blocks", "compensated": " compensated", "fisher": " of the loss"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of a comparison: ``METHOD[:HESSIAN][+UPDATE]``, such as ``admm+refit`` or ``icbs:compensated``."""
+
+    method: str
+    hessian: str = "gram"
+    update: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """Read the text of an entry; names are checked by the run."""
+        name, _, update = text.partition("+")
+        method, _, hessian = name.partition(":")
+        if method not in METHODS:
+            raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use {', '.join(METHODS)}.")
+        return cls(method, hessian or "gram", update or None)
+
+    def __str__(self) -> str:
+        hessian = f":{self.hessian}" if self.hessian != "gram" else ""
+        return f"{self.method}{hessian}{f'+{self.update}' if self.update else ''}"
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        blocks = _BLOCKS.get(self.hessian, f" {self.hessian}") if self.method == "icbs" else ""
+        return f"{_LABELS[self.method]}{blocks}{f' + {self.update}' if self.update else ''}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is kept, and where the budget is balanced."""
+
+    density: float
+    pattern: str
+
+    @classmethod
+    def parse(cls, text: str | float, pattern: str) -> Setting:
+        """A kept share, or a pattern n:m such as ``2:4``, which says it itself."""
+        try:
+            chosen, density = Pattern.parse(pattern), float(text)
+        except ValueError:
+            chosen = Pattern.parse(str(text))
+            density = chosen.keep / chosen.of if chosen.of else math.nan
+        chosen.check(density)
+        return cls(density, chosen.name)
+
+    def __str__(self) -> str:
+        return self.pattern if ":" in self.pattern else f"density {self.density:g} of each {self.pattern}"
 
 
 @dataclass(frozen=True)
@@ -29,14 +89,16 @@ class ComparisonRow:
     """One model of a comparison.
 
     Attributes:
-        method: ``dense`` or a method's name.
+        method: ``dense``, or an entry as :class:`Entry` reads it.
         density: kept share of the pruned layers.
         perplexity: on the held-out text.
         layer_error: mean squared output error, summed over the layers.
         relative_error: the same as a share of the summed output power.
         seconds: wall-clock time of the pruning, calibration passes included.
         forward_seconds: of it, forward passes over the calibration data.
-        search_seconds: of it, choosing the masks.
+        search_seconds: of it, choosing masks and weights.
+        peak_memory_bytes: highest resident memory while it ran.
+        setting: what was asked for.
     """
 
     method: str
@@ -47,6 +109,8 @@ class ComparisonRow:
     seconds: float = 0.0
     forward_seconds: float = 0.0
     search_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    setting: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +124,18 @@ class Comparison:
     machine: dict[str, Any]
     date: str
 
-    def row(self, method: str) -> ComparisonRow:
-        """The row of a method."""
-        return next(row for row in self.rows if row.method == method)
+    @property
+    def settings(self) -> list[str]:
+        """What was asked for, in order."""
+        return list(dict.fromkeys(row.setting for row in self.rows if row.method != "dense"))
 
-    def rise(self, method: str) -> float:
+    def row(self, method: str, setting: str | None = None) -> ComparisonRow:
+        """The row of a method, in the first setting if none is named."""
+        return next(row for row in self.rows if row.method == method and setting in (None, row.setting))
+
+    def rise(self, method: str, setting: str | None = None) -> float:
         """Rise of the log-perplexity over the dense model."""
-        return math.log(self.row(method).perplexity / self.row("dense").perplexity)
+        return math.log(self.row(method, setting).perplexity / self.row("dense").perplexity)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -82,18 +151,42 @@ class Comparison:
             f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
         table.add_column("method")
-        for column in ("density", "perplexity", "layer error", "seconds", "of it search"):
+        for column in ("perplexity", "log rise", "layer error", "seconds", "of it search", "GiB"):
             table.add_column(column, justify="right")
-        for row in self.rows:
-            label = _LABELS.get(row.method, row.method)
-            if row.method == "dense":
-                table.add_row(label, "1.0000", f"{row.perplexity:.2f}", "0", "-", "-")
-            else:
-                table.add_row(
-                    label, f"{row.density:.4f}", f"{row.perplexity:.2f}", f"{row.relative_error:.5f}",
-                    f"{row.seconds:.0f}", f"{row.search_seconds:.0f}",
-                )  # fmt: skip
+        dense = self.row("dense")
+        table.add_row("dense", f"{dense.perplexity:.2f}", "", "", "", "", "")
+        for setting in self.settings:
+            table.add_section()
+            table.add_row(f"[italic]{setting}[/]", *[""] * 6)
+            for row in self.rows:
+                if row.setting == setting:
+                    table.add_row(
+                        Entry.parse(row.method).label, f"{row.perplexity:.2f}", f"{self.rise(row.method, setting):.3f}",
+                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", f"{row.search_seconds:.0f}",
+                        f"{row.peak_memory_bytes / 2**30:.1f}",
+                    )  # fmt: skip
         return table
+
+    def plot(self, path: str | Path) -> None:
+        """Rise of log-perplexity and layer error of every method, one panel each, and seconds."""
+        entries = list(dict.fromkeys(row.method for row in self.rows if row.method != "dense"))
+        found = {(row.method, row.setting): row for row in self.rows if row.method != "dense"}
+
+        def panel(value: Callable[[ComparisonRow], float]) -> dict[str, list[float]]:
+            return {
+                setting: [value(found[e, setting]) if (e, setting) in found else math.nan for e in entries]
+                for setting in self.settings
+            }
+
+        base = math.log(self.row("dense").perplexity)
+        bar_panels(
+            path, [Entry.parse(entry).label for entry in entries],
+            {
+                "rise of log-perplexity": panel(lambda row: math.log(row.perplexity) - base),
+                "layer error, relative": panel(lambda row: row.relative_error),
+                "seconds": panel(lambda row: row.seconds),
+            },
+        )  # fmt: skip
 
     def __str__(self) -> str:
         return rendered(self.table(), 80)
@@ -104,11 +197,11 @@ class Comparison:
 
 def compare(
     model: str,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = COMPARED,
     *,
     calibration: str = "pydoc",
     text: str = "pydoc",
-    density: float = 0.5,
+    density: float | str | Sequence[float | str] = 0.5,
     pattern: str = "row",
     solver: str = "greedy",
     max_time: float | str | None = None,
@@ -126,21 +219,24 @@ def compare(
 
     Args:
         model: a name that :func:`qubo_prune.models.load_model` takes.
-        methods: any of ``magnitude``, ``wanda``, ``icbs``.
+        methods: entries ``METHOD[:HESSIAN][+UPDATE]``, such as ``wanda``, ``admm+refit``, ``icbs:compensated``.
         calibration: text source for calibration.
         text: held-out text source.
-        density, pattern, solver, max_time, seed, samples, sequence_length, device, dtype:
+        density: kept share, or several; an entry such as ``"2:4"`` is a pattern of its own.
+        pattern, solver, max_time, seed, samples, sequence_length, device, dtype:
             see :func:`qubo_prune.prune`.
         eval_samples: windows of held-out text.
-        output: folder for the model of the last method, with the comparison in ``comparison.json``.
+        output: folder for the model of the last method, with ``comparison.json`` and ``comparison.png``.
         overwrite: replace an output folder that is not empty.
         progress: show progress bars.
     """
     if not methods:
         raise InputError(f"No method is given to compare; name one or more of {', '.join(METHODS)}.")
-    for method in methods:
-        if method not in METHODS:
-            raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use {', '.join(METHODS)}.")
+    entries = [Entry.parse(method) for method in methods]
+    asked = [density] if isinstance(density, (str, float, int)) else list(density)
+    settings = [Setting.parse(each, pattern) for each in asked]
+    for entry in entries:
+        check_method(entry.method, entry.hessian, entry.update)
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
     with bars.task(f"loading {model}", None):
@@ -151,26 +247,38 @@ def compare(
     rows = [ComparisonRow("dense", 1.0, dense.perplexity)]
     original = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
     calibrated: dict[str, Any] = {}
-    for number, method in enumerate(methods):
-        report = prune(
-            loaded.model, calibration, density, pattern=pattern, method=method, solver=solver, max_time=max_time,
-            seed=seed, samples=samples, sequence_length=sequence_length, tokenizer=loaded.tokenizer, progress=progress,
-        )  # fmt: skip
-        calibrated = report.calibration
-        rows.append(_row(report, perplexity(loaded.model, held_out.tokens, text, bars).perplexity))
-        if number < len(methods) - 1:
+    for number, (setting, entry) in enumerate(itertools.product(settings, entries)):
+        if number:
             for name, weight in loaded.model.named_parameters():
                 weight.data.copy_(original[name])
+        reset_peak_memory()
+        report = prune(
+            loaded.model, calibration, setting.density, pattern=setting.pattern, method=entry.method,
+            hessian=entry.hessian, update=entry.update, solver=solver, max_time=max_time, seed=seed, samples=samples,
+            sequence_length=sequence_length, tokenizer=loaded.tokenizer, progress=progress,
+        )  # fmt: skip
+        calibrated = report.calibration
+        value = perplexity(loaded.model, held_out.tokens, text, bars).perplexity
+        rows.append(_row(entry, setting, report, value))
+        logger.info(
+            "%s, %s: perplexity %.3f, layer error %.6f, %.0f s",
+            entry,
+            setting,
+            value,
+            report.relative_error,
+            report.seconds["total"],
+        )
     evaluated = held_out.describe() | {"tokens": dense.tokens}
     result = Comparison(model, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
     if target is not None:
         save_pruned(loaded, target, report, {"comparison.json": json.dumps(result.to_dict(), indent=1)})
+        result.plot(target / "comparison.png")
     return result
 
 
-def _row(report: Report, value: float) -> ComparisonRow:
+def _row(entry: Entry, setting: Setting, report: Report, value: float) -> ComparisonRow:
     return ComparisonRow(
-        method=str(report.settings["method"]),
+        method=str(entry),
         density=report.density,
         perplexity=value,
         layer_error=report.error_after,
@@ -178,4 +286,6 @@ def _row(report: Report, value: float) -> ComparisonRow:
         seconds=report.seconds["total"],
         forward_seconds=report.seconds["forward"],
         search_seconds=report.seconds["search"],
+        peak_memory_bytes=report.peak_memory_bytes,
+        setting=str(setting),
     )

@@ -304,7 +304,12 @@ class Swaps:
         self.k -= column[:, :, None] * (column / d)[:, None, :]
         self.kept -= column * pulled
         self.pull -= line * pulled
-        p_n, p_k, p_own, p_kept = p_n - line * both / d, p_k - column * both / d, p_own - both**2 / d, p_kept - both * pulled
+        p_n, p_k, p_own, p_kept = (
+            p_n - line * both / d,
+            p_k - column * both / d,
+            p_own - both**2 / d,
+            p_kept - both * pulled,
+        )
         # i takes slot p of P, p takes slot i of F
         self.v[at, p] = self.v[at, :, p] = -line / d
         self.v[at, p, p] = 1 / d[:, 0]
@@ -318,8 +323,9 @@ class Swaps:
 
     def take(self, rows: Tensor) -> Swaps:
         """Some of the blocks."""
-        parts = (self.k, self.v, self.n, self.kept, self.pull, self.columns)
-        return Swaps(*(part[rows] for part in parts), self.same)
+        return Swaps(
+            self.k[rows], self.v[rows], self.n[rows], self.kept[rows], self.pull[rows], self.columns[rows], self.same
+        )
 
     def put(self, rows: Tensor, others: Swaps) -> None:
         """Write some of the blocks back."""
@@ -330,7 +336,9 @@ class Swaps:
     def x(self) -> Bool[Tensor, "r n"]:
         """The mask of the block's variables in their own order, True = pruned."""
         pruned = torch.arange(self.columns.shape[1], device=self.columns.device) >= self.kept.shape[1]
-        return torch.zeros_like(self.columns, dtype=torch.bool).scatter_(1, self.columns, pruned.expand_as(self.columns))
+        return torch.zeros_like(self.columns, dtype=torch.bool).scatter_(
+            1, self.columns, pruned.expand_as(self.columns)
+        )
 
     def descend(self, most: int, tolerance: float = 1e-5) -> int:
         """The best swap of each block again and again, until none gains; the number of swaps done.

@@ -25,7 +25,7 @@ from qubo_prune.solver import BatchRequest, Deadline, Solver, derive_seed
 from qubo_prune.threads import in_threads
 
 #: A row goes on to the next sweep if the last one took at least this share of its energy away.
-_WORTH = 2e-3
+_WORTH = 5e-3
 #: Changes per row in one exchange of budget, and the share of a gain that its cost may reach.
 _EXCHANGED, _MARGIN = 8, 0.8
 #: Entries of the inverses that are held at once.
@@ -50,7 +50,7 @@ class CompensatedDescent:
 
     solver: Solver
     block_size: int = 128
-    max_sweeps: int = 3
+    max_sweeps: int = 2
     damping: float = DAMPING
     polish: bool = True
     seed: int = 0
@@ -214,7 +214,8 @@ class _Descent:
         if n == m:
             return None
         gains = torch.full_like(support.values, -torch.inf).scatter_(1, support.pruned, support.restore_gains)
-        promise = support.prune_costs.unflatten(1, (-1, m)).amin(2) - gains.unflatten(1, (-1, m)).amax(2)
+        shape = (len(rows), -1, m)
+        promise = support.prune_costs.reshape(shape).amin(2) - gains.reshape(shape).amax(2)
         count = min(max(1, self._settings.block_size // m), promise.shape[1])
         groups = promise.topk(count, largest=False).indices
         columns = groups[:, :, None] * m + torch.arange(m, device=x.device)
@@ -259,7 +260,9 @@ class _Descent:
         self._accepted += int(better.sum())
         self._solver_gain -= float(move.solved.sum())
         self._polish_gain -= float(move.polished.sum())
-        return _Offers.of(rows[better], move.swaps.take(better.nonzero()[:, 0]), blocks.columns[better], self._x.shape[1])
+        return _Offers.of(
+            rows[better], move.swaps.take(better.nonzero()[:, 0]), blocks.columns[better], self._x.shape[1]
+        )
 
     # -- budget between rows
 
@@ -277,7 +280,8 @@ class _Descent:
         d = self._x.shape[1]
         while count and not self._deadline.expired:
             pruned, restored = cost_at[by_cost[:count]], gain_at[by_gain[:count]]
-            rows = torch.unique(torch.cat([pruned, restored]) // d)
+            rows = torch.cat([pruned, restored]).div(d, rounding_mode="floor")
+            rows = torch.nonzero(torch.bincount(rows, minlength=len(self._x)))[:, 0]
             masks, energies = self._x[rows].clone(), self._energy[rows].clone()
             self._x.view(-1)[pruned], self._x.view(-1)[restored] = True, False
             self._settle(rows)

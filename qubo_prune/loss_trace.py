@@ -105,7 +105,9 @@ class LossTrace:
         failed = [step.swaps for step in moved if step.outcome == "rolled back"]
         share = sum(step.held_out_change for step in moved) / min(sum(step.predicted for step in moved), -1e-300)
         said = f"{len(failed)} of {len(moved)} moves raised the held-out loss" + (
-            f", of {min(failed)} swaps and more" if failed else f"; together they did {100 * share:.0f} % of the promise"
+            f", of {min(failed)} swaps and more"
+            if failed
+            else f"; together they did {100 * share:.0f} % of the promise"
         )
         return (
             f"Predictions did not hold: {said}, so steps went from {moved[0].swaps} to {moved[-1].swaps} swaps and B "

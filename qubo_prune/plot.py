@@ -39,3 +39,28 @@ def curves(
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def bar_panels(path: str | Path, names: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Values of named things side by side: one panel for each quantity, one colour for each series.
+
+    Args:
+        path: a .png, .svg or .pdf file.
+        names: what the values belong to, from top to bottom.
+        panels: by the quantity's name, series of one value per name (NaN for none) by their own names.
+    """
+    figure = Figure(figsize=(1.8 + 3.4 * len(panels), 1.4 + 0.32 * len(names)), layout="constrained")
+    axes: Any = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+        height = 0.8 / max(1, len(series))
+        for place, (name, values) in enumerate(series.items()):
+            at = [row - 0.4 + height * (place + 0.5) for row in range(len(names))]
+            axis.barh(at, values, height=0.9 * height, label=name, color=f"C{place}")
+        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
+        positive = [value for values in series.values() for value in values if value > 0]
+        if positive and max(positive) > 20 * min(positive):
+            axis.set_xscale("log")
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].invert_yaxis()
+    axes[-1].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)

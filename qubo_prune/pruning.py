@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
+from qubo_prune.compensated import DAMPING
+from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.data import Samples
 from qubo_prune.descent import Descent, DescentResult, descend, warm_start
 from qubo_prune.dispatch import Handling, check_size, workers_for
@@ -28,16 +31,19 @@ from qubo_prune.masks import KeepMasks, Pattern, keep_highest
 from qubo_prune.models import LoadedModel, check_output, load_model, save_model
 from qubo_prune.network import Seconds, stream
 from qubo_prune.objective import Loss, LossFunction, NextToken, Objective, make_loss
+from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.report import LayerReport, Report
 from qubo_prune.scores import SCORES
 from qubo_prune.solver import Deadline, Solver, derive_seed
+from qubo_prune.update import UPDATES
+from qubo_prune.update import update as update_weights
 
-#: How a mask is chosen: by blocks, or by a score alone.
-METHODS = ("icbs", "magnitude", "wanda")
-HESSIANS = ("gram", "fisher")
-WARM_STARTS = (*SCORES, "greedy")
+#: How a layer is pruned: by blocks, by a score alone, or as a published method does it.
+METHODS = ("icbs", "magnitude", "wanda", *PEERS)
+HESSIANS = ("gram", "compensated", "fisher")
+WARM_STARTS = (*SCORES, "greedy", *PEERS)
 #: Weights from which on the descent on the loss takes the settings for large networks.
 LARGE = 2_000_000
 #: Warm starts of a descent on the loss besides those.
@@ -54,12 +60,14 @@ def prune(
     hessian: str = "gram",
     solver: str | Solver = "greedy",
     solver_settings: Mapping[str, Any] | None = None,
-    warm_start: str | Mapping[str, Tensor] = "wanda",
+    warm_start: str | Mapping[str, Tensor] | None = None,
+    update: str | None = None,
+    damping: float = DAMPING,
     block_size: int | None = None,
     block_time: float | str | None = "60s",
     workers: int | None = None,
     polish: bool = True,
-    max_sweeps: int = 1,
+    max_sweeps: int | None = None,
     max_time: float | str | None = None,
     seed: int = 0,
     samples: int = 32,
@@ -83,8 +91,9 @@ def prune(
 ) -> Report:
     """Prune a model's linear and 2-D convolution layers to an exact density.
 
-    The model is changed in place: pruned weights become zero, kept ones stay as they are. If
-    anything goes wrong, an interrupt included, it gets its weights back and nothing is written.
+    The model is changed in place: pruned weights become zero, kept ones stay as they are unless ``update``
+    says otherwise. If anything goes wrong, an interrupt included, it gets its weights back and nothing is
+    written.
 
     Args:
         model: any ``nn.Module`` with such layers, or a name that :func:`qubo_prune.models.load_model`
@@ -95,22 +104,30 @@ def prune(
             with labels (or what ``loss`` takes), or :class:`~qubo_prune.data.Samples`.
         density: kept share of each budget, above 0 and at most 1.
         pattern: ``row``, ``layer`` or ``n:m``: where the budget is balanced.
-        method: ``icbs`` (warm start, then blocks), or a score alone: ``magnitude``, ``wanda``.
-        hessian: what the blocks are emitted from: ``gram`` (each layer's inputs, layer by layer), or
-            ``fisher`` (gradients of the loss, over the whole model, after the warm start).
+        method: ``icbs`` (warm start, then blocks), a score alone (``magnitude``, ``wanda``), or a published
+            method of :mod:`qubo_prune.peers`.
+        hessian: what the blocks are emitted from: ``gram`` (each layer's inputs, layer by layer),
+            ``compensated`` (the same for kept weights that adapt, which they then do), or ``fisher``
+            (gradients of the loss, over the whole model, after the warm start).
         solver: decides the blocks: a registered name, ``package.module:Class``, an adapter such as
             ``dimod:dwave.samplers:TabuSampler``, or a ``Solver``.
         solver_settings: fields of a named solver.
-        warm_start: ``magnitude``, ``wanda``, ``greedy``, ``random``, or keep masks by parameter name; with
-            ``fisher`` also ``gradient`` (``|w g|`` of the dense model) and ``gram`` (the masks of ``hessian="gram"``).
-        block_size: weights per block; by default 64, or with ``fisher`` 1024, or the most that the solver
-            takes if that is less.
+        warm_start: ``magnitude``, ``wanda``, ``greedy``, ``random``, a method of :mod:`qubo_prune.peers`, or keep
+            masks by parameter name; with ``fisher`` also ``gradient`` (``|w g|`` of the dense model) and ``gram``
+            (the masks of ``hessian="gram"``). By default ``wanda``, with ``compensated`` ``admm``.
+        update: what becomes of the kept weights: ``none``, or an update on the final mask, ``refit``, ``admm`` or
+            ``sparsegpt`` (see :mod:`qubo_prune.update`). By default what the method itself does to
+            them, with ``compensated`` ``refit``.
+        damping: share of a Gram's mean diagonal that updates and compensated blocks add to its diagonal.
+        block_size: weights per block; by default 64, with ``compensated`` 128, with ``fisher`` 1024, or the
+            most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
             ignores it is ended and loses that block. ``None`` for no limit.
         workers: processes for solvers that take one block at a time on one core; by default one per core.
         polish: swap within the blocks that the solver has decided. What the solver brought and what
             the swaps did stand apart in the report.
-        max_sweeps: most blocks each row takes before the swaps over the whole row.
+        max_sweeps: most blocks each row takes; by default 1, before the swaps over the whole row, and with
+            ``compensated`` 2.
         max_time: wall-clock budget of the whole run, in seconds or as ``"90s"``, ``"5m"``, ``"1h"``.
             The passes over the calibration data always complete; the search gets what they leave.
         seed: every random choice follows from it.
@@ -147,9 +164,12 @@ def prune(
     began = time.perf_counter()
     if gram_samples < 1:
         raise InputError(f"gram_samples is {gram_samples}; it must be at least 1.")
-    task = _task(hessian, method, loss, calibration)
+    check_method(method, hessian, update)
+    task = _task(hessian, loss, calibration)
     if task is None and loss_settings:
-        raise InputError("loss_settings are given but hessian is 'gram', which takes no loss; give hessian='fisher'.")
+        raise InputError(
+            f"loss_settings are given but hessian is {hessian!r}, which takes no loss; give hessian='fisher'."
+        )
     blocks = _Blocks(solver, solver_settings or {}, block_size, parse_seconds(block_time), polish)
     if task is not None:  # what was given is for the blocks of the loss; a warm start by Grams has its own
         given = blocks
@@ -157,7 +177,7 @@ def prune(
         blocks = _Blocks(block_time=blocks.block_time)
     plan = _Plan.checked(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
-        max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task,
+        max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -267,16 +287,10 @@ class _Task:
             )
 
 
-def _task(hessian: str, method: str, loss: str | Loss | LossFunction | None, calibration: Source) -> _Task | None:
+def _task(hessian: str, loss: str | Loss | LossFunction | None, calibration: Source) -> _Task | None:
     """What the loss is, if the Hessian asks for one."""
-    if hessian not in HESSIANS:
-        raise InputError(
-            f"There is no Hessian {hessian!r}{did_you_mean(hessian, HESSIANS)}; use one of {', '.join(HESSIANS)}."
-        )
-    if hessian == "gram":
+    if hessian != "fisher":
         return None
-    if method != "icbs":
-        raise InputError(f"The method {method!r} takes no Hessian; leave hessian out, or give method 'icbs'.")
     return _Task(choose_loss(loss, calibration), LossDescent())
 
 
@@ -293,25 +307,30 @@ class _Plan:
     pattern: Pattern
     method: str
     warm_start: str | Mapping[str, Tensor]
-    descent: Descent | None
+    descent: Descent | CompensatedDescent | None
     solver_name: str
     max_time: float | None
     seed: int
+    hessian: str
+    update: str | None
+    damping: float
     task: _Task | None = None
 
     @classmethod
     def checked(
-        cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor], blocks: _Blocks,
-        workers: int | None, max_sweeps: int, max_time: float | str | None, seed: int, task: _Task | None,
+        cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor] | None,
+        blocks: _Blocks, workers: int | None, max_sweeps: int | None, max_time: float | str | None, seed: int,
+        task: _Task | None, hessian: str, update: str | None, damping: float,
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
+        compensated = hessian == "compensated"
+        if not (math.isfinite(damping) and damping >= 0):
+            raise InputError(f"damping is {damping}; a share of the Gram's mean diagonal, from 0 on, is needed.")
         if task is not None:
             task.check(chosen)
-        if method not in METHODS:
-            raise InputError(
-                f"There is no method {method!r}{did_you_mean(method, METHODS)}; use one of {', '.join(METHODS)}."
-            )
+        if warm_start is None:
+            warm_start = "admm" if compensated else "wanda"
         starts = WARM_STARTS if task is None else (*WARM_STARTS, *LOSS_WARM_STARTS)
         if isinstance(warm_start, str) and warm_start not in starts:
             raise InputError(
@@ -320,7 +339,10 @@ class _Plan:
             )
         made = make_solver(blocks.solver, **blocks.solver_settings)
         name = blocks.solver if isinstance(blocks.solver, str) else type(made).__name__
-        block_size = min(64, made.capabilities.max_variables or 64) if blocks.size is None else blocks.size
+        usual = 128 if compensated else 64
+        block_size = min(usual, made.capabilities.max_variables or usual) if blocks.size is None else blocks.size
+        if max_sweeps is None:
+            max_sweeps = 2 if compensated else 1
         if block_size < 2 or max_sweeps < 0:
             raise InputError(f"block_size is {block_size} and max_sweeps {max_sweeps}; at least 2 and 0 are needed.")
         if chosen.of and block_size < chosen.of:
@@ -331,17 +353,31 @@ class _Plan:
         if workers is not None and workers < 0:
             raise InputError(f"workers is {workers}; pass a number of processes, or 0 to solve in this one.")
         handling = Handling(blocks.polish, workers=workers_for(made, workers))
-        descent = Descent(
-            made, block_size, max_sweeps, seed=seed, block_time=blocks.block_time, handling=handling
-        ) if method == "icbs" and (task is None or warm_start == "gram") else None  # fmt: skip
+        descent: Descent | CompensatedDescent | None = None
+        if compensated:
+            descent = CompensatedDescent(
+                made, block_size, max_sweeps, damping, blocks.polish, seed, blocks.block_time, handling
+            )
+            update = update or "refit"
+        elif method == "icbs" and (task is None or warm_start == "gram"):
+            descent = Descent(made, block_size, max_sweeps, seed=seed, block_time=blocks.block_time, handling=handling)
         start = warm_start if method == "icbs" else method
-        limit = parse_seconds(max_time)
-        return cls(density, chosen, method, start, descent, name if descent else "", limit, seed, task)
+        return cls(
+            density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed, hessian,
+            update, damping, task,
+        )  # fmt: skip
 
     @property
     def needs_inputs(self) -> bool:
         """True unless the layers' inputs decide nothing, since the loss comes after a start without them."""
-        return self.task is None or self.warm_start in ("wanda", "greedy", "gram")
+        return self.task is None or self.warm_start in ("wanda", "greedy", "gram", *PEERS)
+
+    @property
+    def updates(self) -> bool:
+        """True if kept weights change."""
+        if self.update is None:
+            return self.method in PEERS and PEERS[self.method].updates
+        return self.update != "none"
 
     def settings(self) -> dict[str, Any]:
         """The arguments for the report."""
@@ -349,7 +385,9 @@ class _Plan:
             "density": self.density,
             "pattern": self.pattern.name,
             "method": self.method,
-            "hessian": "fisher" if self.task else "gram",
+            "hessian": self.hessian,
+            "update": self.update or ("own" if self.updates else "none"),
+            "damping": self.damping,
             "loss": type(self.task.loss).__name__ if self.task else None,
             "loss_settings": self.task.settings.to_dict() if self.task else None,
             "solver": self.solver_name,
@@ -449,23 +487,30 @@ class _Run:
         plan, began = self._plan, time.perf_counter()
         weight = layer.matrix().to(gram.matrix.device)
         start = self._warm_start(layer, weight, gram)
-        if plan.descent is not None:
-            deadline = Deadline(self._allowance(layer))
-            result = descend(weight, gram, start, plan.pattern, plan.descent, deadline)
+        deadline = Deadline(self._allowance(layer))
+        if isinstance(plan.descent, CompensatedDescent):
+            result = descend_compensated(weight, gram, start.keep, plan.pattern, plan.descent, deadline)
+        elif plan.descent is not None:
+            result = descend(weight, gram, start.keep, plan.pattern, plan.descent, deadline)
         else:
-            result = DescentResult(start, 0, 0, 0.0, False)
+            result = DescentResult(start.keep, 0, 0, 0.0, False)
+        final, notes = self._updated(weight, gram, start, result)
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
         # an unseen layer's Gram is zero throughout
-        after = float(gram.output_error(weight * ~result.keep).sum()) if gram.tokens else 0.0
-        before = result.trace[0].energy if result.trace else after
-        power = float(gram.output_error(weight).sum()) if gram.tokens else 0.0
-        self._removed.append(layer.remember(result.keep))
-        layer.prune(result.keep)
+        began_with = weight * start.keep if start.weight is None else start.weight
+        changes = (weight, weight - began_with, weight - final)
+        power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
+        if plan.updates:
+            self._dense[layer.name] = layer.matrix().clone()
+            layer.assign(final)
+        else:
+            self._removed.append(layer.remember(result.keep))
+            layer.prune(result.keep)
         self.masks[layer.parameter_name] = layer.stored(result.keep).cpu()
         self._left -= layer.parameter.numel()
         kept = int(result.keep.sum())
-        notes = dict(result.kept_start)
+        notes = dict(Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
         if not plan.needs_inputs:
             notes["The output error of this layer was not measured; its warm start needs no inputs."] = 1
         elif gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
@@ -478,15 +523,28 @@ class _Run:
             )
         )  # fmt: skip
 
-    def _warm_start(self, layer: Layer, weight: Tensor, gram: Gram) -> Tensor:
+    def _updated(
+        self, weight: Tensor, gram: Gram, start: Choice, result: DescentResult
+    ) -> tuple[Tensor, Mapping[str, int]]:
+        """The weights of the final mask, and what was done otherwise than asked."""
+        plan = self._plan
+        if plan.update in (None, "none"):
+            own = start.weight if plan.update is None and plan.method in PEERS else None
+            return (weight * result.keep if own is None else own), {}
+        updated = update_weights(plan.update, weight, gram, result.keep, plan.damping)
+        return updated.weight, updated.notes
+
+    def _warm_start(self, layer: Layer, weight: Tensor, gram: Gram) -> Choice:
         plan = self._plan
         if plan.warm_start == "gradient":
-            return self._gradient_masks[layer.name].to(weight.device)
-        if isinstance(plan.warm_start, str):
-            kind = "wanda" if plan.warm_start == "gram" else plan.warm_start
-            seed = derive_seed(plan.seed, len(self.reports))
-            return warm_start(kind, weight, gram, plan.pattern, plan.density, seed)
-        return _given_mask(layer, plan).to(weight.device)
+            return Choice(self._gradient_masks[layer.name].to(weight.device), None, {})
+        if not isinstance(plan.warm_start, str):
+            return Choice(_given_mask(layer, plan).to(weight.device), None, {})
+        kind = "wanda" if plan.warm_start == "gram" else plan.warm_start
+        seed = derive_seed(plan.seed, len(self.reports))
+        if kind in PEERS:
+            return choose(kind, weight, gram, plan.pattern, plan.density, seed, plan.damping)
+        return Choice(warm_start(kind, weight, gram, plan.pattern, plan.density, seed), None, {})
 
     def _allowance(self, layer: Layer) -> float | None:
         """Seconds for one layer: its share of what the passes still to come leave of the budget."""
@@ -499,6 +557,29 @@ class _Run:
         ahead = passes * (1 - done) / done if done else passes * len(self._layers)
         left = self._plan.max_time - (time.perf_counter() - self._began) - ahead
         return max(0.0, left) * layer.parameter.numel() / self._left
+
+
+def check_method(method: str, hessian: str = "gram", update: str | None = None) -> None:
+    """Raise :class:`InputError` if there is no such method, Hessian or update, or they do not go together."""
+    if method not in METHODS:
+        raise InputError(
+            f"There is no method {method!r}{did_you_mean(method, METHODS)}; use one of {', '.join(METHODS)}."
+        )
+    if hessian not in HESSIANS:
+        raise InputError(
+            f"There is no Hessian {hessian!r}{did_you_mean(hessian, HESSIANS)}; use one of {', '.join(HESSIANS)}."
+        )
+    if hessian != "gram" and method != "icbs":
+        raise InputError(f"The method {method!r} takes no Hessian; leave hessian out, or give method 'icbs'.")
+    if update is not None and update not in UPDATES:
+        raise InputError(
+            f"There is no update {update!r}{did_you_mean(update, UPDATES)}; use one of {', '.join(UPDATES)}."
+        )
+    if hessian == "fisher" and update not in (None, "none"):
+        raise InputError(
+            f"The update {update!r} needs the Grams of the layers' inputs, and hessian is 'fisher', whose blocks come "
+            "after them; leave update out, or give hessian 'gram' or 'compensated'."
+        )
 
 
 def _given_mask(layer: Layer, plan: _Plan) -> Tensor:

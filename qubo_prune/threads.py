@@ -21,5 +21,8 @@ def in_threads(work: Callable[[Part], Result], parts: Iterable[Part], device: to
     count = torch.get_num_threads()
     if device.type != "cpu" or count == 1:
         return [work(part) for part in parts]
-    with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
-        return list(pool.map(work, parts))
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(count)  # a worker's number is taken over by every thread that starts later
