@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from qubo_prune.text import all_windows, check_length, token_windows
 Source = str | Tensor | Samples | Iterable[Any]
 
 
+#: Windows of a text on which the errors of the layers are measured besides those of the Grams.
+GUARD = 4
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """What a run draws from.
@@ -27,16 +31,27 @@ class Calibration:
         inputs: model inputs for the layers' Grams, one batch each.
         described: source and sizes, for the report.
         samples: what the loss is taken over; ``None`` where no loss was asked for.
+        held_out: model inputs on which the layers' errors are measured, none of them among ``inputs``.
     """
 
     inputs: list[Any]
     described: dict[str, Any]
     samples: Samples | None = None
+    held_out: list[Any] = field(default_factory=list)
+
+    def without_last(self, count: int) -> Calibration:
+        """The last ``count`` inputs held out."""
+        if len(self.inputs) <= count:
+            raise InputError(
+                f"guard is {count} but the calibration holds {len(self.inputs)} batches; hold fewer out, or give more."
+            )
+        described = self.described | {"held_out": count}
+        return replace(self, inputs=self.inputs[:-count], held_out=self.inputs[-count:], described=described)
 
 
 def read_calibration(
     source: Source, loaded: LoadedModel, windows: int, length: int, loss: Loss | None = None, loss_length: int = 128,
-    gram_samples: int = 1024,
+    gram_samples: int = 1024, guard: int | None = None,
 ) -> Calibration:  # fmt: skip
     """Model inputs, and samples for the loss if there is one.
 
@@ -48,10 +63,18 @@ def read_calibration(
         loss: tells what in a batch the model takes; ``None`` if batches are model inputs.
         loss_length: tokens of a window that the loss is taken over.
         gram_samples: samples of a data set that the layers' Grams are taken from, at most.
+        guard: inputs to hold out: windows of a text besides the others, or the last of given batches;
+            ``None`` for :data:`GUARD` of a text.
     """
     device = device_of(loaded.model)
     if isinstance(source, str):
-        return _of_text(source, loaded, windows, length, loss, loss_length, device)
+        more = GUARD if guard is None else guard
+        return _of_text(source, loaded, windows, length, loss, loss_length, device, more)
+    given = _of_inputs(source, loss, gram_samples, device)
+    return given.without_last(guard) if guard else given
+
+
+def _of_inputs(source: Source, loss: Loss | None, gram_samples: int, device: torch.device) -> Calibration:
     if isinstance(source, Tensor) and loss is None:
         # token windows go one by one, other inputs in batches that a layer takes at once
         batches: list[Any] = list(torch.split(source.to(device), 128 if source.is_floating_point() else 1))
@@ -71,22 +94,26 @@ def read_calibration(
 
 
 def _of_text(
-    source: str, loaded: LoadedModel, count: int, length: int, loss: Loss | None, loss_length: int, device: torch.device
-) -> Calibration:
+    source: str, loaded: LoadedModel, count: int, length: int, loss: Loss | None, loss_length: int,
+    device: torch.device, guard: int,
+) -> Calibration:  # fmt: skip
     if loaded.tokenizer is None:
         raise InputError(
             f"The calibration {source!r} is a text source, which needs a tokenizer; pass tokenizer=, "
             "or give token ids or model inputs instead."
         )
     check_length(loaded.model, length)
-    windows = token_windows(loaded.tokenizer, source, "calibration", count, length)
-    described, samples = windows.describe(), None
+    windows = token_windows(loaded.tokenizer, source, "calibration", count, length, guard)
+    described, samples = windows.describe() | {"held_out": len(windows.held_out)}, None
     if loss is not None:
         check_length(loaded.model, loss_length)
         tokens = all_windows(loaded.tokenizer, source, "calibration", loss_length)
         samples = TensorSamples(tokens)
         described |= {"loss_windows": len(tokens), "loss_length": loss_length}
-    return Calibration(list(torch.split(windows.tokens.to(device), 1)), described, samples)
+    inputs, held_out = (
+        list(torch.split(tokens.to(device), 1)) if len(tokens) else [] for tokens in (windows.tokens, windows.held_out)
+    )
+    return Calibration(inputs, described, samples, held_out)
 
 
 def as_samples(source: Samples | Tensor | Iterable[Any]) -> Samples:

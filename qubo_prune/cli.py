@@ -102,6 +102,10 @@ def prune_command(
         int | None,
         typer.Option(help="Most blocks per row, 1 and then swaps over the whole row, or 2 with compensated."),
     ] = None,
+    guard: Annotated[
+        int | None,
+        typer.Option(help="Held-out windows on which layers are checked; 4 if kept weights change, 0 for none."),
+    ] = None,
     damping: Annotated[
         float, typer.Option(help="Share of a Gram's mean diagonal added to its diagonal (updates, compensated).")
     ] = 0.01,
@@ -146,7 +150,7 @@ def prune_command(
             named, tokenizer, source = _image_classifier(model, images, device)
         report = prune(
             named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
-            update=update, damping=damping,
+            update=update, damping=damping, guard=guard,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
             solver_settings=settings_of(solver, set_), warm_start=given, block_size=block_size,

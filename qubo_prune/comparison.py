@@ -81,7 +81,7 @@ class Setting:
         return cls(density, chosen.name)
 
     def __str__(self) -> str:
-        return self.pattern if ":" in self.pattern else f"density {self.density:g} of each {self.pattern}"
+        return self.pattern if ":" in self.pattern else f"{self.density:g} {self.pattern}"
 
 
 @dataclass(frozen=True)
@@ -147,23 +147,24 @@ class Comparison:
         table.caption = (
             f"perplexity on {self.evaluation['tokens']} held-out tokens ({self.evaluation['source']}); "
             f"calibration {self.calibration['windows']} x {self.calibration['length']} tokens "
-            f"({self.calibration['source']}); error: summed over layers, relative to their outputs; "
+            f"({self.calibration['source']}); rise: of log-perplexity; error: summed over layers, relative to their "
+            f"outputs; seconds: of them, search for masks and weights; GiB: peak; "
             f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
-        table.add_column("method")
-        for column in ("perplexity", "log rise", "layer error", "seconds", "of it search", "GiB"):
+        table.add_column("kept", no_wrap=True)
+        table.add_column("method", no_wrap=True)
+        for column in ("perplexity", "rise", "error", "seconds", "search", "GiB"):
             table.add_column(column, justify="right")
         dense = self.row("dense")
-        table.add_row("dense", f"{dense.perplexity:.2f}", "", "", "", "", "")
+        table.add_row("", "dense", f"{dense.perplexity:.2f}", *[""] * 5)
         for setting in self.settings:
             table.add_section()
-            table.add_row(f"[italic]{setting}[/]", *[""] * 6)
             for row in self.rows:
                 if row.setting == setting:
                     table.add_row(
-                        Entry.parse(row.method).label, f"{row.perplexity:.2f}", f"{self.rise(row.method, setting):.3f}",
-                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", f"{row.search_seconds:.0f}",
-                        f"{row.peak_memory_bytes / 2**30:.1f}",
+                        setting, Entry.parse(row.method).label, f"{row.perplexity:.2f}",
+                        f"{self.rise(row.method, setting):.3f}", f"{row.relative_error:.5f}", f"{row.seconds:.0f}",
+                        f"{row.search_seconds:.0f}", f"{row.peak_memory_bytes / 2**30:.1f}",
                     )  # fmt: skip
         return table
 

@@ -21,6 +21,7 @@ from qubo_prune.descent import DescentResult, TracePoint, merged
 from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
+from qubo_prune.problem import BlockBatch
 from qubo_prune.solver import BatchRequest, Deadline, Solver, derive_seed
 from qubo_prune.threads import in_threads
 
@@ -179,22 +180,25 @@ class _Descent:
             some = parts[at : at + wave]
             emitted = in_threads(self._emit, some, self._device)
             answers = [
-                None if blocks is None else self._solve(blocks, derive_seed(self._settings.seed, sweep, at + number))
-                for number, (_, blocks) in enumerate(emitted)
+                None if e is None else self._solve(*e, derive_seed(self._settings.seed, sweep, at + number))
+                for number, (_, e) in enumerate(emitted)
             ]
-            tasks = [(e[1], answer) for e, answer in zip(emitted, answers, strict=True)]
+            tasks = [(None if e is None else e[0], answer) for (_, e), answer in zip(emitted, answers, strict=True)]
             moves = in_threads(lambda task: self._accept(*task), tasks, self._device)
-            for part, (energy, blocks), move in zip(some, emitted, moves, strict=True):
+            for part, (energy, e), move in zip(some, emitted, moves, strict=True):
                 before[part] = self._energy[part] = energy
-                if blocks is not None and move is not None:
-                    offers.append(self._book(part, blocks, move))
+                if e is not None and move is not None:
+                    offers.append(self._book(part, e[0], move))
         return before, offers
 
-    def _emit(self, rows: Int[Tensor, " r"]) -> tuple[Tensor, Blocks | None]:
-        """Energies of some rows, and one block for each; none where nothing can be swapped."""
+    def _emit(self, rows: Int[Tensor, " r"]) -> tuple[Tensor, tuple[Blocks, BlockBatch] | None]:
+        """Energies of some rows, and one block for each with its QUBO; none where nothing can be swapped."""
         support = self._support(rows)
         chosen = self._groups(support, rows) if self._pattern.of else self._borderline(support)
-        return support.energy, None if chosen is None else Blocks.of(support, *chosen)
+        if chosen is None:
+            return support.energy, None
+        blocks = Blocks.of(support, *chosen)
+        return support.energy, (blocks, blocks.batch())
 
     def _borderline(self, support: Support) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept columns that cost least and places of the pruned ones that gain most."""
@@ -226,11 +230,9 @@ class _Descent:
         labels = torch.cat([numbers.repeat_interleave(n), numbers.repeat_interleave(m - n)])
         return columns[:, :, :n].flatten(1), places, labels
 
-    def _solve(self, blocks: Blocks, seed: int) -> Bool[Tensor, "r n"]:
+    def _solve(self, blocks: Blocks, batch: BlockBatch, seed: int) -> Bool[Tensor, "r n"]:
         """The solver's answers."""
-        request = BatchRequest(
-            blocks.batch(), blocks.x.contiguous(), seed, self._deadline.remaining, self._settings.block_time
-        )
+        request = BatchRequest(batch, blocks.x.contiguous(), seed, self._deadline.remaining, self._settings.block_time)
         answer = solve_batch(self._settings.solver, request, self._settings.handling)
         self._notes.update(answer.notes)
         self._notes.update(

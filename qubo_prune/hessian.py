@@ -22,10 +22,16 @@ class Gram:
     A token of a convolution is one position of its output. A grouped convolution has a Gram for
     each group, shape ``(groups, d_in, d_in)``; rows ``k * d_out / groups`` onwards of its weight
     belong to group k.
+
+    Attributes:
+        matrix: ``H``.
+        tokens: N.
+        held_out: the same over tokens that are not among them, if there were any.
     """
 
     matrix: Float[Tensor, "*groups d_in d_in"]
     tokens: int
+    held_out: Gram | None = None
 
     @property
     def groups(self) -> int:

@@ -14,7 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,7 +77,19 @@ class Stage:
 Visit = Callable[[Layer, Gram], None]
 
 
-def stream(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds) -> None:
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What every block of a run is visited with; calls from number ``counted`` on are held out."""
+
+    visit: Visit
+    seconds: Seconds
+    counted: int
+
+
+def stream(
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
+    held_out: Sequence[Any] = (),
+) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
 
     ``visit`` may change the layer's weight; everything behind it sees the change.
@@ -88,8 +100,9 @@ def stream(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], vi
         batches: model inputs (see :func:`as_call`), all held in memory.
         visit: called with each layer and its Gram.
         seconds: times are added to its fields.
+        held_out: more inputs, whose Gram comes apart, in ``gram.held_out``.
     """
-    calls = [as_call(batch) for batch in batches]
+    calls, run = [as_call(batch) for batch in (*batches, *held_out)], _Pass(visit, seconds, len(batches))
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
@@ -97,15 +110,15 @@ def stream(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], vi
             # an embedding by convolution: what it makes of the inputs is what the stack is to see
             ahead = _timed(seconds, lambda: _ahead_of(stack[0], model, left, calls[0]))
             if ahead:
-                _visit_block(model, ahead, calls, [None] * len(calls), visit, seconds)
+                _visit_block(model, ahead, calls, [None] * len(calls), run)
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, lambda: _record_stack(stack, model, calls))
             if recorded is not None:
                 inside = {id(layer) for block in stack for layer in within(layers, block)}
                 left = [layer for layer in left if id(layer) not in inside]
-                _stream_stack(stack, layers, recorded, visit, seconds)
+                _stream_stack(stack, layers, recorded, run)
         if left:
-            _visit_block(model, left, calls, [None] * len(calls), visit, seconds)
+            _visit_block(model, left, calls, [None] * len(calls), run)
 
 
 def _timed(seconds: Seconds, run: Callable[[], Any]) -> Any:
@@ -279,38 +292,31 @@ def _first_tensor(output: Any) -> Tensor | None:
     return None
 
 
-def _stream_stack(
-    blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, visit: Visit, seconds: Seconds
-) -> None:
+def _stream_stack(blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, run: _Pass) -> None:
     hidden = recorded.hidden
     last = max(n for n, block in enumerate(blocks) if any(True for _ in within(layers, block)))
     for number, block in enumerate(blocks[: last + 1]):
         calls, recorded.calls[number] = recorded.calls[number], []
         inside = list(within(layers, block))
         if inside:
-            _visit_block(block, inside, calls, hidden, visit, seconds)
+            _visit_block(block, inside, calls, hidden, run)
         if number < last:
             for batch, call in enumerate(calls):
-                output = _timed(seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]  # noqa: B023
+                output = _timed(run.seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]  # noqa: B023
                 tensor = _first_tensor(output)
                 assert tensor is not None
                 hidden[batch] = tensor
 
 
 def _visit_block(
-    block: nn.Module,
-    layers: Sequence[Layer],
-    calls: Sequence[Call],
-    hidden: Sequence[Tensor | None],
-    visit: Visit,
-    seconds: Seconds,
+    block: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], hidden: Sequence[Tensor | None], run: _Pass
 ) -> None:
     """Visit the layers of a block stage by stage."""
-    stages = _timed(seconds, lambda: find_stages(block, layers, calls[0], hidden[0]))
+    stages = _timed(run.seconds, lambda: find_stages(block, layers, calls[0], hidden[0]))
     for stage in stages:
-        gram = _accumulate(block, stage, calls, hidden, seconds)
+        gram = _accumulate(block, stage, calls, hidden, run)
         for layer in stage.layers:
-            visit(layer, gram)
+            run.visit(layer, gram)
 
 
 def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None) -> list[Stage]:
@@ -347,27 +353,32 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _accumulate(
-    block: nn.Module, stage: Stage, calls: Sequence[Call], hidden: Sequence[Tensor | None], seconds: Seconds
+    block: nn.Module, stage: Stage, calls: Sequence[Call], hidden: Sequence[Tensor | None], run: _Pass
 ) -> Gram:
     """The Gram of a stage's common input over all batches; each pass stops once it is seen."""
-    leader = stage.layers[0]
-    gram = GramAccumulator(leader.name, leader.groups)
+    leader, seconds = stage.layers[0], run.seconds
+    counted, held_out = (GramAccumulator(leader.name, leader.groups) for _ in range(2))
+    into = counted
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         began = time.perf_counter()
         for rows in leader.rows(_input_of(args, kwargs)):
-            gram.add(rows)
+            into.add(rows)
         seconds.hessian += time.perf_counter() - began
         if stage.calls == 1:
             raise _Stop
 
     handle = leader.module.register_forward_pre_hook(add, with_kwargs=True)
     try:
-        for call, state in zip(calls, hidden, strict=True):
+        for number, (call, state) in enumerate(zip(calls, hidden, strict=True)):
+            into = counted if number < run.counted else held_out
             try:
                 _timed(seconds, lambda c=call, h=state: c.run(block, h))  # type: ignore[misc]
             except _Stop:
                 continue
     finally:
         handle.remove()
-    return gram.finish(leader.shape[1], leader.parameter.device)
+    gram = counted.finish(leader.shape[1], leader.parameter.device)
+    if not held_out.tokens:
+        return gram
+    return replace(gram, held_out=held_out.finish(leader.shape[1], leader.parameter.device))

@@ -60,7 +60,10 @@ def bar_panels(path: str | Path, names: Sequence[str], panels: Mapping[str, Mapp
         positive = [value for values in series.values() for value in values if value > 0]
         if positive and max(positive) > 20 * min(positive):
             axis.set_xscale("log")
+        else:
+            axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x", alpha=0.25)
     axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=8, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)

@@ -75,6 +75,7 @@ def prune(
     loss: str | Loss | LossFunction | None = None,
     loss_length: int = 128,
     gram_samples: int = 1024,
+    guard: int | None = None,
     held_out: Samples | Iterable[Any] | None = None,
     loss_settings: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
@@ -139,6 +140,9 @@ def prune(
         loss_length: tokens of a window that the loss is taken over, if the calibration is a text.
         gram_samples: of :class:`~qubo_prune.data.Samples`, or of batches with a loss, how many the layers'
             inputs are taken from, at most.
+        guard: inputs on which the errors of the layers are measured besides: windows of a text between the others,
+            or the last of given batches. A layer whose error there rises against the warm start gets that
+            back, and its report says so. By default 4 windows of a text if kept weights change, else none.
         held_out: with ``fisher``, samples or batches by which moves are judged; a fifth of the
             calibration, which is then left out there, if not given.
         loss_settings: with ``fisher``, fields of :class:`~qubo_prune.loss_descent.LossDescent`; ``preset``
@@ -164,6 +168,8 @@ def prune(
     began = time.perf_counter()
     if gram_samples < 1:
         raise InputError(f"gram_samples is {gram_samples}; it must be at least 1.")
+    if guard is not None and guard < 0:
+        raise InputError(f"guard is {guard}; a number of windows or batches, or 0 for none, is needed.")
     check_method(method, hessian, update)
     task = _task(hessian, loss, calibration)
     if task is None and loss_settings:
@@ -194,12 +200,15 @@ def prune(
     layers = find_layers(loaded.model, include, exclude, prune_head)
     if task is not None:
         plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
-    data = read_calibration(calibration, loaded, samples, sequence_length, _loss(task, loss), loss_length, gram_samples)
+    data = read_calibration(
+        calibration, loaded, samples, sequence_length, _loss(task, loss), loss_length, gram_samples,
+        guard if plan.updates or guard is not None else 0,
+    )  # fmt: skip
     run = _Run(plan, layers, began)
     with run.undone_on_failure():
         if task is not None:
             run.prepare_loss(loaded.model, data, held_out)
-        run.all_layers(loaded.model, data.inputs, bars)
+        run.all_layers(loaded.model, data, bars)
         trace = run.descend_loss(bars, on_step) if task is not None else None
         seconds = vars(run.seconds) | {"total": time.perf_counter() - began}
         report = Report(
@@ -468,7 +477,7 @@ class _Run:
         self.seconds.loss = time.perf_counter() - began
         return trace
 
-    def all_layers(self, model: nn.Module, batches: list[Any], bars: Progress) -> None:
+    def all_layers(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
         """Stream the calibration data through the model and prune each layer when its turn comes."""
         with bars.task(f"pruning ({self._plan.method})", self._left) as advance:
 
@@ -477,7 +486,7 @@ class _Run:
                 advance(layer.parameter.numel(), layer.name)
 
             if self._plan.needs_inputs:
-                stream(model, self._layers, batches, visit, self.seconds)
+                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out)
             else:
                 for layer in self._layers:
                     d_in, device = layer.shape[1], layer.parameter.device
@@ -495,21 +504,28 @@ class _Run:
         else:
             result = DescentResult(start.keep, 0, 0, 0.0, False)
         final, notes = self._updated(weight, gram, start, result)
+        began_with, keep = weight * start.keep, result.keep
+        if start.weight is not None and plan.updates:
+            began_with = start.weight
+        held_out = _held_out_errors(gram, weight, began_with, final)
+        reverted = held_out[1] > held_out[0]
+        if reverted:
+            final, keep = began_with, start.keep
+            notes = {**notes, "Its error on held-out inputs rose, so the layer has its warm start back.": 1}
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
         # an unseen layer's Gram is zero throughout
-        began_with = weight * start.keep if start.weight is None else start.weight
         changes = (weight, weight - began_with, weight - final)
         power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
         if plan.updates:
             self._dense[layer.name] = layer.matrix().clone()
             layer.assign(final)
         else:
-            self._removed.append(layer.remember(result.keep))
-            layer.prune(result.keep)
-        self.masks[layer.parameter_name] = layer.stored(result.keep).cpu()
+            self._removed.append(layer.remember(keep))
+            layer.prune(keep)
+        self.masks[layer.parameter_name] = layer.stored(keep).cpu()
         self._left -= layer.parameter.numel()
-        kept = int(result.keep.sum())
+        kept = int(keep.sum())
         notes = dict(Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
         if not plan.needs_inputs:
             notes["The output error of this layer was not measured; its warm start needs no inputs."] = 1
@@ -519,7 +535,7 @@ class _Run:
             LayerReport(
                 layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps,
                 result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens,
-                int(gram.dead.sum()), result.stopped_early, notes, result.trace,
+                int(gram.dead.sum()), result.stopped_early, notes, result.trace, 0, *held_out, reverted,
             )
         )  # fmt: skip
 
@@ -580,6 +596,16 @@ def check_method(method: str, hessian: str = "gram", update: str | None = None) 
             f"The update {update!r} needs the Grams of the layers' inputs, and hessian is 'fisher', whose blocks come "
             "after them; leave update out, or give hessian 'gram' or 'compensated'."
         )
+
+
+def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:
+    """Of the warm start and of the result, relative to the layer's output; zeros without held-out inputs."""
+    if gram.held_out is None:
+        return 0.0, 0.0
+    power, *errors = (
+        float(gram.held_out.output_error(change).sum()) for change in (weight, weight - before, weight - after)
+    )
+    return (errors[0] / power, errors[1] / power) if power else (0.0, 0.0)
 
 
 def _given_mask(layer: Layer, plan: _Plan) -> Tensor:

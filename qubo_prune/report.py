@@ -49,6 +49,9 @@ class LayerReport:
         notes: what was done instead of what was asked, as sentences, each with its number.
         trace: energy against time.
         swapped: weights whose mask a descent on the loss changed after that; the errors are those before.
+        held_out_before: error of the warm start on held-out inputs, as a share of the outputs' power there.
+        held_out_after: the same of the result, before it was reverted if it was.
+        reverted: the error on held-out inputs rose, so the layer has its warm start back.
     """
 
     name: str
@@ -70,6 +73,9 @@ class LayerReport:
     notes: dict[str, int] = field(default_factory=dict)
     trace: tuple[TracePoint, ...] = ()
     swapped: int = 0
+    held_out_before: float = 0.0
+    held_out_after: float = 0.0
+    reverted: bool = False
 
     @property
     def relative_before(self) -> float:
@@ -158,6 +164,7 @@ class Report:
             "steps": sum(layer.steps for layer in self.layers),
             "accepted": sum(layer.accepted for layer in self.layers),
             "stopped_early": sum(layer.stopped_early for layer in self.layers),
+            "reverted": [layer.name for layer in self.layers if layer.reverted],
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,6 +215,8 @@ class Report:
             f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks, "
             f"{trace.seconds:.0f} s. {trace.stopped}\n"
         )  # fmt: skip
+        back = [layer.name for layer in self.layers if layer.reverted]
+        loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         return (
             f"{loss}errors {'of the warm start, ' if trace else ''}relative to the layers' outputs; "
             f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "

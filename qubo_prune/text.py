@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,11 +92,13 @@ class Windows:
         tokens: ``(windows, length)`` token ids.
         source: where the text came from.
         available: how many tokens the text has.
+        held_out: ``(more, length)`` token ids that are not in ``tokens``.
     """
 
     tokens: Int[Tensor, "windows length"]
     source: str
     available: int
+    held_out: Int[Tensor, "more length"] = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.long))
 
     def describe(self) -> dict[str, Any]:
         """Source, sizes and a hash of the tokens, for reports."""
@@ -119,10 +121,11 @@ def check_length(model: Any, length: int) -> None:
         raise InputError(f"The sequence length is {length}, but the model takes at most {most} tokens.")
 
 
-def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, length: int) -> Windows:
+def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, length: int, held_out: int = 0) -> Windows:
     """Cut ``count`` windows of ``length`` tokens, evenly spread over the text, without overlap.
 
-    No special tokens are added; windows may cross documents.
+    No special tokens are added; windows may cross documents. Up to ``held_out`` more are cut from
+    what lies between, as far as there is enough.
 
     Raises:
         InputError: the text has fewer than ``count * length`` tokens.
@@ -137,8 +140,13 @@ def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, len
             f"The text {source!r} has {len(ids)} tokens, but {count} windows of {length} need "
             f"{count * length}; give more text or lower the samples or the sequence length."
         )
-    starts = [at * whole // count * length for at in range(count)]
-    return Windows(torch.tensor([ids[s : s + length] for s in starts]), source, len(ids))
+    starts = [at * whole // count for at in range(count)]
+    between = sorted(set(range(whole)).difference(starts))
+    extra = [between[at * len(between) // held_out] for at in range(min(held_out, len(between)))]
+    cut = [
+        torch.tensor([ids[s * length : (s + 1) * length] for s in some]).reshape(-1, length) for some in (starts, extra)
+    ]
+    return Windows(cut[0].long(), source, len(ids), cut[1].long())
 
 
 def all_windows(tokenizer: Any, source: str, purpose: Purpose, length: int) -> Int[Tensor, "windows length"]:

@@ -67,7 +67,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
 
 
-@pytest.mark.parametrize("page", ["python.md", "problem-files.md", "loss.md"])
+@pytest.mark.parametrize("page", ["python.md", "problem-files.md", "loss.md", "methods.md", "sparsity.md"])
 def test_the_examples_of_the_page_run(page: str) -> None:
     run_in_order(blocks(DOCS / page, "python"), page)
 
