@@ -102,6 +102,17 @@ def prune_command(
         int | None,
         typer.Option(help="Most blocks per row, 1 and then swaps over the whole row, or 2 with compensated."),
     ] = None,
+    allocation: Annotated[
+        str,
+        typer.Option(help="Densities of the layers: uniform, owl (by outliers), fisher (by predicted loss change)."),
+    ] = "uniform",
+    layer_density: Annotated[
+        list[str] | None,
+        typer.Option("--layer-density", metavar="PATTERN=SHARE", help="Kept share of layers like this, '*.mlp.*=0.4'."),
+    ] = None,
+    protect: Annotated[
+        float, typer.Option(help="Share of every budget, by Wanda, that no block may prune (compensated, scores).")
+    ] = 0.0,
     guard: Annotated[
         int | None,
         typer.Option(help="Held-out windows on which layers are checked; 4 if kept weights change, 0 for none."),
@@ -150,7 +161,8 @@ def prune_command(
             named, tokenizer, source = _image_classifier(model, images, device)
         report = prune(
             named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
-            update=update, damping=damping, guard=guard,
+            update=update, damping=damping, guard=guard, allocation=allocation,
+            densities=pairs("--layer-density", layer_density), protect=protect,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
             solver_settings=settings_of(solver, set_), warm_start=given, block_size=block_size,

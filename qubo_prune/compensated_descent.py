@@ -67,6 +67,7 @@ def descend_compensated(
     pattern: Pattern,
     settings: CompensatedDescent,
     deadline: Deadline | None = None,
+    stays: Bool[Tensor, "d_out d_in"] | None = None,
 ) -> DescentResult:
     """Improve a layer's keep mask for weights that adapt; every budget group keeps its count.
 
@@ -79,9 +80,12 @@ def descend_compensated(
         pattern: where counts must hold.
         settings: see :class:`CompensatedDescent`.
         deadline: anytime limit; the best mask so far is returned when it expires.
+        stays: weights of the warm start that no block may prune; n:m groups that hold one keep their mask.
     """
     deadline = deadline or Deadline(None)
-    parts, results = list(zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True)), []
+    frozen = torch.zeros_like(keep) if stays is None else stays
+    parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), gram.split(frozen), strict=True))
+    results = []
     for number, part in enumerate(parts):
         own = replace(settings, seed=derive_seed(settings.seed, number)) if len(parts) > 1 else settings
         left = deadline.remaining
@@ -94,12 +98,12 @@ class _Descent:
     """One Gram's rows: masks, exact energies and the ledger."""
 
     def __init__(
-        self, weight: Tensor, gram: Gram, keep: Tensor, pattern: Pattern, settings: CompensatedDescent,
-        deadline: Deadline,
+        self, weight: Tensor, gram: Gram, keep: Tensor, frozen: Tensor, pattern: Pattern,
+        settings: CompensatedDescent, deadline: Deadline,
     ) -> None:  # fmt: skip
         self._pattern, self._settings, self._deadline = pattern, settings, deadline
         self._device = gram.matrix.device
-        self._x = ~keep.to(self._device)
+        self._x, self._frozen = ~keep.to(self._device), frozen.to(self._device)
         self._began, self._notes = time.perf_counter(), Counter[str]()
         self._steps = self._accepted = 0
         self._solver_gain = self._polish_gain = 0.0
@@ -194,24 +198,25 @@ class _Descent:
     def _emit(self, rows: Int[Tensor, " r"]) -> tuple[Tensor, tuple[Blocks, BlockBatch] | None]:
         """Energies of some rows, and one block for each with its QUBO; none where nothing can be swapped."""
         support = self._support(rows)
-        chosen = self._groups(support, rows) if self._pattern.of else self._borderline(support)
+        costs = support.prune_costs.masked_fill_(self._frozen[rows], torch.inf)
+        chosen = self._groups(support, rows, costs) if self._pattern.of else self._borderline(support, costs)
         if chosen is None:
             return support.energy, None
         blocks = Blocks.of(support, *chosen)
         return support.energy, (blocks, blocks.batch())
 
-    def _borderline(self, support: Support) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _borderline(self, support: Support, costs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept columns that cost least and places of the pruned ones that gain most."""
         half, counts = self._settings.block_size // 2, support.valid.sum(1)
-        a = min(half, self._x.shape[1] - int(counts.max()))
+        a = min(half, int(torch.isfinite(costs).sum(1).min()))
         b = min(self._settings.block_size - half, int(counts.min()))
         if min(a, b) < 1:
             return None
-        kept = support.prune_costs.topk(a, largest=False).indices
+        kept = costs.topk(a, largest=False).indices
         places = support.restore_gains.topk(b).indices
         return kept, places, torch.zeros(a + b, dtype=torch.long, device=self._device)
 
-    def _groups(self, support: Support, rows: Int[Tensor, " r"]) -> tuple[Tensor, Tensor, Tensor] | None:
+    def _groups(self, support: Support, rows: Int[Tensor, " r"], costs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """The same for whole n:m groups, those whose best swap gains most."""
         n, m = self._pattern.keep, self._pattern.of
         x = self._x[rows]
@@ -219,8 +224,11 @@ class _Descent:
             return None
         gains = torch.full_like(support.values, -torch.inf).scatter_(1, support.pruned, support.restore_gains)
         shape = (len(rows), -1, m)
-        promise = support.prune_costs.reshape(shape).amin(2) - gains.reshape(shape).amax(2)
-        count = min(max(1, self._settings.block_size // m), promise.shape[1])
+        promise = costs.reshape(shape).amin(2) - gains.reshape(shape).amax(2)
+        promise = promise.masked_fill_(self._frozen[rows].reshape(shape).any(2), torch.inf)
+        count = min(max(1, self._settings.block_size // m), int(torch.isfinite(promise).sum(1).min()))
+        if not count:
+            return None
         groups = promise.topk(count, largest=False).indices
         columns = groups[:, :, None] * m + torch.arange(m, device=x.device)
         order = x.gather(1, columns.flatten(1)).reshape(columns.shape).long().argsort(dim=2, stable=True)

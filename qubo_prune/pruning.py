@@ -15,6 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qubo_prune.allocation import (
+    by_loss_change,
+    check_allocation,
+    check_protect,
+    counts_of,
+    densities_by_name,
+    outlier_share,
+    owl,
+    predicted_rise,
+    protected,
+)
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
 from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
@@ -46,6 +57,8 @@ HESSIANS = ("gram", "compensated", "fisher")
 WARM_STARTS = (*SCORES, "greedy", *PEERS)
 #: Weights from which on the descent on the loss takes the settings for large networks.
 LARGE = 2_000_000
+#: Samples that the allocation by the loss takes its gradients from.
+_FISHER_SAMPLES = 64
 #: Warm starts of a descent on the loss besides those.
 LOSS_WARM_STARTS = ("gradient", "gram")
 
@@ -63,6 +76,9 @@ def prune(
     warm_start: str | Mapping[str, Tensor] | None = None,
     update: str | None = None,
     damping: float = DAMPING,
+    allocation: str = "uniform",
+    densities: Mapping[str, float] | None = None,
+    protect: float = 0.0,
     block_size: int | None = None,
     block_time: float | str | None = "60s",
     workers: int | None = None,
@@ -120,6 +136,12 @@ def prune(
             ``sparsegpt`` (see :mod:`qubo_prune.update`). By default what the method itself does to
             them, with ``compensated`` ``refit``.
         damping: share of a Gram's mean diagonal that updates and compensated blocks add to its diagonal.
+        allocation: density of each layer: ``uniform``; ``owl``, more where scores have outliers; ``fisher``, by the
+            predicted change of the loss (see :mod:`qubo_prune.allocation`). The whole keeps ``density``.
+        densities: kept shares by shell-style patterns of layer names, for those that differ from ``density``; of
+            several patterns that match a layer the last counts.
+        protect: share of every budget, the weights of the highest Wanda scores, that no block may prune
+            (``compensated``, or a score alone).
         block_size: weights per block; by default 64, with ``compensated`` 128, with ``fisher`` 1024, or the
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
@@ -184,6 +206,7 @@ def prune(
     plan = _Plan.checked(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
         max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
+        allocation=allocation, densities=densities, protect=protect,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -200,12 +223,16 @@ def prune(
     layers = find_layers(loaded.model, include, exclude, prune_head)
     if task is not None:
         plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
+    reading = _loss(task, loss)
+    if allocation == "fisher" and reading is None:
+        reading = choose_loss(loss, calibration)
     data = read_calibration(
-        calibration, loaded, samples, sequence_length, _loss(task, loss), loss_length, gram_samples,
+        calibration, loaded, samples, sequence_length, reading, loss_length, gram_samples,
         guard if plan.updates or guard is not None else 0,
     )  # fmt: skip
     run = _Run(plan, layers, began)
     with run.undone_on_failure():
+        run.allocate(loaded.model, data, reading, bars)
         if task is not None:
             run.prepare_loss(loaded.model, data, held_out)
         run.all_layers(loaded.model, data, bars)
@@ -323,16 +350,29 @@ class _Plan:
     hessian: str
     update: str | None
     damping: float
+    allocation: str
+    densities: Mapping[str, float]
+    protect: float
     task: _Task | None = None
 
     @classmethod
     def checked(
         cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor] | None,
         blocks: _Blocks, workers: int | None, max_sweeps: int | None, max_time: float | str | None, seed: int,
-        task: _Task | None, hessian: str, update: str | None, damping: float,
+        task: _Task | None, hessian: str, update: str | None, damping: float, allocation: str,
+        densities: Mapping[str, float] | None, protect: float,
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
+        check_allocation(allocation, chosen)
+        if densities and allocation != "uniform":
+            raise InputError(f"The allocation is {allocation!r} and densities are given by layer; give one of the two.")
+        check_protect(protect, density)
+        if protect and not (hessian == "compensated" or method in SCORES):
+            raise InputError(
+                f"protect is {protect:g}, which the method {method!r} with the Hessian {hessian!r} does not know; use "
+                "the Hessian 'compensated', a score alone, or leave protect out."
+            )
         compensated = hessian == "compensated"
         if not (math.isfinite(damping) and damping >= 0):
             raise InputError(f"damping is {damping}; a share of the Gram's mean diagonal, from 0 on, is needed.")
@@ -373,7 +413,7 @@ class _Plan:
         start = warm_start if method == "icbs" else method
         return cls(
             density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed, hessian,
-            update, damping, task,
+            update, damping, allocation, dict(densities or {}), protect, task,
         )  # fmt: skip
 
     @property
@@ -397,6 +437,9 @@ class _Plan:
             "hessian": self.hessian,
             "update": self.update or ("own" if self.updates else "none"),
             "damping": self.damping,
+            "allocation": self.allocation,
+            "densities": dict(self.densities),
+            "protect": self.protect,
             "loss": type(self.task.loss).__name__ if self.task else None,
             "loss_settings": self.task.settings.to_dict() if self.task else None,
             "solver": self.solver_name,
@@ -420,8 +463,9 @@ class _Run:
         self.reports: list[LayerReport] = []
         self.masks: dict[str, Tensor] = {}
         self.seconds = Seconds()
+        self._densities = densities_by_name(plan.densities, [layer.name for layer in layers], plan.density)
         for layer in layers:
-            plan.pattern.check(plan.density, layer.name, layer.shape[1])
+            plan.pattern.check(self._densities[layer.name], layer.name, layer.shape[1])
         self._left = sum(layer.parameter.numel() for layer in layers)
         self._gradient_masks: dict[str, Tensor] = {}
         self._dense: dict[str, Tensor] = {}
@@ -454,7 +498,7 @@ class _Run:
             found = moments(self._objective, self._samples[0], batch, self._layers)
             for layer in self._layers:
                 scores = (layer.matrix() * found[layer.name].mean).abs()
-                self._gradient_masks[layer.name] = keep_highest(scores, self._plan.pattern, self._plan.density)
+                self._gradient_masks[layer.name] = keep_highest(scores, self._plan.pattern, self._densities[layer.name])
 
     def descend_loss(self, bars: Progress, on_step: OnStep | None) -> LossTrace:
         """Improve the masks so far by blocks of the loss; the layers' reports and masks follow."""
@@ -477,6 +521,38 @@ class _Run:
         self.seconds.loss = time.perf_counter() - began
         return trace
 
+    def allocate(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
+        """Give the layers densities of their own, if that is asked for; the whole keeps the plan's."""
+        plan = self._plan
+        if plan.allocation == "uniform":
+            return
+        shapes = {layer.name: layer.shape for layer in self._layers}
+        with bars.task(f"budgets of the layers ({plan.allocation})", None):
+            if plan.allocation == "owl":
+                outliers: dict[str, float] = {}
+
+                def visit(layer: Layer, gram: Gram) -> None:
+                    outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
+
+                stream(model, self._layers, data.inputs, visit, self.seconds)
+                shares = owl(outliers, plan.density, sizes={name: math.prod(shape) for name, shape in shapes.items()})
+            else:
+                assert loss is not None
+                assert data.samples is not None
+                objective = Objective(model, loss, LossDescent.preset("language").micro_batch)
+                seed = derive_seed(plan.seed, len(self._layers))
+                order = torch.randperm(len(data.samples), generator=torch.Generator().manual_seed(seed))
+                found = moments(objective, data.samples, order[:_FISHER_SAMPLES], self._layers)
+                shares = by_loss_change(
+                    {
+                        layer.name: predicted_rise(layer.matrix(), found[layer.name].mean, found[layer.name].square)
+                        for layer in self._layers
+                    },
+                    plan.density,
+                )
+        kept = counts_of(shares, shapes, plan.density, plan.pattern)
+        self._densities = {name: count / math.prod(shapes[name]) for name, count in kept.items()}
+
     def all_layers(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
         """Stream the calibration data through the model and prune each layer when its turn comes."""
         with bars.task(f"pruning ({self._plan.method})", self._left) as advance:
@@ -495,10 +571,10 @@ class _Run:
     def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()
         weight = layer.matrix().to(gram.matrix.device)
-        start = self._warm_start(layer, weight, gram)
+        stays, start = self._protected(layer, weight, gram, self._warm_start(layer, weight, gram))
         deadline = Deadline(self._allowance(layer))
         if isinstance(plan.descent, CompensatedDescent):
-            result = descend_compensated(weight, gram, start.keep, plan.pattern, plan.descent, deadline)
+            result = descend_compensated(weight, gram, start.keep, plan.pattern, plan.descent, deadline, stays)
         elif plan.descent is not None:
             result = descend(weight, gram, start.keep, plan.pattern, plan.descent, deadline)
         else:
@@ -551,16 +627,28 @@ class _Run:
         return updated.weight, updated.notes
 
     def _warm_start(self, layer: Layer, weight: Tensor, gram: Gram) -> Choice:
-        plan = self._plan
+        plan, density = self._plan, self._densities[layer.name]
         if plan.warm_start == "gradient":
             return Choice(self._gradient_masks[layer.name].to(weight.device), None, {})
         if not isinstance(plan.warm_start, str):
-            return Choice(_given_mask(layer, plan).to(weight.device), None, {})
+            return Choice(_given_mask(layer, plan, density).to(weight.device), None, {})
         kind = "wanda" if plan.warm_start == "gram" else plan.warm_start
         seed = derive_seed(plan.seed, len(self.reports))
         if kind in PEERS:
-            return choose(kind, weight, gram, plan.pattern, plan.density, seed, plan.damping)
-        return Choice(warm_start(kind, weight, gram, plan.pattern, plan.density, seed), None, {})
+            return choose(kind, weight, gram, plan.pattern, density, seed, plan.damping)
+        return Choice(warm_start(kind, weight, gram, plan.pattern, density, seed), None, {})
+
+    def _protected(self, layer: Layer, weight: Tensor, gram: Gram, start: Choice) -> tuple[Tensor | None, Choice]:
+        """The weights that stay, and a start that holds them: in their place the lowest of its budget go."""
+        plan, density = self._plan, self._densities[layer.name]
+        if not plan.protect:
+            return None, start
+        stays = protected(weight, gram, plan.protect, plan.pattern, density)
+        if bool((start.keep | ~stays).all()):
+            return stays, start
+        score = weight.abs() * gram.for_rows(gram.diagonal.sqrt(), len(weight))
+        order = (score / score.amax().clamp(min=1e-300)).double() + 2 * start.keep + 4 * stays
+        return stays, Choice(keep_highest(order, plan.pattern, density), None, start.notes)
 
     def _allowance(self, layer: Layer) -> float | None:
         """Seconds for one layer: its share of what the passes still to come leave of the budget."""
@@ -608,7 +696,7 @@ def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) 
     return (errors[0] / power, errors[1] / power) if power else (0.0, 0.0)
 
 
-def _given_mask(layer: Layer, plan: _Plan) -> Tensor:
+def _given_mask(layer: Layer, plan: _Plan, density: float) -> Tensor:
     """The caller's keep mask of a layer as ``(d_out, d_in)``, with its counts checked."""
     assert not isinstance(plan.warm_start, str)
     if layer.parameter_name not in plan.warm_start:
@@ -620,10 +708,10 @@ def _given_mask(layer: Layer, plan: _Plan) -> Tensor:
             f"shape {tuple(layer.parameter.shape)} and torch.bool (True = keep) are needed."
         )
     keep = layer.as_matrix(mask)
-    wrong = plan.pattern.violations(keep, plan.density)
+    wrong = plan.pattern.violations(keep, density)
     if wrong and not (plan.task and plan.task.settings.budget == "global"):
         raise InputError(
-            f"The mask {layer.parameter_name!r} breaks the pattern {plan.pattern.name} at density {plan.density:g} "
+            f"The mask {layer.parameter_name!r} breaks the pattern {plan.pattern.name} at density {density:g} "
             f"in {wrong} groups; give masks with the exact counts, or the density they have."
         )
     return keep

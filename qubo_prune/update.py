@@ -192,7 +192,8 @@ def refit(
     """``v_F = w_F + (H_FF)^-1 (H (w - w_F))_F``, which is ``(H_FF)^-1 (H w)_F``, of every row.
 
     By Cholesky factorisations, of as many rows at once as suits the memory, or by conjugate gradients if
-    ``d`` is above :data:`CHOLESKY_LIMIT`. All in float64.
+    ``d`` is above :data:`CHOLESKY_LIMIT`. The factors are of single precision and the residuals of float64,
+    which refine the solution to that; rows where they do not fall are factored in float64.
 
     Raises:
         NotPositiveDefinite: an ``H_FF`` is singular.
@@ -206,20 +207,53 @@ def refit(
     pull = (weight - masked) @ hessian
     counts = keep.sum(1)
 
+    single = hessian.float()
+
     def solve(rows: Tensor) -> None:
         most = int(counts[rows[-1]])
         columns = keep[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
         valid = torch.arange(most, device=rows.device) < counts[rows, None]
-        block = square(hessian, columns, columns)
-        if not valid.all():
-            block *= valid[:, :, None] & valid[:, None, :]
-            block.diagonal(dim1=1, dim2=2).add_((~valid).to(block.dtype))
+
+        def block(of: Tensor) -> Tensor:
+            found = square(of, columns, columns)
+            if not valid.all():
+                found *= valid[:, :, None] & valid[:, None, :]
+                found.diagonal(dim1=1, dim2=2).add_((~valid).to(found.dtype))
+            return found
+
+        def whole(step: Tensor) -> Tensor:
+            return torch.zeros_like(masked[rows]).scatter_(1, columns, step * valid)
+
         wanted = pull[rows].gather(1, columns) * valid
-        step = torch.cholesky_solve(wanted[:, :, None], cholesky(block))[:, :, 0]
-        masked[rows] += torch.zeros_like(masked[rows]).scatter_(1, columns, step)
+        step = _refined(block(single), wanted, lambda step: (whole(step) @ hessian).gather(1, columns) * valid)
+        if step is None:
+            step = torch.cholesky_solve(wanted[:, :, None], cholesky(block(hessian)))[:, :, 0]
+        masked[rows] += whole(step)
 
     in_threads(solve, list(_chunks(counts)), weight.device)
     return masked
+
+
+def _refined(
+    single: Float[Tensor, "r n n"], wanted: Float[Tensor, "r n"], times: Callable[[Tensor], Tensor],
+    most: int = 6, accuracy: float = 1e-10,
+) -> Float[Tensor, "r n"] | None:  # fmt: skip
+    """``matrix^-1 wanted`` by refinement on factors of single precision; ``None`` if it does not converge.
+
+    ``times`` is the product with the matrices in float64, ``single`` those in float32.
+    """
+    factor, failed = torch.linalg.cholesky_ex(single)
+    if failed.any():
+        return None
+    step, limit = torch.zeros_like(wanted), accuracy * wanted.abs().amax(1)
+    for _ in range(most):
+        residual = wanted - times(step)
+        size = residual.abs().amax(1)
+        if bool((size <= limit).all()):
+            return step
+        scale = size[:, None].clamp(min=1e-300)
+        step = step + scale * torch.cholesky_solve((residual / scale).float()[:, :, None], factor)[:, :, 0]
+    return None
 
 
 def _chunks(counts: Int[Tensor, " r"]) -> Iterator[Int[Tensor, " _"]]:
