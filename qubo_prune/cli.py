@@ -111,7 +111,8 @@ def prune_command(
         typer.Option("--layer-density", metavar="PATTERN=SHARE", help="Kept share of layers like this, '*.mlp.*=0.4'."),
     ] = None,
     protect: Annotated[
-        float, typer.Option(help="Share of every budget, by Wanda, that no block may prune (compensated, scores).")
+        float,
+        typer.Option(help="Share of a layer, the highest by Wanda, that nothing may prune (compensated, scores)."),
     ] = 0.0,
     guard: Annotated[
         int | None,

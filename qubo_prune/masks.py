@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from qubo_prune.enforce import enforce as enforce
 from qubo_prune.errors import InputError
 
 

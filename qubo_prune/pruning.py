@@ -140,8 +140,8 @@ def prune(
             predicted change of the loss (see :mod:`qubo_prune.allocation`). The whole keeps ``density``.
         densities: kept shares by shell-style patterns of layer names, for those that differ from ``density``; of
             several patterns that match a layer the last counts.
-        protect: share of every budget, the weights of the highest Wanda scores, that no block may prune
-            (``compensated``, or a score alone).
+        protect: share of each layer's weights, those of the highest Wanda scores, that nothing may prune
+            (``compensated``, or a score alone); fewer where a budget does not hold them.
         block_size: weights per block; by default 64, with ``compensated`` 128, with ``fisher`` 1024, or the
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that

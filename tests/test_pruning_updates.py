@@ -1,0 +1,231 @@
+"""The main job where kept weights change: updates, compensated blocks, budgets between layers, the guard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import qubo_prune.pruning as pruning
+from qubo_prune import InputError, prune
+from qubo_prune.hessian import Gram
+from qubo_prune.layers import find_layers
+from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.peers import PEERS
+from qubo_prune.scores import score
+from qubo_prune.update import UPDATES
+
+SHAPES = [("row", 0.5), ("layer", 0.37), ("2:4", 0.5)]
+
+
+def run(model: nn.Module, **settings: Any) -> Any:
+    return prune(model, tiny.tokens(), **{"density": 0.5, **settings})
+
+
+def correlated(count: int = 400, width: int = 24, seed: int = 0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=draw) @ torch.randn(width, width, generator=draw)
+
+
+def linear(width: int = 24, rows: int = 12) -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(width, rows)
+
+
+def assert_exact(model: nn.Module, report: Any, pattern: str, density: float) -> None:
+    for layer in find_layers(model):
+        keep = layer.as_matrix(report.masks[layer.parameter_name])
+        assert Pattern.parse(pattern).violations(keep, density) == 0
+        assert bool((layer.matrix()[~keep] == 0).all())
+    assert report.masks.verify(model) == {}
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize(("pattern", "density"), SHAPES)
+def test_compensated_blocks_hold_their_counts_and_beat_their_warm_start(
+    make: Any, pattern: str, density: float
+) -> None:
+    model = make()
+    report = run(model, pattern=pattern, density=density, hessian="compensated")
+    assert_exact(model, report, pattern, density)
+    assert report.relative_error < report.relative_error_before  # ADMM's weights
+    assert report.settings["update"] == "refit"
+    assert report.settings["warm_start"] == "admm"
+    assert report.settings["block_size"] == 128
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("method", ["wanda", "admm", "icbs", *(name for name in PEERS if name != "admm")])
+def test_every_method_takes_every_update(method: str, update: str) -> None:
+    model, inputs = linear(), correlated()
+    dense = model.weight.detach().clone()
+    report = prune(model, inputs, method=method, update=update)
+    keep = report.masks["weight"]
+    assert_exact(model, report, "row", 0.5)
+    if update == "none":
+        assert torch.equal(model.weight, dense * keep)
+    else:
+        masked = float(((inputs @ (dense * ~keep).T) ** 2).sum())
+        assert float(((inputs @ (dense - model.weight.detach()).T) ** 2).sum()) < masked
+
+
+def test_a_refit_is_the_least_squares_fit() -> None:
+    model, inputs = linear(), correlated()
+    wanted = inputs.double() @ model.weight.detach().double().T
+    report = prune(model, inputs, method="wanda", update="refit", damping=0.0)
+    for row, keep in enumerate(report.masks["weight"]):
+        best = torch.linalg.lstsq(inputs.double()[:, keep], wanted[:, row]).solution
+        torch.testing.assert_close(model.weight.detach()[row, keep].double(), best, rtol=1e-4, atol=1e-5)
+
+
+def test_published_methods_update_weights_as_they_do_by_default() -> None:
+    for name, peer in PEERS.items():
+        model = linear()
+        dense = model.weight.detach().clone()
+        report = prune(model, correlated(), method=name)
+        changed = not torch.equal(model.weight.detach(), dense * report.masks["weight"])
+        assert changed == peer.updates
+        assert report.settings["update"] == ("own" if peer.updates else "none")
+
+
+def test_the_model_gets_its_weights_back_if_an_update_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls = []
+
+    def failing(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 5:
+            raise RuntimeError("in the middle")
+        return original(*given)
+
+    original = pruning.update_weights
+    monkeypatch.setattr(pruning, "update_weights", failing)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        run(model, hessian="compensated")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# --- the guard
+
+
+def test_a_layer_whose_held_out_error_rises_gets_its_warm_start_back() -> None:
+    # fitted to few inputs without damping, a refit is worse on others than the mask alone
+    torch.manual_seed(0)
+    few, others = torch.randn(14, 24), torch.randn(400, 24)
+    batches = [few, others]
+    model, free = linear(), linear()
+    dense = model.weight.detach().clone()
+    report = prune(model, batches, method="icbs", update="refit", damping=1e-9, guard=1)
+    (layer,) = report.layers
+    assert layer.reverted
+    assert layer.held_out_after > layer.held_out_before > 0
+    assert report.totals()["reverted"] == [layer.name]
+    assert torch.equal(model.weight, dense * report.masks["weight"])
+    assert_exact(model, report, "row", 0.5)
+    unguarded = prune(free, batches[:1], method="icbs", update="refit", damping=1e-9)
+    assert not unguarded.layers[0].reverted
+    assert not torch.equal(free.weight, dense * unguarded.masks["weight"])
+
+
+def test_held_out_errors_are_those_of_the_held_out_inputs() -> None:
+    model, (seen, held_out) = linear(), correlated(800).split(400)
+    dense = model.weight.detach().clone().double()
+    report = prune(model, [seen, held_out], hessian="compensated", guard=1)
+    (layer,) = report.layers
+    assert not layer.reverted
+    lost = held_out.double() @ (dense - model.weight.detach().double()).T
+    power = held_out.double() @ dense.T
+    assert layer.held_out_after == pytest.approx(float((lost**2).sum() / (power**2).sum()), rel=1e-4)
+    assert layer.tokens == 400
+
+
+def test_a_guard_needs_batches_to_hold_out() -> None:
+    with pytest.raises(InputError, match="guard is 1 but the calibration holds 1 batches"):
+        prune(linear(), [correlated()], guard=1)
+    with pytest.raises(InputError, match="guard is -1"):
+        prune(linear(), [correlated()], guard=-1)
+
+
+# --- budgets
+
+
+@pytest.mark.parametrize("pattern", ["row", "layer"])
+def test_outliers_move_budget_between_layers_and_the_whole_stays(pattern: str) -> None:
+    model = tiny.llama()
+    report = run(model, pattern=pattern, allocation="owl", method="wanda")
+    kept, size = report.totals()["kept"], report.totals()["weights"]
+    assert size // 2 - 16 <= kept <= size // 2
+    if pattern == "layer":
+        assert kept == size // 2
+    densities = [layer.density for layer in report.layers]
+    assert max(densities) > 0.5 > min(densities)
+    assert max(abs(density - 0.5) for density in densities) <= 0.1
+
+
+def test_the_predicted_loss_moves_budget_between_layers() -> None:
+    model = tiny.llama()
+    report = run(model, pattern="layer", allocation="fisher", method="wanda")
+    assert report.totals()["kept"] == report.totals()["weights"] // 2
+    assert len({layer.density for layer in report.layers}) > 3
+
+
+def test_layers_have_densities_by_name() -> None:
+    report = run(tiny.llama(), densities={"*.mlp.*": 0.25, "*down_proj": 0.75})
+    for layer in report.layers:
+        wanted = 0.75 if layer.name.endswith("down_proj") else 0.25 if ".mlp." in layer.name else 0.5
+        assert layer.density == wanted
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"hessian": "compensated"}, {"method": "wanda"}, {"method": "magnitude", "pattern": "layer"}],
+)
+def test_protected_weights_stay(settings: dict[str, Any]) -> None:
+    model, inputs = linear(), correlated()
+    gram = Gram(2 * inputs.double().T @ inputs.double() / len(inputs), len(inputs))
+    scores = score("wanda", model.weight.detach(), gram, 0)
+    report = prune(model, inputs, density=0.4, protect=0.25, **settings)
+    keep = report.masks["weight"]
+    pattern = settings.get("pattern", "row")
+    highest = keep_highest(scores, Pattern("layer"), 0.25) & keep_highest(scores, Pattern(pattern), 0.4)
+    assert int(highest.sum()) > 60
+    assert keep[highest].all()
+    assert Pattern(pattern).violations(keep, 0.4) == 0
+
+
+def test_protected_weights_stay_in_groups() -> None:
+    model = linear()
+    report = prune(model, correlated(), pattern="2:4", hessian="compensated", protect=0.25)
+    assert_exact(model, report, "2:4", 0.5)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"update": "refitt"}, r"no update 'refitt' \(did you mean 'refit'\?\)"),
+        ({"hessian": "fisher", "update": "refit"}, "The update 'refit' needs the Grams"),
+        ({"hessian": "compensated", "method": "admm"}, "The method 'admm' takes no Hessian"),
+        ({"damping": -1.0}, "damping is -1.0"),
+        ({"allocation": "owls"}, "did you mean 'owl'"),
+        ({"allocation": "owl", "pattern": "2:4"}, "keeps 2 of every 4"),
+        ({"allocation": "owl", "densities": {"*": 0.3}}, "give one of the two"),
+        ({"densities": {"*.nothing": 0.3}}, "'\\*.nothing' matches"),
+        ({"densities": {"*": 1.5}}, "1.5"),
+        ({"protect": 0.6, "method": "wanda"}, "0.6"),
+        ({"protect": 0.1}, "use the Hessian 'compensated'"),
+        ({"pattern": "2:4", "densities": {"*": 0.25}}, "keeps 0.5 of the weights"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(settings: dict[str, Any], message: str) -> None:
+    model = tiny.llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        run(model, **settings)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
