@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qubo_prune.plot import curves
+from qubo_prune.plot import bar_panels, curves
 
 PANELS = [
     {"iCBS": [(0.0, 0.5), (1.5, 0.8), (4.0, 0.86)], "as published": [(0.0, 0.5), (9.0, 0.7)]},
@@ -55,3 +55,14 @@ def test_levels_may_be_left_out_and_lines_be_empty(tmp_path: Path) -> None:
 def test_every_panel_needs_its_title(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         drawn(tmp_path / "curves.png", titles=["accuracy"])
+
+
+def test_bars_name_methods_series_and_quantities(tmp_path: Path) -> None:
+    panels = {
+        "rise": {"0.5": [0.3, 0.2], "2:4": [float("nan"), 0.4]},
+        "seconds": {"0.5": [1.0, 300.0], "2:4": [2.0, 1.0]},
+    }
+    bar_panels(tmp_path / "bars.svg", ["Wanda", "ADMM"], panels)
+    content = (tmp_path / "bars.svg").read_text(encoding="utf-8")
+    for name in ("Wanda", "ADMM", "0.5", "2:4", "rise", "seconds"):
+        assert f"<!-- {name} -->" in content
