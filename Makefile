@@ -34,7 +34,7 @@ data:
 	@rm -rf .cache/fetch
 
 demo: install
-	$(BIN)/qubo-prune compare smollm2-135m --density 0.5 --pattern row --output demo-output --overwrite
+	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,icbs --density 0.5 --pattern row --output demo-output --overwrite
 
 test: install data
 	$(BIN)/python -m pytest
