@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from qubo_prune import KeepMasks, registry
 from qubo_prune.classifiers import load_classifier
 from qubo_prune.cli import app
+from qubo_prune.comparison import COMPARED
 from qubo_prune.dispatch import solve
 from qubo_prune.files import read_problem, write_problem
 from qubo_prune.problem import BlockQubo
@@ -85,7 +86,7 @@ def test_compare_prints_one_table(model: Path, text: Path, tmp_path: Path) -> No
     for label in ("dense", "magnitude", "Wanda", "iCBS blocks"):
         assert label in printed
     saved = json.loads((out / "comparison.json").read_text())
-    assert [row["method"] for row in saved["rows"]] == ["dense", "magnitude", "wanda", "icbs"]
+    assert [row["method"] for row in saved["rows"]] == ["dense", *COMPARED]
     # every method starts from the dense weights
     alone = tmp_path / "alone"
     assert call("prune", model, "--calibration", text, "--output", alone, "-q", *SMALL)[0] == 0
