@@ -145,7 +145,7 @@ class Comparison:
         """The comparison as a table of at most 80 columns."""
         table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left")
         table.caption = (
-            f"perplexity on {self.evaluation['tokens']} held-out tokens ({self.evaluation['source']}); "
+            f"ppl: perplexity on {self.evaluation['tokens']} held-out tokens ({self.evaluation['source']}); "
             f"calibration {self.calibration['windows']} x {self.calibration['length']} tokens "
             f"({self.calibration['source']}); rise: of log-perplexity; error: summed over layers, relative to their "
             f"outputs; seconds: of them, search for masks and weights; GiB: peak; "
@@ -153,7 +153,7 @@ class Comparison:
         )
         table.add_column("kept", no_wrap=True)
         table.add_column("method", no_wrap=True)
-        for column in ("perplexity", "rise", "error", "seconds", "search", "GiB"):
+        for column in ("ppl", "rise", "error", "seconds", "search", "GiB"):
             table.add_column(column, justify="right")
         dense = self.row("dense")
         table.add_row("", "dense", f"{dense.perplexity:.2f}", *[""] * 5)
