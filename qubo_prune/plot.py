@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 Line = Sequence[tuple[float, float]]
 
@@ -44,6 +45,8 @@ def curves(
 def bar_panels(path: str | Path, names: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Values of named things side by side: one panel for each quantity, one colour for each series.
 
+    Bars, or points on a logarithmic axis where the values differ more than twentyfold.
+
     Args:
         path: a .png, .svg or .pdf file.
         names: what the values belong to, from top to bottom.
@@ -53,13 +56,18 @@ def bar_panels(path: str | Path, names: Sequence[str], panels: Mapping[str, Mapp
     axes: Any = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (title, series) in zip(axes, panels.items(), strict=True):
         height = 0.8 / max(1, len(series))
+        positive = [value for values in series.values() for value in values if value > 0]
+        wide = bool(positive) and max(positive) > 20 * min(positive)
         for place, (name, values) in enumerate(series.items()):
             at = [row - 0.4 + height * (place + 0.5) for row in range(len(names))]
-            axis.barh(at, values, height=0.9 * height, label=name, color=f"C{place}")
+            if wide:  # a bar has no beginning on a logarithmic axis
+                axis.plot(values, at, "o", label=name, color=f"C{place}")
+            else:
+                axis.barh(at, values, height=0.9 * height, label=name, color=f"C{place}")
         axis.set(title=title, yticks=range(len(names)), yticklabels=names)
-        positive = [value for values in series.values() for value in values if value > 0]
-        if positive and max(positive) > 20 * min(positive):
+        if wide:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         else:
             axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="x", alpha=0.25)
