@@ -71,7 +71,8 @@ def descend_compensated(
 ) -> DescentResult:
     """Improve a layer's keep mask for weights that adapt; every budget group keeps its count.
 
-    Energies are those of the damped Hessian with all kept weights at their optimum, summed over rows.
+    Energies are those of the damped Hessian with all kept weights at their optimum, summed over rows. There is
+    no trace if the time was over before the first sweep was.
 
     Args:
         weight: dense weights.
@@ -134,11 +135,14 @@ class _Descent:
         counts, d = self._x.sum(1), self._x.shape[1]
         self._energy[counts == 0] = 0.0
         active = ((counts > 0) & (counts < d)).nonzero()[:, 0]
-        self._settle((counts == d).nonzero()[:, 0])
+        if not self._deadline.expired:
+            self._settle((counts == d).nonzero()[:, 0])
         for sweep in range(self._settings.max_sweeps):
             if not len(active) or self._deadline.expired:
                 break
             before, offers = self._sweep(active, sweep)
+            if torch.isnan(self._energy).any():  # the time was over
+                break
             if sweep == 0:
                 self._mark(before)
             going = before - self._energy > _WORTH * before
@@ -146,7 +150,11 @@ class _Descent:
                 going[self._exchange(offers)] = True
             active = active[going[active]]
             self._mark(self._energy)
-        self._settle(torch.isnan(self._energy).nonzero()[:, 0])  # rows that no sweep came to
+        left = torch.isnan(self._energy).nonzero()[:, 0]
+        if len(left) and self._deadline.expired:  # their energies would take what there is no time for
+            self._trace = []
+            return
+        self._settle(left)
         self._mark(self._energy)
 
     def _mark(self, energy: Float[Tensor, " d_out"]) -> None:

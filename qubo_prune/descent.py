@@ -145,11 +145,13 @@ def descend(
 
 
 def merged(results: Sequence[DescentResult]) -> DescentResult:
-    """The descents of several groups of rows, which add up; the trace has a point for each group."""
-    trace = [TracePoint(0.0, sum(result.trace[0].energy for result in results), 0)]
+    """The descents of several groups of rows, which add up; the trace has a point for each group that has one."""
     notes: Counter[str] = Counter()
     for result in results:
         notes.update(result.kept_start)
+    traced = [result for result in results if result.trace]
+    trace = [TracePoint(0.0, sum(result.trace[0].energy for result in traced), 0)]
+    for result in traced:
         change = result.trace[-1].energy - result.trace[0].energy
         before = trace[-1]
         trace.append(

@@ -623,6 +623,8 @@ class _Run:
         if plan.update in (None, "none"):
             own = start.weight if plan.update is None and plan.method in PEERS else None
             return (weight * result.keep if own is None else own), {}
+        if result.stopped_early and start.weight is not None and torch.equal(result.keep, start.keep):
+            return start.weight, {"The time was over, so the layer has the weights of its warm start.": 1}
         updated = update_weights(plan.update, weight, gram, result.keep, plan.damping)
         return updated.weight, updated.notes
 

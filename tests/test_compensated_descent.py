@@ -108,7 +108,7 @@ def test_an_expired_deadline_leaves_the_warm_start() -> None:
     result = descend_compensated(weight, given, keep, Pattern.parse("row"), settings(), Deadline(1e-9))
     assert torch.equal(result.keep, keep)
     assert result.stopped_early
-    assert result.trace[-1].energy == pytest.approx(error(weight, given, keep), rel=1e-9)
+    assert result.trace == ()
 
 
 def test_rows_that_are_dense_or_empty_take_no_part() -> None:

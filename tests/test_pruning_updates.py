@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -107,6 +108,15 @@ def test_the_model_gets_its_weights_back_if_an_update_fails(monkeypatch: pytest.
     with pytest.raises(RuntimeError, match="in the middle"):
         run(model, hessian="compensated")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_without_time_the_layers_have_the_weights_of_the_warm_start() -> None:
+    hurried, admm = tiny.llama(), tiny.llama()
+    report = run(hurried, hessian="compensated", max_time=1e-6)
+    run(admm, method="admm")
+    assert all(torch.equal(a, b) for a, b in zip(hurried.parameters(), admm.parameters(), strict=True))
+    assert all("has the weights of its warm start" in " ".join(layer.notes) for layer in report.layers)
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 # --- the guard
