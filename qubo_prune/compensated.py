@@ -27,6 +27,7 @@ from torch import Tensor
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.problem import BlockBatch
+from qubo_prune.submatrices import inverse_of, padded_columns, padded_square, square, unit_diagonal
 
 #: Share of the mean diagonal that is added to the diagonal of a Gram before it is inverted.
 DAMPING = 0.01
@@ -63,13 +64,12 @@ class Curvature:
         for raised in range(12):
             damped = gram.matrix.clone()
             damped.diagonal().add_(damping * mean)
-            scale = damped.diagonal().sqrt()
-            damped /= scale * scale[:, None]
-            factor, failed = torch.linalg.cholesky_ex(damped)
+            unit, scale = unit_diagonal(damped)
+            factor, failed = torch.linalg.cholesky_ex(unit)
             if not failed:
                 inverse = torch.cholesky_inverse(factor)
                 if torch.isfinite(inverse).all():
-                    return cls(damped, inverse.to(dtype), scale, damping, raised)
+                    return cls(unit, inverse.to(dtype), scale, damping, raised)
             damping = max(10 * damping, 1e-8)
             if damping > 1:
                 break
@@ -101,15 +101,8 @@ class Support:
     @classmethod
     def of(cls, weight: Float[Tensor, "r d"], curvature: Curvature, x: Bool[Tensor, "r d"]) -> Support:
         """The optimum for masks ``x`` (True = pruned)."""
-        counts = x.sum(1)
-        most = int(counts.max())
-        pruned = x.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        valid = torch.arange(most, device=x.device) < counts[:, None]
-        block = square(curvature.inverse, pruned, pruned)
-        if not valid.all():
-            block *= valid[:, :, None] & valid[:, None, :]
-            block.diagonal(dim1=1, dim2=2).add_((~valid).to(block.dtype))
-        inverse = inverse_of(block)
+        pruned, valid = padded_columns(x)
+        inverse = inverse_of(padded_square(curvature.inverse, pruned, valid))
         own = weight.gather(1, pruned) * valid
         pull = torch.bmm(inverse, own[:, :, None])[:, :, 0]
         values = weight - torch.zeros_like(weight).scatter_(1, pruned, pull) @ curvature.inverse
@@ -138,16 +131,6 @@ class Support:
         The order is nearly that of the exact costs, which would take a solve for every kept weight.
         """
         return (self.values.square() / (2 * self.curvature.inverse.diagonal())).masked_fill(self.x, torch.inf)
-
-
-def square(
-    matrix: Float[Tensor, "d d"], rows: Int[Tensor, "r a"], columns: Int[Tensor, "r b"]
-) -> Float[Tensor, "r a b"]:
-    """``matrix[rows_i, columns_i]`` for each i."""
-    if matrix.numel() < 2**31:  # half as wide an index takes half the time
-        rows, columns = rows.int(), columns.int()
-    flat = (rows * matrix.shape[1])[:, :, None] + columns[:, None, :]
-    return matrix.reshape(-1).index_select(0, flat.reshape(-1)).reshape(flat.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,11 +193,6 @@ class Blocks:
             self.curvature.double(), self.values.double(), torch.zeros_like(now, dtype=torch.float64), offset,
             self.labels, counts.long(),
         )  # fmt: skip
-
-
-def inverse_of(matrix: Float[Tensor, "r n n"]) -> Float[Tensor, "r n n"]:
-    """Of symmetric positive definite matrices. (MKL's batched LU, behind ``linalg.inv``, fails in threads.)"""
-    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
 
 
 @dataclass(eq=False)

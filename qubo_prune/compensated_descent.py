@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qubo_prune.compensated import DAMPING, Blocks, Curvature, Support, Swaps
-from qubo_prune.descent import DescentResult, TracePoint, merged
+from qubo_prune.descent import DescentResult, TracePoint, by_group
 from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
@@ -83,16 +83,13 @@ def descend_compensated(
         deadline: anytime limit; the best mask so far is returned when it expires.
         stays: weights of the warm start that no block may prune; n:m groups that hold one keep their mask.
     """
-    deadline = deadline or Deadline(None)
     frozen = torch.zeros_like(keep) if stays is None else stays
     parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), gram.split(frozen), strict=True))
-    results = []
-    for number, part in enumerate(parts):
-        own = replace(settings, seed=derive_seed(settings.seed, number)) if len(parts) > 1 else settings
-        left = deadline.remaining
-        share = deadline if left is None else Deadline(left / (len(parts) - number))
-        results.append(_Descent(*part, pattern, own, share).result())
-    return results[0] if len(results) == 1 else merged(results)
+
+    def run(number: int, seed: int, left: Deadline) -> DescentResult:
+        return _Descent(*parts[number], pattern, replace(settings, seed=seed), left).result()
+
+    return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
 
 
 class _Descent:
@@ -184,23 +181,22 @@ class _Descent:
 
     def _sweep(self, rows: Int[Tensor, " r"], sweep: int) -> tuple[Tensor, list[_Offers]]:
         """One block for each of some rows; all energies before, and what the rows offer for an exchange."""
-        before, offers, parts = self._energy.clone(), [], self._parts(rows)
+        before, parts = self._energy.clone(), self._parts(rows)
+        offers: list[_Offers] = []
         wave = 2 * torch.get_num_threads()
         for at in range(0, len(parts), wave):
             if self._deadline.expired:
                 break
             some = parts[at : at + wave]
             emitted = in_threads(self._emit, some, self._device)
-            answers = [
-                None if e is None else self._solve(*e, derive_seed(self._settings.seed, sweep, at + number))
-                for number, (_, e) in enumerate(emitted)
-            ]
-            tasks = [(None if e is None else e[0], answer) for (_, e), answer in zip(emitted, answers, strict=True)]
-            moves = in_threads(lambda task: self._accept(*task), tasks, self._device)
-            for part, (energy, e), move in zip(some, emitted, moves, strict=True):
+            tasks: list[tuple[Tensor, Blocks, Tensor]] = []
+            for number, (part, (energy, found)) in enumerate(zip(some, emitted, strict=True), at):
                 before[part] = self._energy[part] = energy
-                if e is not None and move is not None:
-                    offers.append(self._book(part, e[0], move))
+                if found is not None:
+                    answer = self._solve(*found, derive_seed(self._settings.seed, sweep, number))
+                    tasks.append((part, found[0], answer))
+            moves = in_threads(lambda task: self._accept(*task[1:]), tasks, self._device)
+            offers += [self._book(part, blocks, move) for (part, blocks, _), move in zip(tasks, moves, strict=True)]
         return before, offers
 
     def _emit(self, rows: Int[Tensor, " r"]) -> tuple[Tensor, tuple[Blocks, BlockBatch] | None]:
@@ -251,15 +247,11 @@ class _Descent:
         request = BatchRequest(batch, blocks.x.contiguous(), seed, self._deadline.remaining, self._settings.block_time)
         answer = solve_batch(self._settings.solver, request, self._settings.handling)
         self._notes.update(answer.notes)
-        self._notes.update(
-            f"{status.value} ({detail})" if detail else status.value for status, detail in answer.failures.values()
-        )
+        self._notes.update(status.told(detail) for status, detail in answer.failures.values())
         return answer.assignments
 
-    def _accept(self, blocks: Blocks | None, answer: Tensor | None) -> _Move | None:
+    def _accept(self, blocks: Blocks, answer: Tensor) -> _Move:
         """Take the answers that lower the exact energy, then swap."""
-        if blocks is None or answer is None:
-            return None
         swaps, start = Swaps.of(blocks, answer), Swaps.of(blocks, blocks.x)
         before, solved = start.energy(blocks.values), swaps.energy(blocks.values)
         worse = ~(solved < before)  # a NaN is worse as well

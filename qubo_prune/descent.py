@@ -132,15 +132,25 @@ def descend(
         settings: solver, block size, limits.
         deadline: anytime limit; the best mask so far is returned when it expires.
     """
-    deadline = deadline or Deadline(None)
     parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True))
-    if len(parts) == 1:
-        return _Run(LayerState(*parts[0], pattern), pattern, settings, deadline).result()
+
+    def run(number: int, seed: int, left: Deadline) -> DescentResult:
+        return _Run(LayerState(*parts[number], pattern), pattern, replace(settings, seed=seed), left).result()
+
+    return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
+
+
+def by_group(
+    groups: int, run: Callable[[int, int, Deadline], DescentResult], seed: int, deadline: Deadline
+) -> DescentResult:
+    """``run(number, seed, deadline)`` of groups of rows in turn, each with an equal share of the time left."""
+    if groups == 1:
+        return run(0, seed, deadline)
     results = []
-    for number, part in enumerate(parts):
-        own = replace(settings, seed=derive_seed(settings.seed, number))
-        share = None if deadline.remaining is None else Deadline(deadline.remaining / (len(parts) - number))
-        results.append(_Run(LayerState(*part, pattern), pattern, own, share or deadline).result())
+    for number in range(groups):
+        left = deadline.remaining
+        share = deadline if left is None else Deadline(left / (groups - number))
+        results.append(run(number, derive_seed(seed, number), share))
     return merged(results)
 
 
@@ -236,9 +246,7 @@ class _Run:
             self._solver_gain += outcome.solver_gain
             self._polish_gain += outcome.polish_gain
             self._kept_start.update(outcome.notes)
-            self._kept_start.update(
-                f"{status.value} ({detail})" if detail else status.value for status, detail in outcome.failures
-            )
+            self._kept_start.update(status.told(detail) for status, detail in outcome.failures)
         self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted))
         return outcomes
 

@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qubo_prune.compensated import DAMPING
 from qubo_prune.descent import Descent, descend
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.registry import make_solver
 from qubo_prune.scores import score
+from qubo_prune.submatrices import unit_diagonal
 from qubo_prune.update import (
     SLAB,
     UNSEEN,
@@ -31,7 +33,6 @@ from qubo_prune.update import (
     conjugate_gradients,
     inverse_factor,
     sweep,
-    unit_diagonal,
     with_damping,
     work_dtype,
 )
@@ -107,7 +108,7 @@ def choose(
     pattern: Pattern | str,
     density: float,
     seed: int = 0,
-    damping: float = 0.01,
+    damping: float = DAMPING,
 ) -> Choice:
     """Prune one layer by one of :data:`PEERS`.
 

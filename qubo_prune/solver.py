@@ -62,6 +62,10 @@ class Status(enum.Enum):
         """True if the solver's own answer was discarded."""
         return self in (Status.NOT_IMPROVED, Status.INFEASIBLE, Status.FAILED, Status.OVERRAN)
 
+    def told(self, detail: str) -> str:
+        """The sentence, with what else is known in parentheses."""
+        return f"{self.value} ({detail})" if detail else str(self.value)
+
 
 @dataclass(frozen=True)
 class Capabilities:

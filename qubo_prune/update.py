@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.compensated import square
+from qubo_prune.compensated import DAMPING
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
+from qubo_prune.submatrices import padded_columns, padded_square, unit_diagonal
 from qubo_prune.threads import in_threads
 
 UPDATES = ("none", "refit", "admm", "sparsegpt")
@@ -56,7 +57,7 @@ def update(
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,
     keep: Bool[Tensor, "d_out d_in"],
-    damping: float = 0.01,
+    damping: float = DAMPING,
 ) -> Updated:
     """The kept weights after one of :data:`UPDATES`.
 
@@ -210,24 +211,18 @@ def refit(
     single = hessian.float()
 
     def solve(rows: Tensor) -> None:
-        most = int(counts[rows[-1]])
-        columns = keep[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        valid = torch.arange(most, device=rows.device) < counts[rows, None]
-
-        def block(of: Tensor) -> Tensor:
-            found = square(of, columns, columns)
-            if not valid.all():
-                found *= valid[:, :, None] & valid[:, None, :]
-                found.diagonal(dim1=1, dim2=2).add_((~valid).to(found.dtype))
-            return found
+        columns, valid = padded_columns(keep[rows])
 
         def whole(step: Tensor) -> Tensor:
             return torch.zeros_like(masked[rows]).scatter_(1, columns, step * valid)
 
         wanted = pull[rows].gather(1, columns) * valid
-        step = _refined(block(single), wanted, lambda step: (whole(step) @ hessian).gather(1, columns) * valid)
+        step = _refined(
+            padded_square(single, columns, valid), wanted,
+            lambda step: (whole(step) @ hessian).gather(1, columns) * valid,
+        )  # fmt: skip
         if step is None:
-            step = torch.cholesky_solve(wanted[:, :, None], cholesky(block(hessian)))[:, :, 0]
+            step = torch.cholesky_solve(wanted[:, :, None], cholesky(padded_square(hessian, columns, valid)))[:, :, 0]
         masked[rows] += whole(step)
 
     in_threads(solve, list(_chunks(counts)), weight.device)
@@ -322,12 +317,6 @@ def conjugate_gradients(
 def work_dtype(weight: Tensor) -> torch.dtype:
     """The dtype of iterations that tolerate rounding: that of the weights, at least float32."""
     return torch.promote_types(weight.dtype, torch.float32)
-
-
-def unit_diagonal(hessian: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d d"], Float[Tensor, " d"]]:
-    """``H_ij / (s_i s_j)`` and ``s_j = sqrt(H_jj)``; a weight w of H stands as ``w * s``."""
-    scale = hessian.diagonal().sqrt()
-    return hessian / (scale * scale[:, None]), scale
 
 
 def admm(
