@@ -119,8 +119,18 @@ def prune_command(
         typer.Option(help="Held-out windows on which layers are checked; 4 if kept weights change, 0 for none."),
     ] = None,
     damping: Annotated[
-        float, typer.Option(help="Share of a Gram's mean diagonal added to its diagonal (updates, compensated).")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Share of a Gram's mean diagonal added to its diagonal; 0.01, with a correction 0.1.",
+            show_default=False,
+        ),
+    ] = None,
+    correction: Annotated[
+        float | None,
+        typer.Option(
+            help="How far layers make up for those pruned before, 0 to 1; 0, with compensated 0.5.", show_default=False
+        ),
+    ] = None,
     max_time: MaxTime = None,
     calibration: Calibration = "pydoc",
     samples: Samples = 32,
@@ -162,7 +172,7 @@ def prune_command(
             named, tokenizer, source = _image_classifier(model, images, device)
         report = prune(
             named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
-            update=update, damping=damping, guard=guard, allocation=allocation,
+            update=update, damping=damping, correction=correction, guard=guard, allocation=allocation,
             densities=pairs("--layer-density", layer_density), protect=protect,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,

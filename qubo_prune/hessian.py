@@ -12,6 +12,19 @@ from qubo_prune.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
+class Drift:
+    """How far a layer's inputs have moved from those ``Z`` that the dense model gives it: ``Z - X``, token by token.
+
+    Attributes:
+        cross: ``K = (2/N) (Z - X) X'``, shape ``(d_in, d_in)`` or ``(groups, d_in, d_in)``, float64.
+        own: ``(2/N) (Z - X)(Z - X)'``, or ``None`` where it was not asked for.
+    """
+
+    cross: Float[Tensor, "*groups d_in d_in"]
+    own: Float[Tensor, "*groups d_in d_in"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Gram:
     """``H = (2/N) X X'`` over N calibration tokens, shape ``(d_in, d_in)``, float64.
 
@@ -27,11 +40,13 @@ class Gram:
         matrix: ``H``.
         tokens: N.
         held_out: the same over tokens that are not among them, if there were any.
+        drift: of the inputs from those of the dense model, if that was asked for and there is any.
     """
 
     matrix: Float[Tensor, "*groups d_in d_in"]
     tokens: int
     held_out: Gram | None = None
+    drift: Drift | None = None
 
     @property
     def groups(self) -> int:
@@ -67,8 +82,29 @@ class Gram:
 
     def output_error(self, change: Float[Tensor, "d_out d_in"]) -> Float[Tensor, " d_out"]:
         """``1/2 D_r H D_r'`` for every row of a weight change ``D``, in float64."""
-        by_group = change.to(self.matrix.dtype).reshape(self.groups, -1, change.shape[1])
-        return ((by_group @ self._stack) * by_group).sum(2).reshape(-1) / 2
+        return self._products(change, self.matrix, change) / 2
+
+    def dense_output_error(
+        self, dense: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
+    ) -> Float[Tensor, " d_out"]:
+        """Half the mean square of ``V X - W Z`` by rows, for dense weights W, their inputs Z in the dense model, and V.
+
+        With ``D = V - W`` and the drift it is ``1/2 D H D' - D K' W' + 1/2 W (2/N)(Z - X)(Z - X)' W'``; the last
+        term, the same for all V, is left out if the drift has no ``own``. Without a drift it is the output error.
+        """
+        change = weight - dense
+        error = self.output_error(change)
+        if self.drift is not None:
+            error = error - self._products(dense, self.drift.cross, change)
+            if self.drift.own is not None:
+                error = error + self._products(dense, self.drift.own, dense) / 2
+        return error
+
+    def _products(self, left: Tensor, matrix: Tensor, right: Tensor) -> Float[Tensor, " d_out"]:
+        """``l_r M r_r'`` for the rows of two matrices ``(d_out, d_in)`` and the M of their group."""
+        stack = matrix.reshape(-1, *matrix.shape[-2:])
+        left, right = (rows.to(matrix.dtype).reshape(len(stack), -1, rows.shape[1]) for rows in (left, right))
+        return ((left @ stack) * right).sum(2).reshape(-1)
 
 
 @dataclass
@@ -81,44 +117,67 @@ class GramAccumulator:
     Args:
         name: of the layer, for error messages.
         groups: of the layer.
+        own_drift: take the drift's ``own`` too.
     """
 
     name: str
     groups: int = 1
+    own_drift: bool = False
     tokens: int = 0
-    _sum: Tensor | None = field(default=None, repr=False)
+    _sums: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def add(self, inputs: Tensor) -> None:
+    def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
         """Add rows ``(..., d_in)``, or ``(..., groups, d_in)`` if there are several groups.
+
+        Args:
+            inputs: the rows.
+            dense: those of the dense model at the same tokens.
 
         Raises:
             InputError: they are not finite.
         """
-        d_in = inputs.shape[-1]
-        rows = inputs.detach().reshape(-1, self.groups, d_in).transpose(0, 1)
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        product = (rows.mT @ rows).to(_hessian_device(rows.device), torch.float64)
+        rows = self._rows(inputs)
+        product = self._add("gram", rows, rows)
         # a NaN or infinity anywhere in a column makes its diagonal entry NaN or infinite
         finite = torch.isfinite(product.diagonal(dim1=1, dim2=2))
         if not finite.all():
             group, feature = (~finite).nonzero()[0].tolist()
             raise InputError(
                 f"The inputs of layer {self.name!r} hold NaN or infinite values (first in feature "
-                f"{group * d_in + feature}); check the model in a wider dtype such as float32 and the calibration data."
+                f"{group * inputs.shape[-1] + feature}); check the model in a wider dtype such as float32 and the "
+                "calibration data."
             )
-        self._sum = product if self._sum is None else self._sum.add_(product)
         self.tokens += rows.shape[1]
+        if dense is not None:
+            moved = self._rows(dense) - rows
+            self._add("cross", moved, rows)
+            if self.own_drift:
+                self._add("own", moved, moved)
+
+    def _rows(self, inputs: Tensor) -> Float[Tensor, "groups n d_in"]:
+        rows = inputs.detach().reshape(-1, self.groups, inputs.shape[-1]).transpose(0, 1)
+        return rows if rows.dtype == torch.float64 else rows.float()
+
+    def _add(self, name: str, left: Tensor, right: Tensor) -> Float[Tensor, "groups d_in d_in"]:
+        """Add ``left' right`` to a sum, and return it."""
+        product = (left.mT @ right).to(_hessian_device(left.device), torch.float64)
+        self._sums[name] = self._sums[name] + product if name in self._sums else product
+        return product
 
     def finish(self, d_in: int, device: torch.device | None = None) -> Gram:
         """The Gram of everything added; all zeros if nothing was."""
-        if self._sum is None or self.tokens == 0:
+        sums, self._sums = self._sums, {}
+        if self.tokens == 0:
             where = _hessian_device(device or torch.device("cpu"))
-            total = torch.zeros(self.groups, d_in, d_in, dtype=torch.float64, device=where)
-            return Gram(self._shaped(total), 0)
+            return Gram(self._shaped(torch.zeros(self.groups, d_in, d_in, dtype=torch.float64, device=where)), 0)
         # X'X is symmetric up to the rounding of the product
-        total = (self._sum + self._sum.mT).div_(self.tokens)
-        self._sum = None
-        return Gram(self._shaped(total), self.tokens)
+        total = sums["gram"]
+        total = (total + total.mT).div_(self.tokens)
+        drift = None
+        if "cross" in sums:
+            own = self._shaped(sums["own"].mul_(2 / self.tokens)) if self.own_drift else None
+            drift = Drift(self._shaped(sums["cross"].mul_(2 / self.tokens)), own)
+        return Gram(self._shaped(total), self.tokens, drift=drift)
 
     def _shaped(self, stack: Tensor) -> Tensor:
         return stack if self.groups > 1 else stack[0]

@@ -84,11 +84,26 @@ class _Pass:
     visit: Visit
     seconds: Seconds
     counted: int
+    dense: Mapping[str, Tensor] | None
+
+    @contextmanager
+    def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
+        """Those of the layers that have changed are dense for the time being."""
+        changed = [layer for layer in layers if self.dense and layer.name in self.dense]
+        now = [layer.parameter.data for layer in changed]
+        try:
+            for layer in changed:
+                assert self.dense is not None
+                layer.parameter.data = layer.stored(self.dense[layer.name])
+            yield
+        finally:
+            for layer, data in zip(changed, now, strict=True):
+                layer.parameter.data = data
 
 
 def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
-    held_out: Sequence[Any] = (),
+    held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -101,8 +116,12 @@ def stream(
         visit: called with each layer and its Gram.
         seconds: times are added to its fields.
         held_out: more inputs, whose Gram comes apart, in ``gram.held_out``.
+        dense: matrices ``(d_out, d_in)`` of the layers that ``visit`` has changed, by name, which it fills. With
+            it the dense model is run beside the other, and a Gram has the drift between the two, unless there is
+            none yet or they do not send the same tokens to the layer, as experts do.
     """
-    calls, run = [as_call(batch) for batch in (*batches, *held_out)], _Pass(visit, seconds, len(batches))
+    calls = [as_call(batch) for batch in (*batches, *held_out)]
+    run = _Pass(visit, seconds, len(batches), dense)
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
@@ -110,15 +129,28 @@ def stream(
             # an embedding by convolution: what it makes of the inputs is what the stack is to see
             ahead = _timed(seconds, lambda: _ahead_of(stack[0], model, left, calls[0]))
             if ahead:
-                _visit_block(model, ahead, calls, [None] * len(calls), run)
+                _visit_block(model, ahead, layers, calls, _States.inputs(calls), run)
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, lambda: _record_stack(stack, model, calls))
             if recorded is not None:
                 inside = {id(layer) for block in stack for layer in within(layers, block)}
                 left = [layer for layer in left if id(layer) not in inside]
-                _stream_stack(stack, layers, recorded, run)
+                _stream_stack(stack, layers, recorded, _dense_start(stack, model, layers, calls, recorded, run), run)
         if left:
-            _visit_block(model, left, calls, [None] * len(calls), run)
+            _visit_block(model, left, layers, calls, _States.inputs(calls), run)
+
+
+def _dense_start(
+    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], recorded: _Recording,
+    run: _Pass,
+) -> list[Tensor]:  # fmt: skip
+    """What the dense model gives to the stack: the same as the other, unless layers ahead of it have changed."""
+    if not run.dense:
+        return list(recorded.hidden)
+    with run.undone(layers):
+        again = _timed(run.seconds, lambda: _record_stack(stack, model, calls))
+    assert isinstance(again, _Recording)
+    return again.hidden
 
 
 def _timed(seconds: Seconds, run: Callable[[], Any]) -> Any:
@@ -292,29 +324,51 @@ def _first_tensor(output: Any) -> Tensor | None:
     return None
 
 
-def _stream_stack(blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, run: _Pass) -> None:
-    hidden = recorded.hidden
+@dataclass(frozen=True, eq=False)
+class _States:
+    """Hidden states that a block is given, one for each call: in the model as it is, and in the dense one."""
+
+    now: list[Tensor | None]
+    dense: list[Tensor | None]
+
+    @classmethod
+    def inputs(cls, calls: Sequence[Call]) -> _States:
+        """None at all: the model takes what is in the calls."""
+        return cls([None] * len(calls), [None] * len(calls))
+
+
+def _stream_stack(
+    blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, dense: list[Tensor], run: _Pass
+) -> None:
+    states = _States([*recorded.hidden], [*dense])
     last = max(n for n, block in enumerate(blocks) if any(True for _ in within(layers, block)))
     for number, block in enumerate(blocks[: last + 1]):
         calls, recorded.calls[number] = recorded.calls[number], []
         inside = list(within(layers, block))
         if inside:
-            _visit_block(block, inside, calls, hidden, run)
+            _visit_block(block, inside, inside, calls, states, run)
         if number < last:
-            for batch, call in enumerate(calls):
-                output = _timed(run.seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]  # noqa: B023
-                tensor = _first_tensor(output)
-                assert tensor is not None
-                hidden[batch] = tensor
+            if run.dense is not None:
+                with run.undone(inside):
+                    _advance(block, calls, states.dense, run)
+            _advance(block, calls, states.now, run)
+
+
+def _advance(block: nn.Module, calls: Sequence[Call], hidden: list[Tensor | None], run: _Pass) -> None:
+    """From what a block is given to what the next one is."""
+    for batch, call in enumerate(calls):
+        output = _timed(run.seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]
+        hidden[batch] = _first_tensor(output)
 
 
 def _visit_block(
-    block: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], hidden: Sequence[Tensor | None], run: _Pass
-) -> None:
-    """Visit the layers of a block stage by stage."""
-    stages = _timed(run.seconds, lambda: find_stages(block, layers, calls[0], hidden[0]))
+    block: nn.Module, layers: Sequence[Layer], inside: Sequence[Layer], calls: Sequence[Call], states: _States,
+    run: _Pass,
+) -> None:  # fmt: skip
+    """Visit layers of a block stage by stage; ``inside`` are all that it holds."""
+    stages = _timed(run.seconds, lambda: find_stages(block, layers, calls[0], states.now[0]))
     for stage in stages:
-        gram = _accumulate(block, stage, calls, hidden, run)
+        gram = _accumulate(block, stage, inside, calls, states, run)
         for layer in stage.layers:
             run.visit(layer, gram)
 
@@ -353,32 +407,64 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _accumulate(
-    block: nn.Module, stage: Stage, calls: Sequence[Call], hidden: Sequence[Tensor | None], run: _Pass
+    block: nn.Module, stage: Stage, inside: Sequence[Layer], calls: Sequence[Call], states: _States, run: _Pass
 ) -> Gram:
     """The Gram of a stage's common input over all batches; each pass stops once it is seen."""
-    leader, seconds = stage.layers[0], run.seconds
-    counted, held_out = (GramAccumulator(leader.name, leader.groups) for _ in range(2))
-    into = counted
+    leader = stage.layers[0]
+    counted = GramAccumulator(leader.name, leader.groups)
+    held_out = GramAccumulator(leader.name, leader.groups, own_drift=True)
+    paired = bool(run.dense)  # with no layer changed so far there is no drift
+    for number, call in enumerate(calls):
+        into, dense = (counted if number < run.counted else held_out), list[Tensor]()
+        if paired:
+            with run.undone(inside):
+                _feed(block, stage, call, states.dense[number], run, dense.append)
+        feed = _Feed(leader, into, dense, paired)
+        _feed(block, stage, call, states.now[number], run, feed.add)
+        paired = paired and feed.paired and not dense
+    gram, apart = (part.finish(leader.shape[1], leader.parameter.device) for part in (counted, held_out))
+    if not paired:
+        gram, apart = replace(gram, drift=None), replace(apart, drift=None)
+    return replace(gram, held_out=apart) if apart.tokens else gram
 
-    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+@dataclass(eq=False)
+class _Feed:
+    """Adds inputs of a layer, paired with those of the dense model as long as the shapes are the same."""
+
+    leader: Layer
+    into: GramAccumulator
+    dense: list[Tensor]
+    paired: bool
+
+    def add(self, inputs: Tensor) -> None:
+        """Add what one call of the module was given."""
+        beside = self.dense.pop(0) if self.dense else None
+        self.paired = self.paired and beside is not None and beside.shape == inputs.shape
+        if self.paired and beside is not None:
+            for rows, others in zip(self.leader.rows(inputs), self.leader.rows(beside), strict=True):
+                self.into.add(rows, others)
+        else:
+            for rows in self.leader.rows(inputs):
+                self.into.add(rows)
+
+
+def _feed(
+    block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Tensor], None]
+) -> None:
+    """Run a block until all calls of a stage's module are seen, and hand on what the module is given."""
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         began = time.perf_counter()
-        for rows in leader.rows(_input_of(args, kwargs)):
-            into.add(rows)
-        seconds.hessian += time.perf_counter() - began
+        take(_input_of(args, kwargs))
+        run.seconds.hessian += time.perf_counter() - began
         if stage.calls == 1:
             raise _Stop
 
-    handle = leader.module.register_forward_pre_hook(add, with_kwargs=True)
+    handle = stage.layers[0].module.register_forward_pre_hook(see, with_kwargs=True)
     try:
-        for number, (call, state) in enumerate(zip(calls, hidden, strict=True)):
-            into = counted if number < run.counted else held_out
-            try:
-                _timed(seconds, lambda c=call, h=state: c.run(block, h))  # type: ignore[misc]
-            except _Stop:
-                continue
+        _timed(run.seconds, lambda: call.run(block, hidden))
+    except _Stop:
+        pass
     finally:
         handle.remove()
-    gram = counted.finish(leader.shape[1], leader.parameter.device)
-    if not held_out.tokens:
-        return gram
-    return replace(gram, held_out=held_out.finish(leader.shape[1], leader.parameter.device))

@@ -29,6 +29,7 @@ from qubo_prune.allocation import (
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
 from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
+from qubo_prune.correction import CORRECTION_DAMPING, SHARE, corrected
 from qubo_prune.data import Samples
 from qubo_prune.descent import Descent, DescentResult, descend, warm_start
 from qubo_prune.dispatch import Handling, check_size, workers_for
@@ -75,7 +76,8 @@ def prune(
     solver_settings: Mapping[str, Any] | None = None,
     warm_start: str | Mapping[str, Tensor] | None = None,
     update: str | None = None,
-    damping: float = DAMPING,
+    damping: float | None = None,
+    correction: float | None = None,
     allocation: str = "uniform",
     densities: Mapping[str, float] | None = None,
     protect: float = 0.0,
@@ -135,7 +137,11 @@ def prune(
         update: what becomes of the kept weights: ``none``, or an update on the final mask, ``refit``, ``admm`` or
             ``sparsegpt`` (see :mod:`qubo_prune.update`). By default what the method itself does to
             them, with ``compensated`` ``refit``.
-        damping: share of a Gram's mean diagonal that updates and compensated blocks add to its diagonal.
+        damping: share of a Gram's mean diagonal that updates and compensated blocks add to its diagonal; by default
+            0.01, with a correction 0.1.
+        correction: how far a layer is to make up for the layers pruned before it, from 0 (it is to keep its outputs
+            on the inputs that it has now) to 1 (it is to give the dense model's outputs); see
+            :mod:`qubo_prune.correction`. By default 0, with ``compensated`` 0.5.
         allocation: density of each layer: ``uniform``; ``owl``, more where scores have outliers; ``fisher``, by the
             predicted change of the loss (see :mod:`qubo_prune.allocation`). The whole keeps ``density``.
         densities: kept shares by shell-style patterns of layer names, for those that differ from ``density``; of
@@ -206,7 +212,7 @@ def prune(
     plan = _Plan.checked(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
         max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
-        allocation=allocation, densities=densities, protect=protect,
+        correction=correction, allocation=allocation, densities=densities, protect=protect,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -350,6 +356,7 @@ class _Plan:
     hessian: str
     update: str | None
     damping: float
+    correction: float
     allocation: str
     densities: Mapping[str, float]
     protect: float
@@ -359,8 +366,8 @@ class _Plan:
     def checked(
         cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor] | None,
         blocks: _Blocks, workers: int | None, max_sweeps: int | None, max_time: float | str | None, seed: int,
-        task: _Task | None, hessian: str, update: str | None, damping: float, allocation: str,
-        densities: Mapping[str, float] | None, protect: float,
+        task: _Task | None, hessian: str, update: str | None, damping: float | None, correction: float | None,
+        allocation: str, densities: Mapping[str, float] | None, protect: float,
     ) -> _Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
@@ -374,6 +381,19 @@ class _Plan:
                 "the Hessian 'compensated', a score alone, or leave protect out."
             )
         compensated = hessian == "compensated"
+        adapts = (compensated and update is None) or _updates(method, update)
+        if correction is None:
+            correction = SHARE if compensated and adapts else 0.0
+        if not 0 <= correction <= 1:
+            raise InputError(f"correction is {correction}; a share from 0 to 1 is needed, such as 0.5.")
+        if correction and (not adapts or task is not None):
+            raise InputError(
+                f"correction is {correction:g}, which changes kept weights, and the method {method!r} with the Hessian "
+                f"{hessian!r} and the update {update or 'none'!r} leaves them; give the update 'refit', or leave "
+                "correction out."
+            )
+        if damping is None:
+            damping = CORRECTION_DAMPING if correction else DAMPING
         if not (math.isfinite(damping) and damping >= 0):
             raise InputError(f"damping is {damping}; a share of the Gram's mean diagonal, from 0 on, is needed.")
         if task is not None:
@@ -413,7 +433,7 @@ class _Plan:
         start = warm_start if method == "icbs" else method
         return cls(
             density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed, hessian,
-            update, damping, allocation, dict(densities or {}), protect, task,
+            update, damping, correction, allocation, dict(densities or {}), protect, task,
         )  # fmt: skip
 
     @property
@@ -424,9 +444,7 @@ class _Plan:
     @property
     def updates(self) -> bool:
         """True if kept weights change."""
-        if self.update is None:
-            return self.method in PEERS and PEERS[self.method].updates
-        return self.update != "none"
+        return _updates(self.method, self.update)
 
     def settings(self) -> dict[str, Any]:
         """The arguments for the report."""
@@ -437,6 +455,7 @@ class _Plan:
             "hessian": self.hessian,
             "update": self.update or ("own" if self.updates else "none"),
             "damping": self.damping,
+            "correction": self.correction,
             "allocation": self.allocation,
             "densities": dict(self.densities),
             "protect": self.protect,
@@ -562,7 +581,8 @@ class _Run:
                 advance(layer.parameter.numel(), layer.name)
 
             if self._plan.needs_inputs:
-                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out)
+                dense = self._dense if self._plan.correction else None
+                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense)
             else:
                 for layer in self._layers:
                     d_in, device = layer.shape[1], layer.parameter.device
@@ -570,16 +590,19 @@ class _Run:
 
     def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()
-        weight = layer.matrix().to(gram.matrix.device)
-        stays, start = self._protected(layer, weight, gram, self._warm_start(layer, weight, gram))
+        weight, raised = layer.matrix().to(gram.matrix.device), Counter[str]()
+        target = corrected(weight, gram, plan.correction, plan.damping, raised)
+        if plan.correction and self._dense and gram.tokens and gram.drift is None:
+            raised["The dense model does not send the same tokens to this layer, so nothing was corrected."] = 1
+        stays, start = self._protected(layer, target, gram, self._warm_start(layer, target, gram))
         deadline = Deadline(self._allowance(layer))
         if isinstance(plan.descent, CompensatedDescent):
-            result = descend_compensated(weight, gram, start.keep, plan.pattern, plan.descent, deadline, stays)
+            result = descend_compensated(target, gram, start.keep, plan.pattern, plan.descent, deadline, stays)
         elif plan.descent is not None:
-            result = descend(weight, gram, start.keep, plan.pattern, plan.descent, deadline)
+            result = descend(target, gram, start.keep, plan.pattern, plan.descent, deadline)
         else:
             result = DescentResult(start.keep, 0, 0, 0.0, False)
-        final, notes = self._updated(weight, gram, start, result)
+        final, notes = self._updated(target, gram, start, result)
         began_with, keep = weight * start.keep, result.keep
         if start.weight is not None and plan.updates:
             began_with = start.weight
@@ -602,7 +625,7 @@ class _Run:
         self.masks[layer.parameter_name] = layer.stored(keep).cpu()
         self._left -= layer.parameter.numel()
         kept = int(keep.sum())
-        notes = dict(Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
+        notes = dict(raised + Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
         if not plan.needs_inputs:
             notes["The output error of this layer was not measured; its warm start needs no inputs."] = 1
         elif gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
@@ -688,13 +711,19 @@ def check_method(method: str, hessian: str = "gram", update: str | None = None) 
         )
 
 
+def _updates(method: str, update: str | None) -> bool:
+    """True if kept weights change by an update, or by the method itself where none is given."""
+    if update is None:
+        return method in PEERS and PEERS[method].updates
+    return update != "none"
+
+
 def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:
     """Of the warm start and of the result, relative to the layer's output; zeros without held-out inputs."""
     if gram.held_out is None:
         return 0.0, 0.0
-    power, *errors = (
-        float(gram.held_out.output_error(change).sum()) for change in (weight, weight - before, weight - after)
-    )
+    power = float(gram.held_out.output_error(weight).sum())
+    errors = [float(gram.held_out.dense_output_error(weight, new).sum()) for new in (before, after)]
     return (errors[0] / power, errors[1] / power) if power else (0.0, 0.0)
 
 

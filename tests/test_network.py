@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import tiny
@@ -42,6 +43,71 @@ def test_each_gram_is_that_of_the_model_pruned_so_far(kind: str) -> None:
 
     stream(model, layers, batches, visit, Seconds())
     assert sorted(visited) == sorted(layer.name for layer in layers)
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "mlp", "cnn", "vit"])
+def test_the_drift_is_that_of_the_inputs_in_the_dense_model(kind: str) -> None:
+    make = {**MODELS, "mlp": tiny.mlp, "cnn": tiny.cnn, "vit": tiny.vit}[kind]
+    of_images = {"cnn": tiny.images(), "vit": tiny.images(6)}
+    model, original = make(), make()
+    inputs = torch.randn(12, 12) if kind == "mlp" else of_images.get(kind, tiny.tokens())
+    batches = list(inputs.split(2))
+    twins = {layer.name: layer for layer in find_layers(original)}
+    dense: dict[str, Tensor] = {}
+    drifting: list[str] = []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        assert gram.held_out is not None
+        for found, some in ((gram, batches[:-1]), (gram.held_out, batches[-1:])):
+            now, before = (
+                torch.cat([layer.unfold(x.float()).flatten(0, 1) for x in inputs_of(which, of, some, apart=True)])
+                for which, of in ((model, layer), (original, twins[layer.name]))
+            )
+            now, before = now.double().transpose(0, 1), before.double().transpose(0, 1)
+            if found.drift is None:  # of the first layers
+                torch.testing.assert_close(now, before, rtol=0, atol=0)
+                continue
+            cross = 2 / now.shape[1] * (before - now).mT @ now
+            drift, scale = found.drift.cross.reshape(cross.shape), float(found.matrix.abs().max())
+            torch.testing.assert_close(drift, cross, rtol=1e-4, atol=1e-5 * scale)
+            assert (found.drift.own is None) == (found is gram)
+            drifting.append(layer.name)
+        dense[layer.name] = layer.matrix().clone()
+        layer.matrix()[:, ::2] = 0
+        layer.assign(layer.matrix())
+
+    stream(model, find_layers(model), batches[:-1], visit, Seconds(), batches[-1:], dense)
+    assert len(dense) == len(twins)
+    assert drifting
+    for layer in find_layers(model):  # the weights that visit has written are back
+        assert bool((layer.matrix()[:, ::2] == 0).all())
+
+
+class _Gate(nn.Module):
+    """Sends on only what its first layer makes positive, as a router to experts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.expert = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expert(x[self.gate(x)[:, 0] > 0])
+
+
+def test_there_is_no_drift_where_the_dense_model_sends_other_tokens() -> None:
+    torch.manual_seed(0)
+    model, dense, seen = _Gate(), dict[str, Tensor](), []
+    batches = list(torch.randn(40, 6).split(10))
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        seen.append((layer.name, gram.tokens, gram.drift))
+        dense[layer.name] = layer.matrix().clone()
+        layer.matrix()[:, ::2] = 0
+
+    stream(model, find_layers(model), batches, visit, Seconds(), (), dense)
+    with torch.no_grad():
+        tokens = sum(int((model.gate(batch)[:, 0] > 0).sum()) for batch in batches)
+    assert seen == [("gate", 40, None), ("expert", tokens, None)]
 
 
 def test_layers_that_read_one_input_share_a_gram_and_run_in_order() -> None:
@@ -200,14 +266,14 @@ def error_of_the_outputs(layer: Layer, inputs: Tensor, weight: Tensor) -> Tensor
     return change.square().mean((0, *range(2, change.ndim)))
 
 
-def inputs_of(model: nn.Module, layer: Layer, batches: list[Tensor]) -> Tensor:
+def inputs_of(model: nn.Module, layer: Layer, batches: list[Tensor], apart: bool = False) -> Any:
     seen: list[Tensor] = []
     handle = layer.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with torch.no_grad():
         for batch in batches:
             model(batch)
     handle.remove()
-    return torch.cat(seen)
+    return seen if apart else torch.cat(seen)
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])

@@ -113,10 +113,68 @@ def test_the_model_gets_its_weights_back_if_an_update_fails(monkeypatch: pytest.
 def test_without_time_the_layers_have_the_weights_of_the_warm_start() -> None:
     hurried, admm = tiny.llama(), tiny.llama()
     report = run(hurried, hessian="compensated", max_time=1e-6)
-    run(admm, method="admm")
+    run(admm, method="admm", correction=0.5)
     assert all(torch.equal(a, b) for a, b in zip(hurried.parameters(), admm.parameters(), strict=True))
     assert all("has the weights of its warm start" in " ".join(layer.notes) for layer in report.layers)
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+# --- correction of what the layers before have done
+
+
+def dense_output_error(model: nn.Module, dense: nn.Module) -> float:
+    with torch.no_grad():
+        return float((model(tiny.tokens()).logits - dense(tiny.tokens()).logits).square().mean())
+
+
+@pytest.mark.parametrize("method", ["admm", "sparsegpt", "icbs"])
+def test_correction_brings_the_outputs_nearer_to_the_dense_model(method: str) -> None:
+    plain, whole, dense = tiny.llama(), tiny.llama(), tiny.llama()
+    update = "refit" if method == "icbs" else None
+    run(plain, method=method, update=update, damping=0.1)
+    report = run(whole, method=method, update=update, correction=1.0)
+    assert_exact(whole, report, "row", 0.5)
+    assert dense_output_error(whole, dense) < dense_output_error(plain, dense)
+    assert report.settings["correction"] == 1.0
+    assert report.settings["damping"] == 0.1
+
+
+def test_compensated_blocks_correct_halfway_unless_told_otherwise() -> None:
+    settings = run(tiny.llama(), hessian="compensated").settings
+    assert (settings["correction"], settings["damping"]) == (0.5, 0.1)
+    settings = run(tiny.llama(), hessian="compensated", correction=0.0).settings
+    assert (settings["correction"], settings["damping"]) == (0.0, 0.01)
+    settings = run(tiny.llama(), hessian="compensated", update="none").settings
+    assert settings["correction"] == 0.0
+    assert run(tiny.llama(), method="admm").settings["correction"] == 0.0
+
+
+def test_held_out_errors_of_a_correction_are_those_to_the_dense_outputs() -> None:
+    model, dense, batches = tiny.mlp(), tiny.mlp(), list(torch.randn(60, 12).split(20))
+    report = prune(model, batches, method="admm", correction=0.5, guard=1)
+    held_out, layer = batches[-1], report.layers[1]
+    with torch.no_grad():
+        wanted, made = dense[:3](held_out) - dense[2].bias, model[:3](held_out) - model[2].bias
+        power = model[:2](held_out) @ dense[2].weight.T
+    expected = float((made - wanted).square().sum() / power.square().sum())
+    assert layer.held_out_after == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"correction": 1.5}, "from 0 to 1"),
+        ({"method": "wanda", "correction": 0.5}, "'wanda'.*'none' leaves them"),
+        ({"hessian": "fisher", "correction": 0.5}, "'fisher'"),
+        ({"hessian": "compensated", "update": "none", "correction": 0.5}, "'compensated'"),
+    ],
+)
+def test_a_correction_that_cannot_be_is_refused(settings: dict[str, Any], told: str) -> None:
+    model = tiny.llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=told):
+        run(model, **settings)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 # --- the guard

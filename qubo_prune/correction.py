@@ -1,0 +1,53 @@
+"""Weights that make up for the layers pruned before: what a layer is fitted to when its inputs have moved.
+
+A layer with dense weights W sees inputs X that the pruned layers before it have changed from the dense
+model's Z. To give the dense model's outputs ``W Z`` again, as nearly as its inputs allow, it would need
+
+    V = argmin 1/2 (2/N) ||V X - W Z||^2 + 1/2 damping ||V - W||^2 = W + W K (H + damping I)^-1
+
+with the drift ``K = (2/N)(Z - X) X'``. All of that step fits the calibration text too well: with a share of it, and a
+strong damping, other texts gain as well. What is pruned is then ``W + share (V - W)`` in the place of W.
+
+The same step is known for quantisation: GPTAQ's asymmetric calibration (Li et al., arXiv 2504.02692) and the
+propagation strength of QEP (Arai and Ichikawa, arXiv 2504.09629).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qubo_prune.hessian import Gram
+from qubo_prune.update import cholesky, with_damping
+
+#: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.
+SHARE, CORRECTION_DAMPING = 0.5, 0.1
+
+
+def corrected(
+    weight: Float[Tensor, "d_out d_in"], gram: Gram, share: float, damping: float, notes: Counter[str]
+) -> Float[Tensor, "d_out d_in"]:
+    """``W + share W K (H + damping mean(diag H) I)^-1``; the weights themselves where the Gram has no drift.
+
+    Args:
+        weight: dense weights.
+        gram: of the layer's inputs, with their drift.
+        share: of the way, from 0 to 1.
+        damping: share of the Gram's mean diagonal that is added to its diagonal.
+        notes: to be filled, if the damping had to be raised.
+    """
+    if gram.drift is None or not share:
+        return weight
+    drifts = gram.drift.cross.reshape(-1, *gram.matrix.shape[-2:])
+    parts = []
+    for dense, part, drift in zip(gram.split(weight), gram.parts(), drifts, strict=True):
+        dense = dense.to(gram.matrix.device, torch.float64)
+        if not part.dead.all():
+            wanted = (dense @ drift).mT
+            step, _ = with_damping(part, damping, lambda h, w=wanted: torch.cholesky_solve(w, cholesky(h)), notes)  # type: ignore[misc]
+            dense = dense + share * step.mT
+        parts.append(dense)
+    return torch.cat(parts).to(weight.device, weight.dtype)
