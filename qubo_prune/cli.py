@@ -224,7 +224,8 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated METHOD[:HESSIAN][+UPDATE], as of prune: wanda, admm+refit, icbs:compensated."
+            help="Comma-separated METHOD[:HESSIAN][+UPDATE][@NAME=VALUE], as of prune: wanda, admm+refit, "
+            "icbs:compensated@allocation=fisher."
         ),
     ] = "magnitude,wanda,sparsegpt,admm,icbs,icbs:compensated",
     density: Annotated[str, typer.Option(help="Kept share, or several: 0.5,0.4,2:4.")] = "0.5",
@@ -232,7 +233,9 @@ def compare_command(
     solver: SolverOption = "greedy",
     max_time: MaxTime = None,
     calibration: Calibration = "pydoc",
-    text: Text = "pydoc",
+    text: Annotated[
+        str, typer.Option(help="Held-out text, or several with commas: files, folders, data set ids, pydoc.")
+    ] = "pydoc",
     samples: Samples = 32,
     eval_samples: EvalSamples = 24,
     sequence_length: Length = 512,
@@ -253,7 +256,7 @@ def compare_command(
 
         hush_libraries()
         result = compare(
-            model, names(methods), calibration=calibration, text=text, density=names(density),
+            model, names(methods), calibration=calibration, text=names(text), density=names(density),
             pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
             sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
             progress=not quiet,
@@ -289,8 +292,8 @@ def solve_command(
         from qubo_prune.dispatch import solve
         from qubo_prune.errors import InputError
         from qubo_prune.files import read_problem
+        from qubo_prune.plan import parse_seconds
         from qubo_prune.progress import Progress
-        from qubo_prune.pruning import parse_seconds
 
         settings, limit = settings_of(solver, set_), parse_seconds(time_limit)
         if output is not None and (output.is_dir() or not output.parent.is_dir()):

@@ -78,8 +78,8 @@ def bench_solvers_command(
         from qubo_prune.bench.instances import SMOLLM2_LAYERS, Source, capture, families
         from qubo_prune.bench.solvers import compare_solvers, parse_entrants
         from qubo_prune.errors import InputError
+        from qubo_prune.plan import parse_seconds
         from qubo_prune.progress import Progress
-        from qubo_prune.pruning import parse_seconds
 
         hush_libraries()
         entrants, limit = parse_entrants(solvers), parse_seconds(time_limit)

@@ -19,9 +19,11 @@ from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
 from qubo_prune.models import check_output, load_model
 from qubo_prune.peers import PEERS
+from qubo_prune.plan import METHODS, Blocks, Plan, check_method
 from qubo_prune.plot import bar_panels
 from qubo_prune.progress import Progress
-from qubo_prune.pruning import METHODS, check_method, prune, save_pruned
+from qubo_prune.pruning import prune, save_pruned
+from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.tables import rendered
 from qubo_prune.text import check_length, token_windows
@@ -34,32 +36,81 @@ _LABELS = {"magnitude": "magnitude", "wanda": "Wanda", "icbs": "iCBS"} | {name: 
 _BLOCKS = {"gram": " blocks", "compensated": " compensated", "fisher": " of the loss"}
 
 
+#: Arguments of :func:`qubo_prune.prune` that an entry may have of its own.
+ENTRY_SETTINGS = (
+    "allocation", "block_size", "correction", "damping", "guard", "max_sweeps", "polish", "protect", "solver",
+    "warm_start",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A method of a comparison: ``METHOD[:HESSIAN][+UPDATE]``, such as ``admm+refit`` or ``icbs:compensated``."""
+    """A method of a comparison: ``METHOD[:HESSIAN][+UPDATE][@NAME=VALUE ...]``.
+
+    Such as ``admm+refit``, ``icbs:compensated`` or ``icbs:compensated@allocation=fisher@max_sweeps=1``; the names are
+    those of :data:`ENTRY_SETTINGS`.
+    """
 
     method: str
     hessian: str = "gram"
     update: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Entry:
-        """Read the text of an entry; names are checked by the run."""
+        """Read the text of an entry; :meth:`check` says whether it can be run."""
+        text, *given = text.split("@")
+        settings = [setting.partition("=") for setting in given]
+        for name, equals, _ in settings:
+            if name not in ENTRY_SETTINGS or not equals:
+                raise InputError(
+                    f"The setting {name!r} of {text!r} is not known{did_you_mean(name, ENTRY_SETTINGS)}; give "
+                    f"NAME=VALUE with one of {', '.join(ENTRY_SETTINGS)}."
+                )
         name, _, update = text.partition("+")
         method, _, hessian = name.partition(":")
         if method not in METHODS:
             raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use {', '.join(METHODS)}.")
-        return cls(method, hessian or "gram", update or None)
+        values = tuple((name, setting_value(value)) for name, _, value in settings)
+        return cls(method, hessian or "gram", update or None, values)
+
+    def check(self, setting: Setting) -> None:
+        """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this entry at that setting."""
+        check_method(self.method, self.hessian, self.update)
+        given = dict(self.settings)
+        blocks = Blocks(
+            given.pop("solver", "greedy"), {}, given.pop("block_size", None), None, given.pop("polish", True)
+        )
+        given.pop("guard", None)
+        try:
+            Plan.checked(
+                density=setting.density, pattern=setting.pattern, method=self.method, hessian=self.hessian,
+                update=self.update, blocks=blocks, **given,
+            )  # fmt: skip
+        except TypeError as error:  # a text where a number is needed
+            raise InputError(
+                f"The settings of {str(self)!r} are not understood ({error}); check their values."
+            ) from None
 
     def __str__(self) -> str:
         hessian = f":{self.hessian}" if self.hessian != "gram" else ""
-        return f"{self.method}{hessian}{f'+{self.update}' if self.update else ''}"
+        settings = "".join(
+            f"@{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in self.settings
+        )
+        return f"{self.method}{hessian}{f'+{self.update}' if self.update else ''}{settings}"
 
     @property
     def label(self) -> str:
         """For tables."""
         blocks = _BLOCKS.get(self.hessian, f" {self.hessian}") if self.method == "icbs" else ""
-        return f"{_LABELS[self.method]}{blocks}{f' + {self.update}' if self.update else ''}"
+        return f"{_LABELS[self.method]}{blocks}{f' + {self.update}' if self.update else ''}" + "".join(
+            f", {name} {_as_text(value)}" for name, value in self.settings
+        )
+
+
+def _as_text(value: Any) -> str:
+    """What :func:`~qubo_prune.registry.setting_value` reads as the value."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)
@@ -91,7 +142,7 @@ class ComparisonRow:
     Attributes:
         method: ``dense``, or an entry as :class:`Entry` reads it.
         density: kept share of the pruned layers.
-        perplexity: on the held-out text.
+        perplexities: on each of the held-out texts.
         layer_error: mean squared output error, summed over the layers.
         relative_error: the same as a share of the summed output power.
         seconds: wall-clock time of the pruning, calibration passes included.
@@ -103,7 +154,7 @@ class ComparisonRow:
 
     method: str
     density: float
-    perplexity: float
+    perplexities: tuple[float, ...]
     layer_error: float = 0.0
     relative_error: float = 0.0
     seconds: float = 0.0
@@ -112,15 +163,20 @@ class ComparisonRow:
     peak_memory_bytes: int = 0
     setting: str = ""
 
+    @property
+    def perplexity(self) -> float:
+        """On the first of the held-out texts."""
+        return self.perplexities[0]
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Rows in the order they were asked for, ``dense`` first."""
+    """Rows in the order they were asked for, ``dense`` first; ``evaluation`` describes the held-out texts."""
 
     model: str
     rows: tuple[ComparisonRow, ...]
     calibration: dict[str, Any]
-    evaluation: dict[str, Any]
+    evaluation: tuple[dict[str, Any], ...]
     machine: dict[str, Any]
     date: str
 
@@ -133,9 +189,15 @@ class Comparison:
         """The row of a method, in the first setting if none is named."""
         return next(row for row in self.rows if row.method == method and setting in (None, row.setting))
 
-    def rise(self, method: str, setting: str | None = None) -> float:
-        """Rise of the log-perplexity over the dense model."""
-        return math.log(self.row(method, setting).perplexity / self.row("dense").perplexity)
+    def rise(self, method: str, setting: str | None = None, text: int = 0) -> float:
+        """Rise of the log-perplexity over the dense model, on the held-out text of that number."""
+        return math.log(self.row(method, setting).perplexities[text] / self.row("dense").perplexities[text])
+
+    @property
+    def texts(self) -> list[str]:
+        """Short names of the held-out texts, with their places where those are the same."""
+        short = [Path(each["source"]).stem[:10] for each in self.evaluation]
+        return [name if short.count(name) == 1 else f"{name} {at}" for at, name in enumerate(short, 1)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -145,28 +207,37 @@ class Comparison:
         """The comparison as a table of at most 80 columns."""
         table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left")
         table.caption = (
-            f"ppl: perplexity on {self.evaluation['tokens']} held-out tokens ({self.evaluation['source']}); "
-            f"calibration {self.calibration['windows']} x {self.calibration['length']} tokens "
-            f"({self.calibration['source']}); rise: of log-perplexity; error: summed over layers, relative to their "
-            f"outputs; seconds: of them, search for masks and weights; GiB: peak; "
+            f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
+            f"{self.calibration['length']} tokens ({self.calibration['source']}); rise: of log-perplexity; error: "
+            "summed over layers, relative to their outputs; s: seconds; GiB: peak; "
             f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
         table.add_column("kept", no_wrap=True)
-        table.add_column("method", no_wrap=True)
-        for column in ("ppl", "rise", "error", "seconds", "search", "GiB"):
-            table.add_column(column, justify="right")
+        table.add_column("method")
+        several = len(self.evaluation) > 1
+        for name in self.texts:
+            table.add_column(f"{name}\nppl" if several else "ppl", justify="right", no_wrap=True)
+            table.add_column("\nrise" if several else "rise", justify="right", no_wrap=True)
+        for column in ("error", "s", "GiB"):
+            table.add_column(f"\n{column}" if several else column, justify="right", no_wrap=True)
         dense = self.row("dense")
-        table.add_row("", "dense", f"{dense.perplexity:.2f}", *[""] * 5)
+        table.add_row("", "dense", *itertools.chain(*((f"{value:.2f}", "") for value in dense.perplexities)), *[""] * 3)
         for setting in self.settings:
             table.add_section()
             for row in self.rows:
                 if row.setting == setting:
+                    values = (
+                        (f"{value:.2f}", f"{self.rise(row.method, setting, at):.3f}")
+                        for at, value in enumerate(row.perplexities)
+                    )
                     table.add_row(
-                        setting, Entry.parse(row.method).label, f"{row.perplexity:.2f}",
-                        f"{self.rise(row.method, setting):.3f}", f"{row.relative_error:.5f}", f"{row.seconds:.0f}",
-                        f"{row.search_seconds:.0f}", f"{row.peak_memory_bytes / 2**30:.1f}",
+                        setting, Entry.parse(row.method).label, *itertools.chain(*values),
+                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", f"{row.peak_memory_bytes / 2**30:.1f}",
                     )  # fmt: skip
         return table
+
+    def _evaluated(self) -> str:
+        return " and ".join(f"{each['tokens']} held-out tokens ({each['source']})" for each in self.evaluation)
 
     def plot(self, path: str | Path) -> None:
         """Rise of log-perplexity and layer error of every method, one panel each, and seconds."""
@@ -179,11 +250,15 @@ class Comparison:
                 for setting in self.settings
             }
 
-        base = math.log(self.row("dense").perplexity)
         bar_panels(
             path, [Entry.parse(entry).label for entry in entries],
             {
-                "rise of log-perplexity": panel(lambda row: math.log(row.perplexity) - base),
+                **{
+                    f"rise of log-perplexity{f', {name}' if len(self.texts) > 1 else ''}": panel(
+                        lambda row, at=at: self.rise(row.method, row.setting, at)  # type: ignore[misc]
+                    )
+                    for at, name in enumerate(self.texts)
+                },
                 "layer error, relative": panel(lambda row: row.relative_error),
                 "seconds": panel(lambda row: row.seconds),
             },
@@ -201,7 +276,7 @@ def compare(
     methods: Sequence[str] = COMPARED,
     *,
     calibration: str = "pydoc",
-    text: str = "pydoc",
+    text: str | Sequence[str] = "pydoc",
     density: float | str | Sequence[float | str] = 0.5,
     pattern: str = "row",
     solver: str = "greedy",
@@ -222,7 +297,7 @@ def compare(
         model: a name that :func:`qubo_prune.models.load_model` takes.
         methods: entries ``METHOD[:HESSIAN][+UPDATE]``, such as ``wanda``, ``admm+refit``, ``icbs:compensated``.
         calibration: text source for calibration.
-        text: held-out text source.
+        text: held-out text source, or several; methods are compared on each.
         density: kept share, or several; an entry such as ``"2:4"`` is a pattern of its own.
         pattern, solver, max_time, seed, samples, sequence_length, device, dtype:
             see :func:`qubo_prune.prune`.
@@ -236,16 +311,22 @@ def compare(
     entries = [Entry.parse(method) for method in methods]
     asked = [density] if isinstance(density, (str, float, int)) else list(density)
     settings = [Setting.parse(each, pattern) for each in asked]
-    for entry in entries:
-        check_method(entry.method, entry.hessian, entry.update)
+    for entry, setting in itertools.product(entries, settings):
+        entry.check(setting)
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise InputError("No held-out text is given; name one or more.")
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
     with bars.task(f"loading {model}", None):
         loaded = load_model(model, dtype, device)
     check_length(loaded.model, sequence_length)
-    held_out = token_windows(loaded.tokenizer, text, "evaluation", eval_samples, sequence_length)
-    dense = perplexity(loaded.model, held_out.tokens, text, bars)
-    rows = [ComparisonRow("dense", 1.0, dense.perplexity)]
+    held_out = [token_windows(loaded.tokenizer, each, "evaluation", eval_samples, sequence_length) for each in texts]
+
+    def perplexities() -> tuple[float, ...]:
+        return tuple(perplexity(loaded.model, each.tokens, each.source, bars).perplexity for each in held_out)
+
+    rows = [ComparisonRow("dense", 1.0, perplexities())]
     original = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
     calibrated: dict[str, Any] = {}
     for number, (setting, entry) in enumerate(itertools.product(settings, entries)):
@@ -255,21 +336,18 @@ def compare(
         reset_peak_memory()
         report = prune(
             loaded.model, calibration, setting.density, pattern=setting.pattern, method=entry.method,
-            hessian=entry.hessian, update=entry.update, solver=solver, max_time=max_time, seed=seed, samples=samples,
+            hessian=entry.hessian, update=entry.update, max_time=max_time, seed=seed, samples=samples,
             sequence_length=sequence_length, tokenizer=loaded.tokenizer, progress=progress,
+            **{"solver": solver, **dict(entry.settings)},
         )  # fmt: skip
         calibrated = report.calibration
-        value = perplexity(loaded.model, held_out.tokens, text, bars).perplexity
-        rows.append(_row(entry, setting, report, value))
+        rows.append(_row(entry, setting, report, perplexities()))
         logger.info(
-            "%s, %s: perplexity %.3f, layer error %.6f, %.0f s",
-            entry,
-            setting,
-            value,
-            report.relative_error,
+            "%s, %s: perplexity %s, layer error %.6f, %.0f s", entry, setting,
+            ", ".join(f"{value:.3f}" for value in rows[-1].perplexities), report.relative_error,
             report.seconds["total"],
-        )
-    evaluated = held_out.describe() | {"tokens": dense.tokens}
+        )  # fmt: skip
+    evaluated = tuple(each.describe() | {"tokens": each.tokens[:, 1:].numel()} for each in held_out)
     result = Comparison(model, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
     if target is not None:
         save_pruned(loaded, target, report, {"comparison.json": json.dumps(result.to_dict(), indent=1)})
@@ -277,11 +355,11 @@ def compare(
     return result
 
 
-def _row(entry: Entry, setting: Setting, report: Report, value: float) -> ComparisonRow:
+def _row(entry: Entry, setting: Setting, report: Report, values: tuple[float, ...]) -> ComparisonRow:
     return ComparisonRow(
         method=str(entry),
         density=report.density,
-        perplexity=value,
+        perplexities=values,
         layer_error=report.error_after,
         relative_error=report.relative_error,
         seconds=report.seconds["total"],

@@ -46,16 +46,16 @@ def test_methods_are_checked_before_anything_is_loaded() -> None:
 def test_settings_and_entries_make_a_row_each(sources: tuple[str, str], tmp_path: Path) -> None:
     model, text = sources
     found = compare(
-        model, ["admm+refit", "icbs:compensated"], density=["0.5", 0.25, "2:4"], pattern="layer", calibration=text,
+        model, ["admm+refit", "icbs:compensated@correction=0"], density=["0.5", 0.25, "2:4"], pattern="layer", calibration=text,
         text=text, samples=4, eval_samples=3, sequence_length=16, output=tmp_path / "out",
     )  # fmt: skip
     assert found.settings == ["0.5 layer", "0.25 layer", "2:4"]
     assert [(row.method, row.setting) for row in found.rows[1:3]] == [
-        ("admm+refit", "0.5 layer"), ("icbs:compensated", "0.5 layer"),
+        ("admm+refit", "0.5 layer"), ("icbs:compensated@correction=0", "0.5 layer"),
     ]  # fmt: skip
     assert [row.density for row in found.rows] == [1.0, 0.5, 0.5, 0.25, 0.25, 0.5, 0.5]
     for setting in found.settings:
-        ours, theirs = (found.row(method, setting) for method in ("icbs:compensated", "admm+refit"))
+        ours, theirs = (found.row(method, setting) for method in ("icbs:compensated@correction=0", "admm+refit"))
         assert ours.relative_error < theirs.relative_error
     assert all(row.peak_memory_bytes > 2**20 for row in found.rows[1:])
     shown = str(found)
@@ -67,9 +67,41 @@ def test_settings_and_entries_make_a_row_each(sources: tuple[str, str], tmp_path
     assert len(saved["rows"]) == 7
 
 
+def test_methods_are_compared_on_every_text(sources: tuple[str, str], tmp_path: Path) -> None:
+    model, text = sources
+    other = tmp_path / "other.txt"
+    other.write_text(tiny.text()[::-1], encoding="utf-8")
+    settings = {"calibration": text, "samples": 4, "eval_samples": 3, "sequence_length": 16}
+    both = compare(model, ["wanda"], text=[text, str(other)], output=tmp_path / "out", **settings)
+    alone = compare(model, ["wanda"], text=str(other), **settings)
+    assert both.row("wanda").perplexities[1] == alone.row("wanda").perplexity
+    assert both.rise("wanda", text=1) == alone.rise("wanda") != both.rise("wanda")
+    shown = str(both)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "text" in shown
+    assert "other" in shown
+    assert both.evaluation[1]["source"] == str(other)
+    assert both.evaluation[0]["tokens"] == 3 * 15
+    with pytest.raises(InputError, match="No held-out text"):
+        compare(model, ["wanda"], text=[], **settings)
+
+
+def test_entries_have_settings_of_their_own(sources: tuple[str, str]) -> None:
+    model, text = sources
+    settings = {"calibration": text, "text": text, "samples": 4, "eval_samples": 3, "sequence_length": 16}
+    found = compare(model, ["admm", "admm@correction=1", "admm@damping=0.5"], **settings)
+    assert len({row.perplexity for row in found.rows[1:]}) == 3
+    assert "correction 1" in str(found)
+
+
 @pytest.mark.parametrize(
     ("text", "entry", "label"),
     [
+        (
+            "icbs:compensated@correction=0.25@allocation=fisher@polish=false",
+            Entry("icbs", "compensated", None, (("correction", 0.25), ("allocation", "fisher"), ("polish", False))),
+            "iCBS compensated, correction 0.25, allocation fisher, polish false",
+        ),
         ("wanda", Entry("wanda"), "Wanda"),
         ("admm+refit", Entry("admm", update="refit"), "ADMM + refit"),
         ("icbs", Entry("icbs"), "iCBS blocks"),
@@ -88,6 +120,13 @@ def test_entries_are_read(text: str, entry: Entry, label: str) -> None:
     [
         ({"methods": ["admm:compensated"]}, "The method 'admm' takes no Hessian"),
         ({"methods": ["icbs:gramm"]}, "did you mean 'gram'"),
+        ({"methods": ["admm@corection=1"]}, "did you mean 'correction'"),
+        ({"methods": ["admm@correction"]}, "give NAME=VALUE"),
+        ({"methods": ["admm@correction=7"]}, "correction is 7"),
+        ({"methods": ["admm@correction=much"]}, "not understood"),
+        ({"methods": ["wanda@correction=0.5"]}, "'wanda'.*leaves them"),
+        ({"methods": ["icbs@solver=gredy"]}, "did you mean 'greedy'"),
+        ({"methods": ["icbs:compensated@allocation=owl"], "density": "2:4"}, "2:4"),
         ({"methods": ["wanda+refitt"]}, "did you mean 'refit'"),
         ({"methods": ["wanda"], "density": "half"}, "pattern 'half' is not known"),
         ({"methods": ["wanda"], "density": "1.5"}, "density is 1.5"),
