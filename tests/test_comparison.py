@@ -46,8 +46,8 @@ def test_methods_are_checked_before_anything_is_loaded() -> None:
 def test_settings_and_entries_make_a_row_each(sources: tuple[str, str], tmp_path: Path) -> None:
     model, text = sources
     found = compare(
-        model, ["admm+refit", "icbs:compensated@correction=0"], density=["0.5", 0.25, "2:4"], pattern="layer", calibration=text,
-        text=text, samples=4, eval_samples=3, sequence_length=16, output=tmp_path / "out",
+        model, ["admm+refit", "icbs:compensated@correction=0"], density=["0.5", 0.25, "2:4"], pattern="layer",
+        calibration=text, text=text, samples=4, eval_samples=3, sequence_length=16, output=tmp_path / "out",
     )  # fmt: skip
     assert found.settings == ["0.5 layer", "0.25 layer", "2:4"]
     assert [(row.method, row.setting) for row in found.rows[1:3]] == [
