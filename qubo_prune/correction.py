@@ -5,7 +5,9 @@ model's Z. To give the dense model's outputs ``W Z`` again, as nearly as its inp
 
     V = argmin 1/2 (2/N) ||V X - W Z||^2 + 1/2 damping ||V - W||^2 = W + W K (H + damping I)^-1
 
-with the drift ``K = (2/N)(Z - X) X'``. All of that step fits the calibration text too well: with a share of it, and a
+with the drift ``K = (2/N)(Z - X) X'``. Where its outputs are added to a residual stream, which has moved from R' to R,
+they can make up for that too: ``W Z + R' - R`` takes the place of ``W Z``, and ``W K + (2/N)(R' - R) X'`` that of
+``W K``. All of that step fits the calibration text too well: with a share of it, and a
 strong damping, other texts gain as well. What is pruned is then ``W + share (V - W)`` in the place of W.
 
 The same step is known for quantisation: GPTAQ's asymmetric calibration (Li et al., arXiv 2504.02692) and the
@@ -41,13 +43,12 @@ def corrected(
     """
     if gram.drift is None or not share:
         return weight
-    drifts = gram.drift.cross.reshape(-1, *gram.matrix.shape[-2:])
-    parts = []
-    for dense, part, drift in zip(gram.split(weight), gram.parts(), drifts, strict=True):
-        dense = dense.to(gram.matrix.device, torch.float64)
-        if not part.dead.all():
-            wanted = (dense @ drift).mT
-            step, _ = with_damping(part, damping, lambda h, w=wanted: torch.cholesky_solve(w, cholesky(h)), notes)  # type: ignore[misc]
-            dense = dense + share * step.mT
-        parts.append(dense)
+    dense = weight.to(gram.matrix.device, torch.float64)
+    wanted, parts = gram.drift.wanted(dense), []
+    for own, part, aim in zip(gram.split(dense), gram.parts(), gram.split(wanted), strict=True):
+        if part.dead.all():
+            parts.append(own)
+            continue
+        step, _ = with_damping(part, damping, lambda h, aim=aim: torch.cholesky_solve(aim.mT, cholesky(h)), notes)  # type: ignore[misc]
+        parts.append(own + share * step.mT)
     return torch.cat(parts).to(weight.device, weight.dtype)

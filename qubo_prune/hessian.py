@@ -13,15 +13,46 @@ from qubo_prune.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How far a layer's inputs have moved from those ``Z`` that the dense model gives it: ``Z - X``, token by token.
+    """How far a layer's inputs X, and what its outputs are added to, have moved from those of the dense model.
+
+    With the dense model's inputs Z, and R and R' what its outputs are added to here and there, token by token, it is
+    about ``D = Z - X`` or, where the outputs are known to be added to something, ``D = [Z - X; R' - R]``. Dense
+    weights W would have to make up for ``[W I] D``.
 
     Attributes:
-        cross: ``K = (2/N) (Z - X) X'``, shape ``(d_in, d_in)`` or ``(groups, d_in, d_in)``, float64.
-        own: ``(2/N) (Z - X)(Z - X)'``, or ``None`` where it was not asked for.
+        cross: ``K = (2/N) D X'``, float64, shape ``(d_in, d_in)`` or ``(d_in + d_out, d_in)``; with groups
+            ``(groups, d_in, d_in)``.
+        own: ``(2/N) D D'``, or ``None`` where it was not asked for.
     """
 
-    cross: Float[Tensor, "*groups d_in d_in"]
-    own: Float[Tensor, "*groups d_in d_in"] | None = None
+    cross: Float[Tensor, "*groups d d_in"]
+    own: Float[Tensor, "*groups d d"] | None = None
+
+    def wanted(self, dense: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "d_out d_in"]:
+        """``[W I] K``: the change of outputs that is wanted, times the inputs, in the mean."""
+        return _by_group(_all_of(dense, self.cross), self.cross)
+
+    def power(self, dense: Float[Tensor, "d_out d_in"]) -> Float[Tensor, " d_out"]:
+        """The mean square of ``[W I] D`` by rows; zero where ``own`` was not asked for."""
+        if self.own is None:
+            return torch.zeros(len(dense), dtype=self.cross.dtype, device=self.cross.device)
+        rows = _all_of(dense, self.own)
+        return (_by_group(rows, self.own) * rows).sum(1) / 2
+
+
+def _all_of(dense: Tensor, matrix: Tensor) -> Tensor:
+    """``[W I]`` if a matrix has rows for both, else W."""
+    dense = dense.to(matrix.dtype)
+    if matrix.shape[-2] == dense.shape[1]:
+        return dense
+    return torch.cat([dense, torch.eye(len(dense), dtype=dense.dtype, device=dense.device)], 1)
+
+
+def _by_group(rows: Shaped[Tensor, "d_out d"], matrix: Float[Tensor, "*groups d k"]) -> Float[Tensor, "d_out k"]:
+    """Rows times the matrix of their group."""
+    stack = matrix.reshape(-1, *matrix.shape[-2:])
+    by_group = rows.to(matrix.dtype).reshape(len(stack), -1, rows.shape[1])
+    return (by_group @ stack).flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,29 +113,22 @@ class Gram:
 
     def output_error(self, change: Float[Tensor, "d_out d_in"]) -> Float[Tensor, " d_out"]:
         """``1/2 D_r H D_r'`` for every row of a weight change ``D``, in float64."""
-        return self._products(change, self.matrix, change) / 2
+        return (_by_group(change, self.matrix) * change.to(self.matrix.dtype)).sum(1) / 2
 
     def dense_output_error(
         self, dense: Float[Tensor, "d_out d_in"], weight: Float[Tensor, "d_out d_in"]
     ) -> Float[Tensor, " d_out"]:
-        """Half the mean square of ``V X - W Z`` by rows, for dense weights W, their inputs Z in the dense model, and V.
+        """The mean square of ``V X - W X - [W I] D`` by rows, for dense weights W, and V.
 
-        With ``D = V - W`` and the drift it is ``1/2 D H D' - D K' W' + 1/2 W (2/N)(Z - X)(Z - X)' W'``; the last
-        term, the same for all V, is left out if the drift has no ``own``. Without a drift it is the output error.
+        That is how far the layer is from giving the dense model's outputs, and from making up for what they are
+        added to: ``1/2 C H C' - C K' [W I]' + 1/2 [W I] (2/N) D D' [W I]'`` with ``C = V - W``; the last term, the same
+        for all V, is left out if the drift has no ``own``. Without a drift it is the output error.
         """
         change = weight - dense
         error = self.output_error(change)
-        if self.drift is not None:
-            error = error - self._products(dense, self.drift.cross, change)
-            if self.drift.own is not None:
-                error = error + self._products(dense, self.drift.own, dense) / 2
-        return error
-
-    def _products(self, left: Tensor, matrix: Tensor, right: Tensor) -> Float[Tensor, " d_out"]:
-        """``l_r M r_r'`` for the rows of two matrices ``(d_out, d_in)`` and the M of their group."""
-        stack = matrix.reshape(-1, *matrix.shape[-2:])
-        left, right = (rows.to(matrix.dtype).reshape(len(stack), -1, rows.shape[1]) for rows in (left, right))
-        return ((left @ stack) * right).sum(2).reshape(-1)
+        if self.drift is None:
+            return error
+        return error - (self.drift.wanted(dense) * change).sum(1) + self.drift.power(dense)
 
 
 @dataclass
@@ -126,12 +150,13 @@ class GramAccumulator:
     tokens: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def add(self, inputs: Tensor, dense: Tensor | None = None) -> None:
+    def add(self, inputs: Tensor, dense: Tensor | None = None, behind: Tensor | None = None) -> None:
         """Add rows ``(..., d_in)``, or ``(..., groups, d_in)`` if there are several groups.
 
         Args:
             inputs: the rows.
             dense: those of the dense model at the same tokens.
+            behind: rows ``(..., d_out)`` by which what the outputs are added to lags behind the dense model's.
 
         Raises:
             InputError: they are not finite.
@@ -150,6 +175,8 @@ class GramAccumulator:
         self.tokens += rows.shape[1]
         if dense is not None:
             moved = self._rows(dense) - rows
+            if behind is not None:
+                moved = torch.cat([moved, behind.detach().reshape(1, -1, behind.shape[-1]).to(moved.dtype)], 2)
             self._add("cross", moved, rows)
             if self.own_drift:
                 self._add("own", moved, moved)
@@ -158,7 +185,7 @@ class GramAccumulator:
         rows = inputs.detach().reshape(-1, self.groups, inputs.shape[-1]).transpose(0, 1)
         return rows if rows.dtype == torch.float64 else rows.float()
 
-    def _add(self, name: str, left: Tensor, right: Tensor) -> Float[Tensor, "groups d_in d_in"]:
+    def _add(self, name: str, left: Tensor, right: Tensor) -> Float[Tensor, "groups k d_in"]:
         """Add ``left' right`` to a sum, and return it."""
         product = (left.mT @ right).to(_hessian_device(left.device), torch.float64)
         self._sums[name] = self._sums[name] + product if name in self._sums else product

@@ -68,10 +68,15 @@ def as_call(batch: Any) -> Call:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """Layers of a block that read the same input, and how often a forward pass calls them."""
+    """Layers of a block that read the same input, and how often a forward pass calls them.
+
+    Attributes:
+        added_to: the module whose input the block adds to the output of the stage's only layer, if that was found.
+    """
 
     layers: tuple[Layer, ...]
     calls: int
+    added_to: nn.Module | None = None
 
 
 Visit = Callable[[Layer, Gram], None]
@@ -367,6 +372,8 @@ def _visit_block(
 ) -> None:  # fmt: skip
     """Visit layers of a block stage by stage; ``inside`` are all that it holds."""
     stages = _timed(run.seconds, lambda: find_stages(block, layers, calls[0], states.now[0]))
+    if run.dense is not None:
+        stages = _timed(run.seconds, lambda: with_residuals(block, stages, calls[0], states.now[0]))
     for stage in stages:
         gram = _accumulate(block, stage, inside, calls, states, run)
         for layer in stage.layers:
@@ -402,6 +409,60 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
     return stages + [Stage((layer,), 0) for number, layer in enumerate(layers) if number not in reads]
 
 
+#: Of the tensors that a layer's output may be added to, those that modules took last.
+_RESIDUALS = 16
+
+
+def with_residuals(block: nn.Module, stages: list[Stage], call: Call, hidden: Tensor | None) -> list[Stage]:
+    """The stages with what their outputs are added to, as one forward pass shows it.
+
+    A linear layer's output ``o`` is added to ``r`` if ``r`` was the input of a module before, and ``r + o`` is, to the
+    bit, that of a module behind or the block's output.
+    """
+    found = {stage: stage for stage in stages}
+    alone = {
+        stage.layers[0].module: stage
+        for stage in stages
+        if stage.calls == 1 and len(stage.layers) == 1 and not stage.layers[0].window
+    }
+    seen: list[tuple[nn.Module, Tensor]] = []  # inputs in the order in which modules run
+    sums: list[tuple[Stage, nn.Module, Tensor]] = []
+
+    def look(module: nn.Module, tensor: Tensor | None) -> None:
+        if tensor is None or not tensor.is_floating_point():
+            return
+        for stage, source, total in sums:
+            if found[stage].added_to is None and total.shape == tensor.shape and torch.equal(total, tensor):
+                found[stage] = replace(stage, added_to=source)
+        if not any(tensor is other for _, other in seen):
+            seen.append((module, tensor))
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        look(module, _first_of(args, kwargs))
+
+    def behind(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tensor = _first_tensor(output)
+        if module in alone and tensor is not None:
+            like = [(source, other) for source, other in seen if other.shape == tensor.shape]
+            sums.extend((alone[module], source, other + tensor) for source, other in like[-_RESIDUALS:])
+        if module is block:
+            look(block, tensor)
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in block.modules()]
+    handles += [module.register_forward_hook(behind) for module in [block, *alone]]
+    try:
+        call.run(block, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[stage] for stage in stages]
+
+
+def _first_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first tensor that a module is given."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
@@ -415,7 +476,7 @@ def _accumulate(
     held_out = GramAccumulator(leader.name, leader.groups, own_drift=True)
     paired = bool(run.dense)  # with no layer changed so far there is no drift
     for number, call in enumerate(calls):
-        into, dense = (counted if number < run.counted else held_out), list[Tensor]()
+        into, dense = (counted if number < run.counted else held_out), list[Given]()
         if paired:
             with run.undone(inside):
                 _feed(block, stage, call, states.dense[number], run, dense.append)
@@ -428,43 +489,60 @@ def _accumulate(
     return replace(gram, held_out=apart) if apart.tokens else gram
 
 
+#: What a module is given, and what the block adds to its output if that is known.
+Given = tuple[Tensor, Tensor | None]
+
+
 @dataclass(eq=False)
 class _Feed:
     """Adds inputs of a layer, paired with those of the dense model as long as the shapes are the same."""
 
     leader: Layer
     into: GramAccumulator
-    dense: list[Tensor]
+    dense: list[Given]
     paired: bool
 
-    def add(self, inputs: Tensor) -> None:
+    def add(self, given: Given) -> None:
         """Add what one call of the module was given."""
-        beside = self.dense.pop(0) if self.dense else None
-        self.paired = self.paired and beside is not None and beside.shape == inputs.shape
-        if self.paired and beside is not None:
-            for rows, others in zip(self.leader.rows(inputs), self.leader.rows(beside), strict=True):
-                self.into.add(rows, others)
-        else:
+        (inputs, residual), beside = given, self.dense.pop(0) if self.dense else None
+        self.paired = self.paired and beside is not None and _shapes(beside) == _shapes(given)
+        if not self.paired or beside is None:
             for rows in self.leader.rows(inputs):
                 self.into.add(rows)
+            return
+        # only linear layers have a residual, and those have all rows at once
+        behind = None if residual is None or beside[1] is None else beside[1] - residual
+        for rows, others in zip(self.leader.rows(inputs), self.leader.rows(beside[0]), strict=True):
+            self.into.add(rows, others, behind)
+
+
+def _shapes(given: Given) -> list[tuple[int, ...] | None]:
+    return [None if tensor is None else tuple(tensor.shape) for tensor in given]
 
 
 def _feed(
-    block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Tensor], None]
+    block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Given], None]
 ) -> None:
     """Run a block until all calls of a stage's module are seen, and hand on what the module is given."""
+    residual: list[Tensor | None] = [None]
+
+    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        residual[0] = _first_of(args, kwargs)
 
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         began = time.perf_counter()
-        take(_input_of(args, kwargs))
+        take((_input_of(args, kwargs), residual[0]))
         run.seconds.hessian += time.perf_counter() - began
         if stage.calls == 1:
             raise _Stop
 
-    handle = stage.layers[0].module.register_forward_pre_hook(see, with_kwargs=True)
+    handles = [stage.layers[0].module.register_forward_pre_hook(see, with_kwargs=True)]
+    if stage.added_to is not None:
+        handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
     try:
         _timed(run.seconds, lambda: call.run(block, hidden))
     except _Stop:
         pass
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -53,6 +53,21 @@ def test_the_dense_output_error_is_the_measured_one(drifted: tuple[Tensor, Tenso
     )
 
 
+def test_what_the_outputs_are_added_to_is_made_up_for(drifted: tuple[Tensor, Tensor, Tensor]) -> None:
+    weight, inputs, dense = drifted
+    behind = 0.1 * torch.randn(120, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) + inputs[:, 2:6]
+    accumulator = GramAccumulator("layer", own_drift=True)
+    for rows in torch.arange(120).split(17):
+        accumulator.add(inputs[rows], dense[rows], behind[rows])
+    gram = accumulator.finish(9)
+    wanted = dense @ weight.T + behind
+    expected = torch.linalg.lstsq(inputs, wanted).solution.T
+    torch.testing.assert_close(corrected(weight, gram, 1.0, 0.0, Counter()), expected)
+    new = weight * (weight > 0)
+    measured = (inputs @ new.T - wanted).square().mean(0)
+    torch.testing.assert_close(gram.dense_output_error(weight, new), measured)
+
+
 def test_groups_are_corrected_apart(drifted: tuple[Tensor, Tensor, Tensor]) -> None:
     weight, inputs, dense = drifted
     both = gram_of(torch.stack([inputs, dense], 1), torch.stack([dense, inputs], 1), groups=2)

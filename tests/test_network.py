@@ -45,6 +45,14 @@ def test_each_gram_is_that_of_the_model_pruned_so_far(kind: str) -> None:
     assert sorted(visited) == sorted(layer.name for layer in layers)
 
 
+#: Where a block takes what it adds to a layer's output, by the end of the layer's name.
+ADDED_TO = {
+    "llama": {"o_proj": "", "down_proj": ".post_attention_layernorm"},
+    "gpt2": {"attn.c_proj": "", "mlp.c_proj": ".ln_2"},
+    "vit": {"o_proj": "", "fc2": ".norm2"},  # its layer scale is 1 at first
+}
+
+
 @pytest.mark.parametrize("kind", [*MODELS, "mlp", "cnn", "vit"])
 def test_the_drift_is_that_of_the_inputs_in_the_dense_model(kind: str) -> None:
     make = {**MODELS, "mlp": tiny.mlp, "cnn": tiny.cnn, "vit": tiny.vit}[kind]
@@ -55,6 +63,7 @@ def test_the_drift_is_that_of_the_inputs_in_the_dense_model(kind: str) -> None:
     twins = {layer.name: layer for layer in find_layers(original)}
     dense: dict[str, Tensor] = {}
     drifting: list[str] = []
+    added: list[str] = []
 
     def visit(layer: Layer, gram: Gram) -> None:
         assert gram.held_out is not None
@@ -67,8 +76,23 @@ def test_the_drift_is_that_of_the_inputs_in_the_dense_model(kind: str) -> None:
             if found.drift is None:  # of the first layers
                 torch.testing.assert_close(now, before, rtol=0, atol=0)
                 continue
-            cross = 2 / now.shape[1] * (before - now).mT @ now
-            drift, scale = found.drift.cross.reshape(cross.shape), float(found.matrix.abs().max())
+            d, cross = layer.shape[1], 2 / now.shape[1] * (before - now).mT @ now
+            whole = found.drift.cross.reshape(-1, *found.drift.cross.shape[-2:])
+            drift, scale = whole[:, :d], float(found.matrix.abs().max())
+            ends = [end for end in ADDED_TO.get(kind, {}) if layer.name.endswith(end)]
+            source = ADDED_TO[kind][ends[0]] if ends else None
+            if source is None:
+                assert whole.shape[1] == d
+            else:
+                of, place = layer.name.split(".")[:3], source
+                there, here = (
+                    torch.cat(inputs_of(which, Layer("", which.get_submodule(".".join(of) + place)), some, apart=True))
+                    for which in (original, model)
+                )
+                behind = (there - here).flatten(0, 1).double()
+                expected = 2 / len(behind) * behind.T @ now[0]
+                torch.testing.assert_close(whole[0, d:], expected, rtol=1e-4, atol=1e-5 * scale)
+                added.append(layer.name)
             torch.testing.assert_close(drift, cross, rtol=1e-4, atol=1e-5 * scale)
             assert (found.drift.own is None) == (found is gram)
             drifting.append(layer.name)
@@ -79,6 +103,7 @@ def test_the_drift_is_that_of_the_inputs_in_the_dense_model(kind: str) -> None:
     stream(model, find_layers(model), batches[:-1], visit, Seconds(), batches[-1:], dense)
     assert len(dense) == len(twins)
     assert drifting
+    assert bool(added) == (kind in ADDED_TO)
     for layer in find_layers(model):  # the weights that visit has written are back
         assert bool((layer.matrix()[:, ::2] == 0).all())
 
