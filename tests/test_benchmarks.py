@@ -1,0 +1,56 @@
+"""The scripts in ``benchmarks/`` run; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(request.param, FOLDER / f"{request.param}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[request.param] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("script", ["decoder_layer"], indirect=True)
+def test_a_decoder_layer_is_timed(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--shape", "tiny", "--tokens", "256", "--rows", "8", "--repeats", "2"]
+    monkeypatch.setattr(sys, "argv", ["decoder_layer.py", *arguments])
+    script.main()
+    shown = capsys.readouterr().out
+    for name in script.METHODS.split(","):
+        assert name in shown
+    assert "icbs:compensated*" in shown
+    assert "256 tokens" in shown
+
+
+@pytest.mark.parametrize("script", ["texts"], indirect=True)
+def test_texts_are_made_of_the_packages(script: ModuleType, tmp_path: Path) -> None:
+    assert script.untagged("\tThe/at jury/nn said/vbd ``/`` no/at ''/'' (/( again/rb )/) ,/, 1/2/cd ./.\n") == (
+        'The jury said "no" (again), 1/2.'
+    )
+    sotu, brown = tmp_path / "in/datasets/package/sotu/data", tmp_path / "in/brown/package"
+    sotu.mkdir(parents=True)
+    brown.mkdir(parents=True)
+    for name in "abc":
+        (sotu / f"{name}.txt").write_text(name, encoding="utf-8")
+    (brown / "ca01").write_text("One/cd ./.\n\n\tTwo/cd ./.\n", encoding="utf-8")
+    (brown / "README").write_text("not a text", encoding="utf-8")
+    script.addresses(tmp_path / "in", tmp_path / "out")
+    script.brown(tmp_path / "in", tmp_path / "out")
+    found = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.txt")}
+    assert found == {"sotu-calibration/a.txt", "sotu-calibration/c.txt", "sotu-held-out/b.txt", "brown/ca01.txt"}
+    assert (tmp_path / "out/brown/ca01.txt").read_text(encoding="utf-8") == "One.\nTwo."
