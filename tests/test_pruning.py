@@ -26,6 +26,7 @@ from qubo_prune.loss_descent import LossDescent
 from qubo_prune.loss_trace import LossStep
 from qubo_prune.masks import Pattern
 from qubo_prune.objective import Classification, Objective
+from qubo_prune.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS, parse_seconds
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult
 
 
@@ -62,7 +63,7 @@ def test_every_group_holds_exactly_its_count(make: Any, pattern: str, density: f
         assert bool((layer.matrix()[~keep] == 0).all())
 
 
-@pytest.mark.parametrize("method", pruning.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("pattern", "density"), [("row", 0.5), ("row", 0.3), ("layer", 0.37)])
 def test_convolutions_hold_exactly_their_counts(tmp_path: Path, method: str, pattern: str, density: float) -> None:
     model = tiny.cnn()
@@ -98,7 +99,7 @@ def test_blocks_lower_the_error_of_convolutions_and_the_trace_adds_up() -> None:
         assert len(entry.trace) == 3
 
 
-@pytest.mark.parametrize("start", [*pruning.WARM_STARTS, "masks"])
+@pytest.mark.parametrize("start", [*WARM_STARTS, "masks"])
 def test_grouped_convolutions_take_every_warm_start(start: str) -> None:
     given = prune(tiny.cnn(), tiny.images(), method="magnitude").masks if start == "masks" else start
     report = prune(tiny.cnn(), tiny.images(), warm_start=given)
@@ -163,7 +164,7 @@ def test_blocks_beat_wanda_and_no_blocks_are_wanda() -> None:
     assert errors["icbs"] < errors["wanda"] == errors["nothing"]
 
 
-class _Nothing(pruning.Solver):
+class _Nothing(Solver):
     """Answers with the warm start."""
 
     def solve(self, request: Any, /) -> Any:
@@ -179,7 +180,7 @@ def test_the_same_seed_gives_the_same_masks() -> None:
     assert not all(torch.equal(first.masks[name], other.masks[name]) for name in first.masks)
 
 
-@pytest.mark.parametrize("start", pruning.WARM_STARTS)
+@pytest.mark.parametrize("start", WARM_STARTS)
 def test_every_warm_start_is_improved_or_kept(start: str) -> None:
     report = run(tiny.llama(), warm_start=start)
     assert all(layer.error_after <= layer.error_before * (1 + 1e-9) for layer in report.layers)
@@ -334,7 +335,7 @@ def test_the_saved_folder(tmp_path: Path) -> None:
     [("90", 90), ("90s", 90), ("1.5m", 90), ("1h", 3600), (5, 5), (1e-6, 1e-6), (None, None)],
 )
 def test_times_are_read(text: Any, seconds: float | None) -> None:
-    assert pruning.parse_seconds(text) == seconds
+    assert parse_seconds(text) == seconds
 
 
 def test_a_density_that_keeps_nothing_is_refused() -> None:
@@ -406,7 +407,7 @@ def swapped(start: Mapping[str, torch.Tensor], report: Any) -> list[int]:
     return [int((start[name] != mask).sum()) for name, mask in report.masks.items()]
 
 
-@pytest.mark.parametrize("start", [*pruning.WARM_STARTS, *pruning.LOSS_WARM_STARTS, "masks"])
+@pytest.mark.parametrize("start", [*WARM_STARTS, *LOSS_WARM_STARTS, "masks"])
 @pytest.mark.parametrize(("pattern", "density"), [("layer", 0.2), ("row", 0.2), ("2:4", 0.5)])
 def test_the_loss_falls_from_every_warm_start_in_every_pattern(start: str, pattern: str, density: float) -> None:
     shape = {"pattern": pattern, "density": density, "seed": 3}
