@@ -100,7 +100,7 @@ def prune_command(
     no_polish: NoPolish = False,
     max_sweeps: Annotated[
         int | None,
-        typer.Option(help="Most blocks per row, 1 and then swaps over the whole row, or 2 with compensated."),
+        typer.Option(help="Most blocks per row, 1; without compensated, swaps over the whole row follow."),
     ] = None,
     allocation: Annotated[
         str,

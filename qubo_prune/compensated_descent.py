@@ -51,7 +51,7 @@ class CompensatedDescent:
 
     solver: Solver
     block_size: int = 128
-    max_sweeps: int = 2
+    max_sweeps: int = 1
     damping: float = DAMPING
     polish: bool = True
     seed: int = 0

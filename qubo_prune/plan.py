@@ -188,7 +188,7 @@ class Plan:
         usual = 128 if compensated else 64
         block_size = min(usual, made.capabilities.max_variables or usual) if blocks.size is None else blocks.size
         if max_sweeps is None:
-            max_sweeps = 2 if compensated else 1
+            max_sweeps = 1
         if block_size < 2 or max_sweeps < 0:
             raise InputError(f"block_size is {block_size} and max_sweeps {max_sweeps}; at least 2 and 0 are needed.")
         if chosen.of and block_size < chosen.of:

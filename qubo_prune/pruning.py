@@ -29,13 +29,14 @@ from qubo_prune.correction import corrected
 from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
 from qubo_prune.errors import InputError
+from qubo_prune.evaluation import perplexity
 from qubo_prune.gradients import moments
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, Removed, check_finite, find_layers
 from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
-from qubo_prune.models import LoadedModel, check_output, load_model, save_model
+from qubo_prune.models import LoadedModel, check_output, evaluating, load_model, save_model
 from qubo_prune.network import Seconds, stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
@@ -140,8 +141,7 @@ def prune(
         workers: processes for solvers that take one block at a time on one core; by default one per core.
         polish: swap within the blocks that the solver has decided. What the solver brought and what
             the swaps did stand apart in the report.
-        max_sweeps: most blocks each row takes; by default 1, before the swaps over the whole row, and with
-            ``compensated`` 2.
+        max_sweeps: most blocks each row takes, by default 1; without ``compensated``, swaps over the whole row follow.
         max_time: wall-clock budget of the whole run, in seconds or as ``"90s"``, ``"5m"``, ``"1h"``.
             The passes over the calibration data always complete; the search gets what they leave.
         seed: every random choice follows from it.
@@ -222,16 +222,21 @@ def prune(
         guard if plan.updates or guard is not None else 0,
     )  # fmt: skip
     run = _Run(plan, layers, began)
+    judges = data.held_out if isinstance(calibration, str) else []
     with run.undone_on_failure():
+        before = _perplexity(loaded.model, judges, bars)
         run.allocate(loaded.model, data, reading, bars)
         if task is not None:
             run.prepare_loss(loaded.model, data, held_out)
         run.all_layers(loaded.model, data, bars)
         trace = run.descend_loss(bars, on_step) if task is not None else None
+        after = _perplexity(loaded.model, judges, bars)
+        held_out = None if before is None or after is None else (before, after)
         seconds = vars(run.seconds) | {"total": time.perf_counter() - began}
         report = Report(
-            tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace
-        )
+            tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace,
+            held_out,
+        )  # fmt: skip
         if target is not None:
             save_pruned(loaded, target, report)
     return report
@@ -462,6 +467,14 @@ class _Run:
         ahead = passes * (1 - done) / done if done else passes * len(self._layers)
         left = self._plan.max_time - (time.perf_counter() - self._began) - ahead
         return max(0.0, left) * layer.parameter.numel() / self._left
+
+
+def _perplexity(model: nn.Module, windows: Sequence[Tensor], bars: Progress) -> float | None:
+    """Of a transformers model on held-out windows; ``None`` for other models, and without windows to judge by."""
+    if not windows or windows[0].shape[1] < 2 or not hasattr(model, "config"):
+        return None
+    with evaluating(model):
+        return perplexity(model, torch.cat(list(windows)), progress=bars).perplexity
 
 
 def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import platform
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -109,6 +111,8 @@ class Report:
         seconds: ``forward``, ``hessian``, ``search``, ``loss`` and ``total`` wall-clock seconds.
         masks: the keep masks by parameter name (saved apart, not part of :meth:`to_dict`).
         loss: the steps of a descent on the loss, if there was one.
+        held_out_perplexity: of the dense and of the pruned model on the held-out windows of a calibration text, if
+            there are any.
         peak_memory_bytes: highest resident memory of the process so far.
         versions: of Python and the packages that matter.
         machine: processor and operating system.
@@ -121,6 +125,7 @@ class Report:
     seconds: dict[str, float]
     masks: KeepMasks = field(default_factory=KeepMasks, repr=False)
     loss: LossTrace | None = None
+    held_out_perplexity: tuple[float, float] | None = None
     peak_memory_bytes: int = field(default_factory=lambda: peak_memory())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: dict[str, Any] = field(default_factory=lambda: machine())
@@ -177,6 +182,7 @@ class Report:
             "peak_memory_bytes": self.peak_memory_bytes,
             "totals": self.totals(),
             "loss": self.loss.to_dict() if self.loss else None,
+            "held_out_perplexity": _finite(self.held_out_perplexity),
             "layers": [layer.to_dict() for layer in self.layers],
             "versions": self.versions,
             "machine": self.machine,
@@ -215,6 +221,8 @@ class Report:
             f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks, "
             f"{trace.seconds:.0f} s. {trace.stopped}\n"
         )  # fmt: skip
+        judged = self.held_out_perplexity
+        loss += f"held-out perplexity {judged[0]:.2f} to {judged[1]:.2f}\n" if judged else ""
         back = [layer.name for layer in self.layers if layer.reverted]
         loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         return (
@@ -243,6 +251,11 @@ class Report:
             f"<table><caption>{html.escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{rows}</tbody></table><p>{html.escape(self._caption())}</p>"
         )
+
+
+def _finite(values: Sequence[float] | None) -> list[float | None] | None:
+    """For JSON, which knows no infinity."""
+    return None if values is None else [value if math.isfinite(value) else None for value in values]
 
 
 def _size(layer: LayerReport) -> int:

@@ -17,6 +17,7 @@ import torch
 from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
+import qubo_prune.plan as plan
 import qubo_prune.pruning as pruning
 from qubo_prune import InputError, KeepMasks, prune
 from qubo_prune.data import TensorSamples
@@ -586,7 +587,7 @@ def test_large_models_and_language_models_have_settings_of_their_own(monkeypatch
         return int(report.settings["loss_settings"]["micro_batch"])
 
     found = [micro_batch(digits.reader()), micro_batch(tiny.llama(), tiny.tokens(10))]
-    monkeypatch.setattr(pruning, "LARGE", 2000)
+    monkeypatch.setattr(plan, "LARGE", 2000)
     found.append(micro_batch(digits.reader()))
     kinds = ("classifier", "language", "large")
     assert found == [LossDescent.preset(kind).micro_batch for kind in kinds]

@@ -12,11 +12,13 @@ from torch import nn
 
 import qubo_prune.pruning as pruning
 from qubo_prune import InputError, prune
+from qubo_prune.evaluation import perplexity
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import find_layers
 from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.peers import PEERS
 from qubo_prune.scores import score
+from qubo_prune.text import token_windows
 from qubo_prune.update import UPDATES
 
 SHAPES = [("row", 0.5), ("layer", 0.37), ("2:4", 0.5)]
@@ -175,6 +177,23 @@ def test_a_correction_that_cannot_be_is_refused(settings: dict[str, Any], told: 
     with pytest.raises(InputError, match=told):
         run(model, **settings)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# --- held-out perplexity
+
+
+def test_held_out_windows_judge_the_whole_model(tmp_path: Any) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(tiny.text(), encoding="utf-8")
+    model, dense, tokenizer = tiny.llama(), tiny.llama(), tiny.tokenizer()
+    settings = {"samples": 4, "sequence_length": 16, "tokenizer": tokenizer}
+    report = prune(model, str(text), 0.5, method="admm", guard=2, **settings)
+    windows = token_windows(tokenizer, str(text), "calibration", 4, 16, 2).held_out
+    assert report.held_out_perplexity == (perplexity(dense, windows).perplexity, perplexity(model, windows).perplexity)
+    assert "held-out perplexity" in str(report)
+    assert report.to_dict()["held_out_perplexity"] == list(report.held_out_perplexity)
+    assert prune(tiny.llama(), str(text), 0.5, method="wanda", **settings).held_out_perplexity is None
+    assert run(tiny.llama(), method="admm", guard=2).held_out_perplexity is None
 
 
 # --- the guard
