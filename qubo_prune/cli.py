@@ -114,6 +114,13 @@ def prune_command(
         float,
         typer.Option(help="Share of a layer, the highest by Wanda, that nothing may prune (compensated, scores)."),
     ] = 0.0,
+    certify: Annotated[
+        str | None,
+        typer.Option(
+            help="Prove how much better masks could be: plain, eigenvalue, trace or row, the tighter the slower.",
+            show_default=False,
+        ),
+    ] = None,
     guard: Annotated[
         int | None,
         typer.Option(help="Held-out windows on which layers are checked; 4 if kept weights change, 0 for none."),
@@ -173,7 +180,7 @@ def prune_command(
         report = prune(
             named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
             update=update, damping=damping, correction=correction, guard=guard, allocation=allocation,
-            densities=pairs("--layer-density", layer_density), protect=protect,
+            densities=pairs("--layer-density", layer_density), protect=protect, certify=certify,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
             solver_settings=settings_of(solver, set_), warm_start=given, block_size=block_size,

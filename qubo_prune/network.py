@@ -33,6 +33,7 @@ class Seconds:
     hessian: float = 0.0
     search: float = 0.0
     loss: float = 0.0
+    bounds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from qubo_prune.allocation import check_allocation, check_protect
+from qubo_prune.bounds import KINDS
 from qubo_prune.calibration import Source, choose_loss
 from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent
@@ -135,6 +136,7 @@ class Plan:
     allocation: str
     densities: Mapping[str, float]
     protect: float
+    certify: str | None = None
     task: Task | None = None
 
     @classmethod
@@ -144,6 +146,7 @@ class Plan:
         max_time: float | str | None = None, seed: int = 0, task: Task | None = None, hessian: str = "gram",
         update: str | None = None, damping: float | None = None, correction: float | None = None,
         allocation: str = "uniform", densities: Mapping[str, float] | None = None, protect: float = 0.0,
+        certify: str | None = None,
     ) -> Plan:  # fmt: skip
         check_method(method, hessian, update)
         chosen = Pattern.parse(pattern)
@@ -158,6 +161,17 @@ class Plan:
                 "the Hessian 'compensated', a score alone, or leave protect out."
             )
         compensated = hessian == "compensated"
+        if certify is not None:
+            if certify not in KINDS:
+                raise InputError(
+                    f"There is no bound {certify!r}{did_you_mean(certify, KINDS)}; use one of {', '.join(KINDS)}."
+                )
+            if compensated or task is not None or _updates(method, update):
+                raise InputError(
+                    f"certify is {certify!r}, which bounds the errors of masks whose kept weights hold their values; "
+                    f"with method {method!r}, Hessian {hessian!r} and update {update or 'own'!r} they do not, or masks "
+                    "change later; give the Hessian 'gram' and the update 'none', or leave certify out."
+                )
         adapts = (compensated and update is None) or _updates(method, update)
         if correction is None:
             correction = SHARE if compensated and adapts else 0.0
@@ -210,7 +224,7 @@ class Plan:
         start = warm_start if method == "icbs" else method
         return cls(
             density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed, hessian,
-            update, damping, correction, allocation, dict(densities or {}), protect, task,
+            update, damping, correction, allocation, dict(densities or {}), protect, certify, task,
         )  # fmt: skip
 
     @property
@@ -236,6 +250,7 @@ class Plan:
             "allocation": self.allocation,
             "densities": dict(self.densities),
             "protect": self.protect,
+            "certify": self.certify,
             "loss": type(self.task.loss).__name__ if self.task else None,
             "loss_settings": self.task.settings.to_dict() if self.task else None,
             "solver": self.solver_name,

@@ -24,6 +24,7 @@ from qubo_prune.allocation import (
     protected,
 )
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
+from qubo_prune.certificate import least_error
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.correction import corrected
 from qubo_prune.data import Samples
@@ -67,6 +68,7 @@ def prune(
     allocation: str = "uniform",
     densities: Mapping[str, float] | None = None,
     protect: float = 0.0,
+    certify: str | None = None,
     block_size: int | None = None,
     block_time: float | str | None = "60s",
     workers: int | None = None,
@@ -134,6 +136,9 @@ def prune(
             several patterns that match a layer the last counts.
         protect: share of each layer's weights, those of the highest Wanda scores, that nothing may prune
             (``compensated``, or a score alone); fewer where a budget does not hold them.
+        certify: how to prove for every layer a lower bound of the error that any mask of its counts has, where kept
+            weights hold their values: ``plain``, ``eigenvalue``, ``trace`` or ``row`` (see
+            :mod:`qubo_prune.bounds`), the tighter the slower; ``None`` for no proof.
         block_size: weights per block; by default 64, with ``compensated`` 128, with ``fisher`` 1024, or the
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
@@ -197,7 +202,7 @@ def prune(
     plan = Plan.checked(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
         max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
-        correction=correction, allocation=allocation, densities=densities, protect=protect,
+        correction=correction, allocation=allocation, densities=densities, protect=protect, certify=certify,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -394,6 +399,7 @@ class _Run:
             notes = {**notes, "Its error on held-out inputs rose, so the layer has its warm start back.": 1}
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
+        least = self._least_error(weight, gram, keep)
         # an unseen layer's Gram is zero throughout
         changes = (weight, weight - began_with, weight - final)
         power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
@@ -415,9 +421,18 @@ class _Run:
             LayerReport(
                 layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps,
                 result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens,
-                int(gram.dead.sum()), result.stopped_early, notes, result.trace, 0, *held_out, reverted,
+                int(gram.dead.sum()), result.stopped_early, notes, result.trace, 0, *held_out, reverted, least,
             )
         )  # fmt: skip
+
+    def _least_error(self, weight: Tensor, gram: Gram, keep: Tensor) -> float | None:
+        """A proven lower bound for masks of these counts, if that is asked for."""
+        if self._plan.certify is None or not gram.tokens:
+            return None
+        began = time.perf_counter()
+        least = least_error(weight, gram, keep, self._plan.pattern, self._plan.certify)
+        self.seconds.bounds += time.perf_counter() - began
+        return least
 
     def _updated(
         self, weight: Tensor, gram: Gram, start: Choice, result: DescentResult

@@ -54,6 +54,7 @@ class LayerReport:
         held_out_before: error of the warm start on held-out inputs, as a share of the outputs' power there.
         held_out_after: the same of the result, before it was reverted if it was.
         reverted: the error on held-out inputs rose, so the layer has its warm start back.
+        least_error: no mask of these counts has an error below this; ``None`` where nothing was proven.
     """
 
     name: str
@@ -78,6 +79,12 @@ class LayerReport:
     held_out_before: float = 0.0
     held_out_after: float = 0.0
     reverted: bool = False
+    least_error: float | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """By how much of ``error_after`` a better mask may be below it, at most; ``None`` where nothing was proven."""
+        return None if self.least_error is None else _share(self.error_after - self.least_error, self.error_after)
 
     @property
     def relative_before(self) -> float:
@@ -91,7 +98,7 @@ class LayerReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the relative errors as plain data."""
-        relative = {"relative_before": self.relative_before, "relative_after": self.relative_after}
+        relative = {"relative_before": self.relative_before, "relative_after": self.relative_after, "gap": self.gap}
         return dataclasses.asdict(self) | relative
 
 
@@ -108,7 +115,7 @@ class Report:
         model: name of the model.
         settings: the arguments of the run, seed included.
         calibration: source, windows and token count.
-        seconds: ``forward``, ``hessian``, ``search``, ``loss`` and ``total`` wall-clock seconds.
+        seconds: ``forward``, ``hessian``, ``search``, ``loss``, ``bounds`` and ``total`` wall-clock seconds.
         masks: the keep masks by parameter name (saved apart, not part of :meth:`to_dict`).
         loss: the steps of a descent on the loss, if there was one.
         held_out_perplexity: of the dense and of the pruned model on the held-out windows of a calibration text, if
@@ -155,6 +162,13 @@ class Report:
         """:attr:`error_before` as a share of the summed output power."""
         return _share(self.error_before, sum(layer.output_power for layer in self.layers))
 
+    @property
+    def gap(self) -> float | None:
+        """By how much of the summed error better masks may be below it, at most, over the layers with a bound."""
+        proven = [layer for layer in self.layers if layer.least_error is not None]
+        after, least = sum(layer.error_after for layer in proven), sum(layer.least_error or 0.0 for layer in proven)
+        return _share(after - least, after) if proven else None
+
     def totals(self) -> dict[str, Any]:
         """Sums over the layers."""
         return {
@@ -166,6 +180,7 @@ class Report:
             "error_after": self.error_after,
             "relative_before": self.relative_error_before,
             "relative_after": self.relative_error,
+            "gap": self.gap,
             "steps": sum(layer.steps for layer in self.layers),
             "accepted": sum(layer.accepted for layer in self.layers),
             "stopped_early": sum(layer.stopped_early for layer in self.layers),
@@ -223,6 +238,8 @@ class Report:
         )  # fmt: skip
         judged = self.held_out_perplexity
         loss += f"held-out perplexity {judged[0]:.2f} to {judged[1]:.2f}\n" if judged else ""
+        if self.gap is not None:
+            loss += f"no masks of these counts have an error {self.gap:.1%} or more below this (proven)\n"
         back = [layer.name for layer in self.layers if layer.reverted]
         loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         return (
