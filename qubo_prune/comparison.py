@@ -206,22 +206,23 @@ class Comparison:
     def table(self) -> Table:
         """The comparison as a table of at most 80 columns."""
         table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left")
+        several = len(self.evaluation) > 1
+        clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = (
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
             f"{self.calibration['length']} tokens ({self.calibration['source']}); rise: of log-perplexity; error: "
-            "summed over layers, relative to their outputs; s: seconds; GiB: peak; "
+            f"summed over layers, relative to their outputs; {clock}; GiB: peak; "
             f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
         table.add_column("kept", no_wrap=True)
         table.add_column("method")
-        several = len(self.evaluation) > 1
         for name in self.texts:
             table.add_column(f"{name}\nppl" if several else "ppl", justify="right", no_wrap=True)
             table.add_column("\nrise" if several else "rise", justify="right", no_wrap=True)
-        for column in ("error", "s", "GiB"):
-            table.add_column(f"\n{column}" if several else column, justify="right", no_wrap=True)
+        for column in ("\nerror", "\ns", "\nGiB") if several else ("error", "seconds", "search", "GiB"):
+            table.add_column(column, justify="right", no_wrap=True)
         dense = self.row("dense")
-        table.add_row("", "dense", *itertools.chain(*((f"{value:.2f}", "") for value in dense.perplexities)), *[""] * 3)
+        table.add_row("", "dense", *itertools.chain(*((f"{value:.2f}", "") for value in dense.perplexities)))
         for setting in self.settings:
             table.add_section()
             for row in self.rows:
@@ -230,9 +231,10 @@ class Comparison:
                         (f"{value:.2f}", f"{self.rise(row.method, setting, at):.3f}")
                         for at, value in enumerate(row.perplexities)
                     )
+                    search = () if several else (f"{row.search_seconds:.0f}",)
                     table.add_row(
-                        setting, Entry.parse(row.method).label, *itertools.chain(*values),
-                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", f"{row.peak_memory_bytes / 2**30:.1f}",
+                        setting, Entry.parse(row.method).label, *itertools.chain(*values), f"{row.relative_error:.5f}",
+                        f"{row.seconds:.0f}", *search, f"{row.peak_memory_bytes / 2**30:.1f}",
                     )  # fmt: skip
         return table
 
