@@ -25,7 +25,7 @@ convex reformulation: A. Billionnet, S. Elloumi, M.-C. Plateau, Discrete Applied
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,21 +84,24 @@ def lower_bounds(
     Raises:
         InputError: there is no such kind, or a Hessian is not positive semidefinite.
     """
-    if kind not in KINDS:
-        raise InputError(f"There is no bound {kind!r}{did_you_mean(kind, KINDS)}; use one of {', '.join(KINDS)}.")
+    check_kind(kind)
     clock = deadline or Deadline(None)
-    relaxed = _Relaxation.of(problems, total)
-    relaxed = replace(relaxed, shift=_shared_shift(relaxed.unit, kind))
+    relaxed = _Relaxation.of(problems, kind, total)
     found = relaxed.minimise(tolerance, most, clock)
     if kind == "row":
         found = _of_each_row(relaxed, found, tolerance, most, rounds, clock)
     return replace(found, kind=kind)
 
 
-def _shared_shift(unit: Float[Tensor, "*r n n"], kind: str) -> Float[Tensor, "*r n"]:
-    """d in the scale of a unit diagonal, for all rows that share a matrix."""
+def check_kind(kind: str) -> None:
+    """Raise :class:`InputError` if there is no such bound."""
+    if kind not in KINDS:
+        raise InputError(f"There is no bound {kind!r}{did_you_mean(kind, KINDS)}; use one of {', '.join(KINDS)}.")
+
+
+def _shared_shift(unit: Float[Tensor, "*r n n"], lowest: Float[Tensor, "*r 1"], kind: str) -> Float[Tensor, "*r n"]:
+    """d in the scale of a unit diagonal, for all rows that share a matrix of that lowest eigenvalue."""
     if kind in ("plain", "eigenvalue"):
-        lowest: Tensor = torch.linalg.eigvalsh(unit)[..., :1]
         if bool((lowest < -_INDEFINITE).any()):
             raise _indefinite()
         lowest = (lowest.clamp(max=0) if kind == "plain" else lowest) - _margin(unit)
@@ -117,15 +120,12 @@ def _margin(unit: Tensor) -> float:
     return 4 * unit.shape[-1] ** 2 * torch.finfo(unit.dtype).eps
 
 
-def trace_shift(
-    matrix: Float[Tensor, "*b n n"], weights: Float[Tensor, "*b n"], start: Float[Tensor, "*b n"] | None = None
-) -> Float[Tensor, "*b n"]:
+def trace_shift(matrix: Float[Tensor, "*b n n"], weights: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n"]:
     """A d with nearly the largest ``sum_i w_i d_i`` for which ``matrix - diag(d)`` is positive semidefinite.
 
     Args:
         matrix: positive semidefinite, float64, with a unit diagonal.
         weights: positive.
-        start: a d from which to begin, strictly inside; -0.1 everywhere if not given.
 
     Returns:
         d, at most ``1e-3 sum w`` from the largest, and certified: the factorisation of ``matrix - diag(d)`` exists.
@@ -135,7 +135,7 @@ def trace_shift(
     """
     n = matrix.shape[-1]
     weights = weights / weights.sum(-1, keepdim=True)
-    shift = torch.full_like(weights, -0.1) if start is None else start.clone()
+    shift = torch.full_like(weights, -0.1)  # strictly inside
     barrier, final = torch.full_like(weights[..., :1], 1.0 / n), _SLACK / n
     safe = shift
     for _ in range(100):
@@ -168,6 +168,7 @@ class _Relaxation:
         linear: ``(r, n)``.
         offset: ``(r,)``.
         counts: of the groups.
+        top: ``(1,)`` or ``(r, 1)`` its largest eigenvalue.
         shift: ``(n,)`` or ``(r, n)`` d, in that scale.
     """
 
@@ -176,10 +177,12 @@ class _Relaxation:
     linear: Float[Tensor, "r n"]
     offset: Float[Tensor, " r"]
     counts: _Counts
-    shift: Float[Tensor, "*k n"] = field(default_factory=lambda: torch.zeros(0))
+    top: Float[Tensor, "*b 1"]
+    shift: Float[Tensor, "*k n"]
 
     @classmethod
-    def of(cls, problems: BlockBatch, total: int | None) -> _Relaxation:
+    def of(cls, problems: BlockBatch, kind: str, total: int | None) -> _Relaxation:
+        """With the d of a kind that all rows of a matrix share."""
         hessian = problems.hessian.double()
         scale = hessian.diagonal(dim1=-2, dim2=-1).sqrt()
         if not torch.isfinite(scale).all():
@@ -188,9 +191,10 @@ class _Relaxation:
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
         unit = hessian * inverse[..., :, None] * inverse[..., None, :]
         unit.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        spectrum = torch.linalg.eigvalsh(unit)
         return cls(
             unit, problems.values.double() * scale, problems.linear.double(), problems.offset.double(),
-            _Counts.of(problems, total),
+            _Counts.of(problems, total), spectrum[..., -1:], _shared_shift(unit, spectrum[..., :1], kind),
         )  # fmt: skip
 
     def _times(self, vectors: Tensor) -> Tensor:
@@ -209,7 +213,7 @@ class _Relaxation:
         self, tolerance: float, most: int, clock: Deadline, start: Float[Tensor, "r n"] | None = None
     ) -> Bounds:
         """Accelerated projected gradients, restarted where they turn, in the metric of the diagonal."""
-        top = torch.linalg.eigvalsh(self.unit)[..., -1:] - self.shift.amin(-1, keepdim=True).clamp(max=0)
+        top = self.top - self.shift.amin(-1, keepdim=True).clamp(max=0)
         own = self.values.square()
         metric = (top * own).clamp(min=1e-9 * float(own.max()) if own.numel() else 0.0).clamp(min=1e-300)
         y = self.counts.even() if start is None else start

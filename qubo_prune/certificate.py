@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qubo_prune.bounds import lower_bounds
+from qubo_prune.emission import emit_whole_rows
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
-from qubo_prune.problem import BlockBatch
 
 
 def least_error(
@@ -34,12 +34,10 @@ def least_error(
     labels = pattern.labels(weight.shape[1]).to(gram.matrix.device)
     total = 0.0
     for rows, part, mask in zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True):
-        x = (~mask).to(labels.device)
-        counts = torch.zeros(len(x), int(labels.max()) + 1, dtype=torch.long, device=x.device)
-        counts.index_add_(1, labels, x.long())
-        values = rows.to(part.matrix.device, torch.float64)
-        nothing = torch.zeros_like(values)
-        batch = BlockBatch(part.matrix, values, nothing, nothing[:, 0].clone(), labels, counts)
+        x = (~mask).to(labels.device, torch.float64)
+        values = rows.to(labels.device, torch.float64)
+        # without a field energies are those of the masks themselves, not from this mask on
+        batch = emit_whole_rows(values, x, part.matrix, torch.zeros_like(x), labels, int(labels.max()) + 1)
         together = int(x.sum()) if pattern.name == "layer" else None
         total += float(lower_bounds(batch, kind, total=together).lower.sum())
     return max(0.0, total)

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qubo_prune.emission import group_counts
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.problem import BlockBatch
@@ -187,11 +188,10 @@ class Blocks:
         """The block QUBOs, with the energy of the current mask as zero."""
         now = self.values * self.x
         offset = -(torch.bmm(self.curvature, now[:, :, None])[:, :, 0] * now).sum(1).double() / 2
-        counts = torch.zeros(len(now), int(self.labels.max()) + 1, device=now.device)
-        counts.index_add_(1, self.labels, self.x.float())
+        counts = group_counts(self.x.float(), self.labels, int(self.labels.max()) + 1)
         return BlockBatch(
             self.curvature.double(), self.values.double(), torch.zeros_like(now, dtype=torch.float64), offset,
-            self.labels, counts.long(),
+            self.labels, counts,
         )  # fmt: skip
 
 

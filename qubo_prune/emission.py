@@ -146,7 +146,7 @@ def emit_rows(
     # g + H a on the block is -(field - coupled): what the pruned weights outside it pull
     linear = u * (field.gather(1, columns) - coupled)
     offset = -((inside * coupled).sum(1) / 2 + (linear * x_block).sum(1))
-    return BlockBatch(block, u, linear, offset, labels, _counts(x_block, labels, num_groups))
+    return BlockBatch(block, u, linear, offset, labels, group_counts(x_block, labels, num_groups))
 
 
 def emit_whole_rows(
@@ -159,10 +159,11 @@ def emit_whole_rows(
 ) -> BlockBatch:
     """Whole rows on their shared Gram: no linear term, and no n x n matrix per row."""
     offset = -(weight * x * field).sum(1) / 2
-    return BlockBatch(hessian, weight, torch.zeros_like(weight), offset, labels, _counts(x, labels, num_groups))
+    return BlockBatch(hessian, weight, torch.zeros_like(weight), offset, labels, group_counts(x, labels, num_groups))
 
 
-def _counts(x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, "r g"]:
+def group_counts(x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, "r g"]:
+    """How many of every group are pruned."""
     if num_groups == 1:
         return x.sum(1, keepdim=True).long()
     counts = torch.zeros(len(x), num_groups, dtype=x.dtype, device=x.device)

@@ -188,7 +188,10 @@ class GramAccumulator:
     def _add(self, name: str, left: Tensor, right: Tensor) -> Float[Tensor, "groups k d_in"]:
         """Add ``left' right`` to a sum, and return it."""
         product = (left.mT @ right).to(_hessian_device(left.device), torch.float64)
-        self._sums[name] = self._sums[name] + product if name in self._sums else product
+        if name in self._sums:
+            self._sums[name].add_(product)
+        else:
+            self._sums[name] = product
         return product
 
     def finish(self, d_in: int, device: torch.device | None = None) -> Gram:

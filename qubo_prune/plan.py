@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from qubo_prune.allocation import check_allocation, check_protect
-from qubo_prune.bounds import KINDS
+from qubo_prune.bounds import check_kind
 from qubo_prune.calibration import Source, choose_loss
 from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent
@@ -148,7 +148,6 @@ class Plan:
         allocation: str = "uniform", densities: Mapping[str, float] | None = None, protect: float = 0.0,
         certify: str | None = None,
     ) -> Plan:  # fmt: skip
-        check_method(method, hessian, update)
         chosen = Pattern.parse(pattern)
         chosen.check(density)
         check_allocation(allocation, chosen)
@@ -162,10 +161,7 @@ class Plan:
             )
         compensated = hessian == "compensated"
         if certify is not None:
-            if certify not in KINDS:
-                raise InputError(
-                    f"There is no bound {certify!r}{did_you_mean(certify, KINDS)}; use one of {', '.join(KINDS)}."
-                )
+            check_kind(certify)
             if compensated or task is not None or _updates(method, update):
                 raise InputError(
                     f"certify is {certify!r}, which bounds the errors of masks whose kept weights hold their values; "
