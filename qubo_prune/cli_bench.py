@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from qubo_prune.bench import CACHE
+from qubo_prune.cli_block_study import blocks_command
 from qubo_prune.cli_options import (
     Calibration,
     Densities,
@@ -17,18 +18,19 @@ from qubo_prune.cli_options import (
     MaxTime,
     PatternOption,
     Quiet,
-    Samples,
-    Seed,
     Text,
-    counts,
     hush_libraries,
     names,
     pairs,
     plain_errors,
     show,
 )  # fmt: skip
+from qubo_prune.cli_solver_bench import report_command, solvers_command
 
 bench = typer.Typer(help="Measure solvers on real blocks, and methods on real models.", no_args_is_help=True)
+bench.command("solvers")(solvers_command)
+bench.command("report")(report_command)
+bench.command("blocks")(blocks_command)
 
 Output = Annotated[Path | None, typer.Option(help="Folder for results.json, curves.csv, table.txt and curves.png.")]
 Methods = Annotated[str, typer.Option(help="Comma-separated: magnitude, wanda, gram, icbs, icbs-paper.")]
@@ -39,64 +41,6 @@ LossSet = Annotated[
 ]
 Blocks = Annotated[int, typer.Option(help="Blocks of the descent on the loss, at most.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, from 0 on; a trained network has its own for each.")]
-
-
-@bench.command("solvers")
-def bench_solvers_command(
-    solvers: Annotated[
-        str, typer.Option(help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'.")
-    ] = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa",
-    sizes: Annotated[str, typer.Option(help="Comma-separated block sizes; 0 for whole rows.")] = "12,64,256",
-    problems: Annotated[int, typer.Option(help="Blocks per layer and size.")] = 3,
-    model: Annotated[
-        str, typer.Option(help="Whose layers: a hub id, a local folder, or smollm2-135m.")
-    ] = "smollm2-135m",
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="Full name of a linear layer; give it once for each. Needed for other models."),
-    ] = None,
-    time_limit: Annotated[
-        str | None, typer.Option(help="Wall-clock limit of each solve, such as 500ms or 10s.")
-    ] = "10s",
-    calibration: Calibration = "pydoc",
-    samples: Samples = 32,
-    sequence_length: Length = 512,
-    seed: Seed = 0,
-    output: Annotated[Path | None, typer.Option(help="File for one line per solve, as CSV.")] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="One part of the table for each layer.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Compare solvers on block QUBOs of real layers: one core, one run, taking turns.
-
-    The columns raw, repaired and final are energies in percent above the best that any solver found:
-    as the solver gave them, with counts mended, and after swaps.
-
-    Example: qubo-prune bench solvers --solvers tabu,neal --sizes 64,1024
-    """
-    with plain_errors("nothing was written."):
-        from qubo_prune.bench.instances import SMOLLM2_LAYERS, Source, capture, families
-        from qubo_prune.bench.solvers import compare_solvers, parse_entrants
-        from qubo_prune.errors import InputError
-        from qubo_prune.plan import parse_seconds
-        from qubo_prune.progress import Progress
-
-        hush_libraries()
-        entrants, limit = parse_entrants(solvers), parse_seconds(time_limit)
-        if model != "smollm2-135m" and not layer:
-            raise InputError(f"The layers of {model!r} to take blocks from are not given; name some with --layer.")
-        if problems < 1:
-            raise InputError(f"problems is {problems}; give a whole number from 1 on.")
-        widths = counts(sizes)
-        for entrant in entrants:  # before the long pass over the text
-            entrant.make()
-        bars = Progress(not quiet and not as_json)
-        source = Source(model, tuple(layer or SMOLLM2_LAYERS), calibration, samples, sequence_length)
-        chosen = families(capture(source, bars), widths or (), problems, seed)
-        result = compare_solvers(chosen, entrants, seed, limit, bars)
-        if output is not None:
-            result.save_csv(output)
-        show(result if as_json or not per_layer else result.table(full=True), as_json, quiet)
 
 
 @bench.command("garment")

@@ -24,7 +24,7 @@ from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.registry import make_solver
 from qubo_prune.scores import score
-from qubo_prune.selection import borderline_groups, borderline_weights
+from qubo_prune.selection import borderline_block
 from qubo_prune.solver import BatchRequest, Deadline, Solver, Status, derive_seed
 
 
@@ -276,30 +276,20 @@ class _Run:
         for part in (~short, short):
             movable = part & (num_pruned > 0) & (num_pruned < d)
             if movable.any():
-                outcome = self._solve_blocks(rows[movable], misses[movable], num_pruned[movable], seed)
+                outcome = self._solve_blocks(rows[movable], misses[movable], seed)
                 change[movable] = outcome.change
                 steps, failures = steps + outcome.steps, [*failures, *outcome.failures]
                 solver_gain, polish_gain = solver_gain + outcome.solver_gain, polish_gain + outcome.polish_gain
                 notes.update(outcome.notes)
         return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain, notes)
 
-    def _solve_blocks(
-        self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], num_pruned: Float[Tensor, " r"], seed: int
-    ) -> _Outcome:
+    def _solve_blocks(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
         state, size = self._state, self._settings.block_size
         costs, x = state.flip_costs(rows), state.masks(rows)
         draw = torch.Generator().manual_seed(seed)
-        if state.groups is not None:
-            count = min(size // self._pattern.of, len(state.groups))
-            if count == 0:
-                return _Outcome(rows, torch.zeros_like(num_pruned), 0)
-            columns = borderline_groups(costs, x, state.groups, count, misses, draw)
-            labels = torch.arange(count, device=rows.device).repeat_interleave(self._pattern.of)
-        else:
-            kept_side = min(size // 2, int((state.weight.shape[1] - num_pruned).min()))
-            pruned_side = min(size - size // 2, int(num_pruned.min()))
-            columns = borderline_weights(costs, x, kept_side, pruned_side, misses, draw)
-            labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=rows.device)
+        columns, labels = borderline_block(costs, x, state.groups, size, misses, draw)
+        if not len(labels):
+            return _Outcome(rows, torch.zeros(len(rows), dtype=torch.float64, device=rows.device), 0)
         start = x.gather(1, columns) > 0
         request = BatchRequest(
             state.emit(rows, columns, labels), start, seed, self._deadline.remaining, self._settings.block_time,

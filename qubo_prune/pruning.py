@@ -24,7 +24,7 @@ from qubo_prune.allocation import (
     protected,
 )
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
-from qubo_prune.certificate import least_error
+from qubo_prune.certificate import BlockOptima, block_optima, least_error
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.correction import corrected
 from qubo_prune.data import Samples
@@ -138,7 +138,8 @@ def prune(
             (``compensated``, or a score alone); fewer where a budget does not hold them.
         certify: how to prove for every layer a lower bound of the error that any mask of its counts has, where kept
             weights hold their values: ``plain``, ``eigenvalue``, ``trace`` or ``row`` (see
-            :mod:`qubo_prune.bounds`), the tighter the slower; ``None`` for no proof.
+            :mod:`qubo_prune.bounds`), the tighter the slower; and, for a few random blocks of each, the optimum,
+            within a second each (see :func:`qubo_prune.certificate.block_optima`). ``None`` for no proof.
         block_size: weights per block; by default 64, with ``compensated`` 128, with ``fisher`` 1024, or the
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
@@ -399,7 +400,7 @@ class _Run:
             notes = {**notes, "Its error on held-out inputs rose, so the layer has its warm start back.": 1}
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
-        least = self._least_error(weight, gram, keep)
+        proven = self._proven(weight, gram, keep)
         # an unseen layer's Gram is zero throughout
         changes = (weight, weight - began_with, weight - final)
         power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
@@ -421,18 +422,19 @@ class _Run:
             LayerReport(
                 layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps,
                 result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens,
-                int(gram.dead.sum()), result.stopped_early, notes, result.trace, 0, *held_out, reverted, least,
+                int(gram.dead.sum()), result.stopped_early, notes, result.trace, 0, *held_out, reverted, *proven,
             )
         )  # fmt: skip
 
-    def _least_error(self, weight: Tensor, gram: Gram, keep: Tensor) -> float | None:
-        """A proven lower bound for masks of these counts, if that is asked for."""
-        if self._plan.certify is None or not gram.tokens:
-            return None
-        began = time.perf_counter()
-        least = least_error(weight, gram, keep, self._plan.pattern, self._plan.certify)
+    def _proven(self, weight: Tensor, gram: Gram, keep: Tensor) -> tuple[float | None, BlockOptima | None]:
+        """A lower bound for masks of these counts, and optima of blocks, if they are asked for."""
+        plan, began = self._plan, time.perf_counter()
+        if plan.certify is None or not gram.tokens:
+            return None, None
+        least = least_error(weight, gram, keep, plan.pattern, plan.certify)
+        optima = block_optima(weight, gram, keep, plan.pattern, derive_seed(plan.seed, len(self.reports)))
         self.seconds.bounds += time.perf_counter() - began
-        return least
+        return least, optima
 
     def _updated(
         self, weight: Tensor, gram: Gram, start: Choice, result: DescentResult

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
+from qubo_prune.certificate import BlockOptima
 from qubo_prune.descent import TracePoint
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
@@ -55,6 +56,7 @@ class LayerReport:
         held_out_after: the same of the result, before it was reverted if it was.
         reverted: the error on held-out inputs rose, so the layer has its warm start back.
         least_error: no mask of these counts has an error below this; ``None`` where nothing was proven.
+        block_optima: how many of some sampled blocks the mask has optimal; ``None`` where none were sampled.
     """
 
     name: str
@@ -80,6 +82,7 @@ class LayerReport:
     held_out_after: float = 0.0
     reverted: bool = False
     least_error: float | None = None
+    block_optima: BlockOptima | None = None
 
     @property
     def gap(self) -> float | None:
@@ -99,7 +102,8 @@ class LayerReport:
     def to_dict(self) -> dict[str, Any]:
         """All fields and the relative errors as plain data."""
         relative = {"relative_before": self.relative_before, "relative_after": self.relative_after, "gap": self.gap}
-        return dataclasses.asdict(self) | relative
+        blocks = {"block_optima": self.block_optima.to_dict() if self.block_optima else None}
+        return dataclasses.asdict(self) | blocks | relative
 
 
 def _share(part: float, whole: float) -> float:
@@ -169,8 +173,15 @@ class Report:
         after, least = sum(layer.error_after for layer in proven), sum(layer.least_error or 0.0 for layer in proven)
         return _share(after - least, after) if proven else None
 
+    @property
+    def block_optima(self) -> BlockOptima | None:
+        """The sampled blocks of all layers together; ``None`` if there are none."""
+        sampled = [layer.block_optima for layer in self.layers if layer.block_optima is not None]
+        return sum(sampled, BlockOptima()) if sampled else None
+
     def totals(self) -> dict[str, Any]:
         """Sums over the layers."""
+        blocks = self.block_optima
         return {
             "layers": len(self.layers),
             "weights": sum(_size(layer) for layer in self.layers),
@@ -181,6 +192,7 @@ class Report:
             "relative_before": self.relative_error_before,
             "relative_after": self.relative_error,
             "gap": self.gap,
+            "block_optima": blocks.to_dict() if blocks else None,
             "steps": sum(layer.steps for layer in self.layers),
             "accepted": sum(layer.accepted for layer in self.layers),
             "stopped_early": sum(layer.stopped_early for layer in self.layers),
@@ -240,6 +252,7 @@ class Report:
         loss += f"held-out perplexity {judged[0]:.2f} to {judged[1]:.2f}\n" if judged else ""
         if self.gap is not None:
             loss += f"no masks of these counts have an error {self.gap:.1%} or more below this (proven)\n"
+        loss += f"{_told(self.block_optima)}\n" if self.block_optima else ""
         back = [layer.name for layer in self.layers if layer.reverted]
         loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         return (
@@ -273,6 +286,17 @@ class Report:
 def _finite(values: Sequence[float] | None) -> list[float | None] | None:
     """For JSON, which knows no infinity."""
     return None if values is None else [value if math.isfinite(value) else None for value in values]
+
+
+def _told(found: BlockOptima) -> str:
+    """Sampled blocks as a sentence."""
+    blocks = f"{found.blocks} sampled blocks{f' ({found.skipped} rows hold no block)' if found.skipped else ''}"
+    if found.gain_share is None:
+        return f"optima were proven in none of {blocks}"
+    return (
+        f"optima were proven in {found.proven} of {blocks}: the masks have {found.optimal} of them, and all together "
+        f"would lower their rows' errors by {found.gain_share:.2%}"
+    )
 
 
 def _size(layer: LayerReport) -> int:

@@ -78,3 +78,30 @@ def borderline_groups(
     dearest = _barrier(1 - x).sub_(costs).neg_()[:, groups.flatten()].reshape(shape).amax(2)
     chosen = _best(cheapest - dearest, count, misses, generator)
     return groups[chosen].flatten(1)
+
+
+def borderline_block(
+    costs: Float[Tensor, "r d"],
+    x: Float[Tensor, "r d"],
+    groups: Int[Tensor, "g m"] | None,
+    size: int,
+    misses: Int[Tensor, " r"] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Int[Tensor, "r n"], Int[Tensor, " n"]]:
+    """One block of at most ``size`` weights in every row: its columns, and the number of each one's group.
+
+    Whole n:m groups, so that each keeps its count; else half kept and half pruned weights in one group, fewer of a
+    kind of which a row has fewer. n is 0 where no group fits or no row has weights.
+
+    Args:
+        groups: ``(g, m)`` columns of the n:m groups; ``None`` if all columns of a row are one group.
+    """
+    if groups is not None:
+        count = min(size // groups.shape[1], len(groups))
+        labels = torch.arange(count, device=costs.device).repeat_interleave(groups.shape[1])
+        return borderline_groups(costs, x, groups, count, misses, generator), labels
+    num_pruned = x.sum(1)
+    kept_side = min(size // 2, int((x.shape[1] - num_pruned).min()))
+    pruned_side = min(size - size // 2, int(num_pruned.min()))
+    labels = torch.zeros(kept_side + pruned_side, dtype=torch.long, device=costs.device)
+    return borderline_weights(costs, x, kept_side, pruned_side, misses, generator), labels

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qubo_prune.plot import bar_panels, curves
+from qubo_prune.plot import bar_panels, curves, trade_offs
 
 PANELS = [
     {"iCBS": [(0.0, 0.5), (1.5, 0.8), (4.0, 0.86)], "as published": [(0.0, 0.5), (9.0, 0.7)]},
@@ -66,3 +66,22 @@ def test_bars_name_methods_series_and_quantities(tmp_path: Path) -> None:
     content = (tmp_path / "bars.svg").read_text(encoding="utf-8")
     for name in ("Wanda", "ADMM", "0.5", "2:4", "rise", "seconds"):
         assert f"<!-- {name} -->" in content
+
+
+def test_trade_offs_name_series_kinds_and_levels(tmp_path: Path) -> None:
+    panels = [
+        {"tabu": [(1.0, 0.4, "of 64"), (0.01, 0.5, "of 12"), (2.0, 0.6, "of 64")], "qaoa": [(3.0, 20.0, "of 12")]},
+        {"tabu": [(1.0, float("inf"), "of 12")], "qaoa": []},
+    ]
+    trade_offs(
+        tmp_path / "study.svg", panels, ["error", "perplexity"], ["block seconds", "search seconds"],
+        [{"Wanda": 1.0}, {}],
+    )  # fmt: skip
+    content = (tmp_path / "study.svg").read_text(encoding="utf-8")
+    for name in ("tabu", "qaoa", "of 12", "of 64", "Wanda", "error", "perplexity", "block seconds", "search seconds"):
+        assert f"<!-- {name} -->" in content
+    trade_offs(tmp_path / "study.png", panels, ["error", "perplexity"], ["seconds", "seconds"])
+    with Image.open(tmp_path / "study.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=2**20) or ()}
+    # the first series in the first colour of the cycle
+    assert (31, 119, 180) in colours

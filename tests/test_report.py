@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from qubo_prune.certificate import BlockOptima
 from qubo_prune.descent import TracePoint
 from qubo_prune.report import LayerReport, Report
 
@@ -66,6 +68,17 @@ def test_json_holds_what_is_promised(tmp_path: Path) -> None:
     assert data["settings"]["seed"] == 3
     assert data["versions"]["torch"]
     assert data["peak_memory_bytes"] > 10**6
+
+
+def test_sampled_blocks_are_told_with_what_was_not_proven() -> None:
+    def told(*found: BlockOptima) -> str:
+        layers = tuple(replace(layer(f"l{i}", 1.0, 0.5), block_optima=each) for i, each in enumerate(found))
+        return " ".join(str(replace(report(), layers=layers)).split())
+
+    some, none = BlockOptima(3, 1, 2, 1, 0.25, 5.0), BlockOptima(blocks=4)
+    assert "proven in 2 of 7 sampled blocks (1 rows hold no block): the masks have 1 of them" in told(some, none)
+    assert "errors by 5.00%" in told(some, none)
+    assert "proven in none of 4 sampled blocks" in told(none)
 
 
 def test_the_table_folds_layers_of_a_kind() -> None:

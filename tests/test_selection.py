@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qubo_prune.selection import borderline_groups, borderline_weights
+from qubo_prune.selection import borderline_block, borderline_groups, borderline_weights
 
 
 def case(rng, rows: int = 4, d: int = 12, pruned: int = 6):
@@ -99,3 +99,33 @@ def test_groups_are_drawn_from_a_wider_pool_after_a_miss(rng):
         seen.add(int(columns[0, 0]) // 4)
     best = sorted(range(4), key=lambda g: promise(costs, x, 0, groups[g].tolist()))
     assert seen == set(best[:2])
+
+
+def test_a_block_is_half_of_either_kind_or_of_whole_groups(rng):
+    costs, x = case(rng)
+    columns, labels = borderline_block(costs, x, None, 6)
+    assert torch.equal(columns, borderline_weights(costs, x, 3, 3))
+    assert labels.tolist() == [0] * 6
+    groups = torch.arange(12).reshape(3, 4)
+    columns, labels = borderline_block(costs, x, groups, 11)
+    assert torch.equal(columns, borderline_groups(costs, x, groups, 2))
+    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("pruned", "size", "of_each"), [(2, 8, (4, 2)), (11, 8, (1, 4)), (12, 8, (0, 4)), (6, 3, (1, 2))]
+)
+def test_a_block_has_fewer_of_a_kind_that_a_row_is_short_of(rng, pruned, size, of_each):
+    costs, x = case(rng, pruned=pruned)
+    columns, labels = borderline_block(costs, x, None, size)
+    found = x.gather(1, columns)
+    assert columns.shape[1] == len(labels) == sum(of_each)
+    assert (found.sum(1) == of_each[1]).all()
+
+
+def test_a_group_that_is_larger_than_a_block_makes_none(rng):
+    costs, x = case(rng)
+    for misses in (None, torch.ones(4, dtype=torch.long)):
+        columns, labels = borderline_block(costs, x, torch.arange(12).reshape(3, 4), 3, misses, torch.Generator())
+        assert columns.shape == (4, 0)
+        assert len(labels) == 0

@@ -2,7 +2,7 @@
 
 A family is one layer and one block size: the same columns of several rows, so that all its problems
 share one Gram block. A problem is the block alone, ``E(x) = 1/2 (w*x)' H (w*x)``: the mean squared
-output error that pruning these weights of the row brings, half of them to be pruned, Wanda's choice
+output error that pruning these weights of the row brings, half of them by default, Wanda's choice
 as the warm start. Blocks as wide as the layer are whole rows.
 """
 
@@ -88,8 +88,8 @@ class Captured:
     weight: Tensor
     gram: Gram
 
-    def family(self, size: int, rows: int, seed: int = 0) -> Family:
-        """``rows`` random rows on ``size`` random columns, the same for the same seed."""
+    def family(self, size: int, rows: int, seed: int = 0, density: float = 0.5) -> Family:
+        """``rows`` random rows on ``size`` random columns, the same for the same seed; ``density`` of them kept."""
         d_out, d_in = self.weight.shape
         if size > d_in:
             raise InputError(f"A block of {size} does not fit into {self.name!r}, whose rows have {d_in} weights.")
@@ -99,7 +99,7 @@ class Captured:
         hessian = self.gram.matrix[columns][:, columns].contiguous()
         weight = self.weight[chosen][:, columns].double().contiguous()
         wanda = score("wanda", weight, Gram(hessian, self.gram.tokens), seed)
-        keep = keep_highest(wanda, Pattern.parse("row"), 1 - (size // 2) / size)
+        keep = keep_highest(wanda, Pattern.parse("row"), density)
         nothing = torch.zeros_like(weight)
         batch = BlockBatch(
             hessian, weight, nothing, nothing[:, 0], torch.zeros(size, dtype=torch.long), (~keep).sum(1, keepdim=True)

@@ -1,0 +1,567 @@
+"""What blocks cost and bring: solvers, block sizes and times per block inside :func:`qubo_prune.prune`.
+
+One loaded model and one calibration are pruned once for every combination, each time from the same dense weights and
+from Wanda's masks. Two baselines stand beside them: Wanda alone, and swaps over whole rows without any block.
+
+The swaps over whole rows that end every run of ``prune`` find much of what a worse solver left, so each point has its
+layer error twice: after the blocks, which is the solver's own merit, and at the end. The perplexity is that of the
+model as ``prune`` gives it, at the end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from qubo_prune.bench.solvers import Entrant, parse_entrants
+from qubo_prune.descent import TracePoint
+from qubo_prune.dispatch import workers_for
+from qubo_prune.errors import InputError
+from qubo_prune.evaluation import perplexity
+from qubo_prune.layers import Layer, find_layers, within
+from qubo_prune.masks import Pattern
+from qubo_prune.models import LoadedModel, load_model
+from qubo_prune.network import find_stack
+from qubo_prune.plan import Blocks, Plan, parse_seconds
+from qubo_prune.plot import Mark, trade_offs
+from qubo_prune.progress import Progress
+from qubo_prune.pruning import prune
+from qubo_prune.registry import make_solver
+from qubo_prune.report import LayerReport, Report, machine
+from qubo_prune.solver import Solver
+from qubo_prune.tables import rendered
+from qubo_prune.text import Windows, check_length, token_windows
+
+logger = logging.getLogger(__name__)
+
+#: What a study takes if it is told nothing else; about a quarter of an hour on two cores with smollm2-135m.
+SOLVERS = "greedy,tabu,neal,qaoa(layers=1)"
+SIZES = (12, 64, 128)
+BLOCK_TIMES = ("1ms", "10ms", "100ms")
+MAX_TIME = "60s"
+#: Names of the two baselines.
+WANDA, SWAPS = "Wanda", "whole-row swaps"
+_COLUMNS = (
+    "\nsolver", "\nblock", "block\nlimit", "blocks\ns", "search\ns", "\nsteps", "\naccepted", "blocks\nerror",
+    "end\nerror", "end\nppl",
+)  # fmt: skip
+#: Fields of a point in which less is better, with the digits that the table shows.
+_QUALITIES = {"block_error": 4, "layer_error": 4, "perplexity": 3}
+#: Energies that agree to this share of the first one are the same but for rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Point:
+    """One pruning of the model.
+
+    Errors are mean squared output errors, summed over the pruned layers, as shares of those of Wanda's masks; a
+    layer's error is that on the inputs which the layers pruned before it leave.
+
+    Attributes:
+        solver: label of the entrant, or :data:`WANDA` or :data:`SWAPS`.
+        block_size: weights per block; ``None`` for the baselines.
+        block_time: wall-clock limit of a block in seconds, or ``None``.
+        block_error: error after the blocks, before the swaps over whole rows (for those alone: after them).
+        layer_error: error of the result.
+        perplexity: of the result, on held-out text.
+        block_seconds: wall-clock seconds for the blocks (for the swaps alone: for those).
+        search_seconds: for all that chooses masks: warm start, blocks, swaps over whole rows.
+        seconds: for the whole pruning, passes over the calibration data included.
+        steps: problems solved: blocks, and the whole rows of the swaps.
+        accepted: those of them that lowered the error.
+        stopped_early: layers whose search the time budget ended.
+        notes: what was done instead of what was asked, as sentences, each with its number.
+    """
+
+    solver: str
+    block_size: int | None
+    block_time: float | None
+    block_error: float
+    layer_error: float
+    perplexity: float
+    block_seconds: float
+    search_seconds: float
+    seconds: float
+    steps: int
+    accepted: int
+    stopped_early: int
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A solver that did not take part at a block size, and why not."""
+
+    solver: str
+    block_size: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class BlockStudy:
+    """Outcome of :func:`study_blocks`.
+
+    Attributes:
+        model: as it was named.
+        layers: names of the pruned layers.
+        points: the two baselines, then the combinations in the order they were asked for.
+        left_out: solvers that do not take a block size.
+        dense_perplexity: of the model before pruning, on the same held-out text.
+        wanda_error: error of Wanda's masks, of which the points' errors are shares, in units of the layers' outputs.
+        settings: the arguments; what the calibration and the held-out text are.
+        machine: processor and operating system.
+        date: the day.
+    """
+
+    model: str
+    layers: tuple[str, ...]
+    points: tuple[Point, ...]
+    left_out: tuple[LeftOut, ...]
+    dense_perplexity: float
+    wanda_error: float
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any] = field(default_factory=machine)
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+    def of(self, solver: str, block_size: int | None = None) -> list[Point]:
+        """The points of a solver, of all block sizes or of one."""
+        return [p for p in self.points if p.solver == solver and block_size in (None, p.block_size)]
+
+    @property
+    def solvers(self) -> list[str]:
+        """Labels of the solvers that have points, without the baselines."""
+        return list(dict.fromkeys(p.solver for p in self.points if p.solver not in (WANDA, SWAPS)))
+
+    def table(self) -> Table:
+        """One line per point, the best of a column of errors or perplexities in bold."""
+        table = Table(
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=f"{self.model}, {self.date}",
+            title_justify="left", caption=self._caption(), caption_justify="left",
+        )  # fmt: skip
+        for column in _COLUMNS:
+            first = column.strip() == "solver"
+            table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+        best = {name: min(getattr(p, name) for p in self.points) for name in _QUALITIES}
+        before = WANDA
+        for point in self.points:
+            if point.solver not in (before, SWAPS):
+                table.add_row()
+            before = point.solver
+            table.add_row(
+                escape(point.solver), str(point.block_size or ""), _limit(point) if point.block_size else "",
+                f"{point.block_seconds:.2f}", f"{point.search_seconds:.2f}",
+                f"{point.steps}{'*' if point.stopped_early else ''}", str(point.accepted),
+                *(_told(getattr(point, name), best[name], digits) for name, digits in _QUALITIES.items()),
+            )  # fmt: skip
+        return table
+
+    def _caption(self) -> str:
+        asked, held_out = self.settings, self.settings["held_out"]
+        early = "; * the budget ended the search in some layers" if any(p.stopped_early for p in self.points) else ""
+        polished = ", and swaps within them," if asked["polish"] else ""
+        return (
+            f"error: summed over {len(self.layers)} layers, as a share of Wanda's, after the blocks{polished} and at "
+            f"the end, after swaps over whole rows; ppl: perplexity on {held_out['tokens']} held-out tokens "
+            f"({held_out['source']}), dense {self.dense_perplexity:.3f}; density {asked['density']:g}, pattern "
+            f"{asked['pattern']}{early}; {self.machine.get('processor', '')}, {self.machine.get('threads', '')} threads"
+        )
+
+    def absent(self) -> list[str]:
+        """What was left out, one sentence for each solver and reason."""
+        sizes: dict[tuple[str, str], list[str]] = {}
+        for each in self.left_out:
+            sizes.setdefault((each.solver, each.reason), []).append(str(each.block_size))
+        return [f"{solver} is left out at {', '.join(found)}: {reason}." for (solver, reason), found in sizes.items()]
+
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(sentence) for sentence in self.absent()))
+
+    def __str__(self) -> str:
+        return "\n".join([rendered(self.table(), 80), *self.absent()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "model": self.model,
+            "date": self.date,
+            "machine": dict(self.machine),
+            "settings": dict(self.settings),
+            "layers": list(self.layers),
+            "dense_perplexity": _finite(self.dense_perplexity),
+            "wanda_error": self.wanda_error,
+            "points": [asdict(p) | {"perplexity": _finite(p.perplexity)} for p in self.points],
+            "left_out": [asdict(each) for each in self.left_out],
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``results.json``, ``points.csv``, ``table.txt`` and ``study.png``."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "results.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (target / "table.txt").write_text(f"{self}\n", encoding="utf-8")
+        with (target / "points.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Point)])
+            writer.writeheader()
+            for point in self.points:
+                notes = " ".join(f"{sentence} ({count})" for sentence, count in point.notes.items())
+                writer.writerow(asdict(point) | {"notes": notes})
+        self.plot(target / "study.png")
+
+    def plot(self, path: str | Path) -> None:
+        """Layer error against the seconds of the blocks, perplexity against those of the search; one line per solver.
+
+        A line is the best that a solver had by then, over its block sizes and limits.
+        """
+        (wanda,) = self.of(WANDA)
+
+        def panel(cost: Callable[[Point], float], quality: Callable[[Point], float]) -> dict[str, list[Mark]]:
+            return {
+                name: [
+                    # a logarithmic axis has no zero
+                    (max(cost(p), 1e-3), quality(p), f"block of {p.block_size}" if p.block_size else "whole rows")
+                    for p in self.of(name)
+                ]
+                for name in (*self.solvers, SWAPS)
+            }
+
+        trade_offs(
+            path,
+            [panel(lambda p: p.block_seconds, lambda p: p.block_error),
+             panel(lambda p: p.search_seconds, lambda p: p.perplexity)],
+            [f"{Path(self.model).name}: layer error, relative to Wanda's", "perplexity, after whole-row swaps"],
+            ["seconds of the blocks", "seconds of the search"],
+            [{WANDA: 1.0}, {WANDA: wanda.perplexity} if math.isfinite(wanda.perplexity) else {}],
+        )  # fmt: skip
+
+
+def _told(value: float, best: float, digits: int) -> str:
+    """A number of the table, in bold if it is the lowest of its column."""
+    return f"[bold]{value:.{digits}f}[/bold]" if value == best else f"{value:.{digits}f}"
+
+
+def _limit(point: Point) -> str:
+    """A block's limit in words."""
+    if point.block_time is None:
+        return "none"
+    return f"{1e3 * point.block_time:g} ms" if point.block_time < 1 else f"{point.block_time:g} s"
+
+
+def _finite(value: float) -> float | None:
+    """For JSON, which knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What all combinations share, as :func:`study_blocks` takes it."""
+
+    density: float
+    pattern: str
+    max_time: float | None
+    max_sweeps: int
+    polish: bool
+    workers: int | None
+    seed: int
+
+    def check(self, entrant: Entrant, size: int, block_time: float | None) -> None:
+        """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this combination."""
+        blocks = Blocks(entrant.name, entrant.settings, size, block_time, self.polish)
+        Plan.checked(
+            density=self.density, pattern=self.pattern, method="icbs", warm_start="wanda", blocks=blocks,
+            workers=self.workers, max_sweeps=self.max_sweeps, max_time=self.max_time, seed=self.seed,
+        )  # fmt: skip
+
+    def arguments(self) -> dict[str, Any]:
+        """For :func:`qubo_prune.prune`, but for what the blocks are and who decides them."""
+        return {"density": self.density, "pattern": self.pattern, "max_time": self.max_time, "seed": self.seed}
+
+
+Combination = tuple[Entrant, int, float | None]
+
+
+def study_blocks(
+    model: str = "smollm2-135m",
+    solvers: str | Sequence[Entrant] = SOLVERS,
+    sizes: Sequence[int] = SIZES,
+    block_times: Sequence[float | str | None] = BLOCK_TIMES,
+    *,
+    density: float = 0.5,
+    pattern: str = "row",
+    max_time: float | str | None = MAX_TIME,
+    max_sweeps: int = 1,
+    polish: bool = False,
+    workers: int | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    calibration: str = "pydoc",
+    text: str = "pydoc",
+    samples: int = 32,
+    eval_samples: int = 8,
+    sequence_length: int = 512,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "cpu",
+    progress: bool = False,
+) -> BlockStudy:
+    """Prune some layers of a language model by every combination of solver, block size and time per block.
+
+    Args:
+        model: a name that :func:`qubo_prune.models.load_model` takes.
+        solvers: entrants, or their text for :func:`~qubo_prune.bench.solvers.parse_entrants`. As in ``prune``, all
+            processor cores work: in threads of the solver, or in processes of one block each.
+        sizes: weights per block. A solver that does not take one is left out there, with the reason.
+        block_times: wall-clock limits of one block, in seconds or as ``"10ms"``; ``None`` or ``"none"`` for no limit.
+        density, pattern, max_sweeps, workers, calibration, samples, sequence_length, seed, dtype, device:
+            see :func:`qubo_prune.prune`.
+        max_time: wall-clock budget of each pruning, passes over the calibration data included; rows that are not
+            reached keep Wanda's mask.
+        polish: swap within the blocks that the solver has decided. Off by default, since it hides what the solvers
+            themselves are worth.
+        include: shell-style patterns of layer names to prune; if there are none, :func:`default_layers`.
+        exclude: patterns of layers to leave dense.
+        text: held-out text.
+        eval_samples: windows of it.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: an argument cannot be used; found out before the model is loaded where that is possible, and
+            always before it is run.
+    """
+    asked = _Asked(density, pattern, parse_seconds(_none(max_time)), max_sweeps, polish, workers, seed)
+    entrants = parse_entrants(solvers) if isinstance(solvers, str) else list(solvers)
+    limits = [parse_seconds(_none(limit)) for limit in block_times]
+    combinations, left_out = _planned(entrants, sizes, limits, asked)
+    bars = Progress(progress)
+    with bars.task(f"loading {model}", None):
+        loaded = load_model(model, dtype, device)
+    layers = find_layers(loaded.model, include, exclude) if include or exclude else default_layers(loaded.model)
+    _check_sizes(sorted({size for _, size, _ in combinations}), layers)
+    check_length(loaded.model, sequence_length)
+    windows = token_windows(loaded.tokenizer, calibration, "calibration", samples, sequence_length)
+    held_out = token_windows(loaded.tokenizer, text, "evaluation", eval_samples, sequence_length)
+    runner = _Runner(loaded, layers, windows, held_out, asked)
+    with bars.task("warming up", None):
+        dense = runner.perplexity()
+        for entrant in {entrant.label: entrant for entrant, *_ in combinations}.values():
+            _warm_up(entrant, workers, device)
+    with bars.task("pruning", 2 + len(combinations)) as advance:
+        advance(0, WANDA)
+        runner.wanda()
+        advance(1, SWAPS)
+        runner.swaps()
+        for entrant, size, limit in combinations:
+            advance(1, f"{entrant.label}, blocks of {size}")
+            runner.blocks(entrant, size, limit)
+    settings = asdict(asked) | {
+        "solvers": [entrant.label for entrant in entrants],
+        "sizes": list(sizes),
+        "block_times": limits,
+        "dtype": dtype,
+        "device": device,
+        "calibration": windows.describe(),
+        # every window predicts all its tokens but the first
+        "held_out": held_out.describe() | {"tokens": held_out.tokens[:, 1:].numel()},
+    }
+    return BlockStudy(
+        model, tuple(layer.name for layer in layers), tuple(runner.points), tuple(left_out), dense,
+        runner.wanda_error, settings,
+    )  # fmt: skip
+
+
+def default_layers(model: nn.Module) -> list[Layer]:
+    """Of the second decoder layer, those with no more outputs than inputs; all of the model if it has no such layers.
+
+    Each row takes its own blocks, so layers with few rows are cheap; and little of the model runs before these.
+    """
+    layers = find_layers(model)
+    stack = find_stack(model, layers)
+    if stack is None:
+        return layers
+    inside = list(within(layers, stack[1]))
+    return [layer for layer in inside if layer.shape[0] <= layer.shape[1]] or inside or layers
+
+
+def _none(limit: float | str | None) -> float | str | None:
+    return None if limit == "none" else limit
+
+
+def _planned(
+    entrants: Sequence[Entrant], sizes: Sequence[int], limits: Sequence[float | None], asked: _Asked
+) -> tuple[list[Combination], list[LeftOut]]:
+    """The combinations that can be run, each checked, and those that cannot."""
+    if asked.max_sweeps < 1:
+        raise InputError(f"max_sweeps is {asked.max_sweeps}; blocks take at least 1 sweep.")
+    if not entrants or not sizes or not limits:
+        raise InputError("A study needs a solver, a block size and a limit per block at least; name one of each.")
+    labels = [entrant.label for entrant in entrants]
+    for name, given in (("solver", labels), ("block size", sizes), ("limit per block", limits)):
+        twice = [value for value, count in Counter(given).items() if count > 1]
+        if twice:
+            raise InputError(f"The {name} {twice[0]!r} is given twice; give each one once.")
+    chosen, left_out = Pattern.parse(asked.pattern), []
+    combinations: list[Combination] = []
+    for entrant in entrants:
+        solver = _made(entrant)
+        for size in sizes:
+            reason = _refusal(solver, size, chosen)
+            if reason is not None:
+                left_out.append(LeftOut(entrant.label, size, reason))
+                continue
+            for limit in limits:
+                asked.check(entrant, size, limit)
+                combinations.append((entrant, size, limit))
+    if not combinations:
+        reasons = "; ".join(f"{each.solver} at {each.block_size}: {each.reason}" for each in left_out)
+        raise InputError(f"No solver takes any of the block sizes ({reasons}); give other sizes or solvers.")
+    return combinations, left_out
+
+
+def _made(entrant: Entrant) -> Solver:
+    """The solver, with all its threads; :class:`InputError` for an unknown setting or a value that it refuses."""
+    try:
+        return make_solver(entrant.name, **entrant.settings)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def _refusal(solver: Solver, size: int, pattern: Pattern) -> str | None:
+    """Why a solver does not take blocks of that size, if it does not."""
+    can = solver.capabilities
+    if can.max_variables is not None and size > can.max_variables:
+        return f"it takes at most {can.max_variables} variables"
+    if pattern.of and size >= 2 * pattern.of and can.cardinality and not can.groups:
+        return f"it takes one count, and blocks of this size hold several groups of {pattern.name}"
+    return None
+
+
+def _check_sizes(sizes: Sequence[int], layers: Sequence[Layer]) -> None:
+    """Raise :class:`InputError` for a block that is wider than every layer."""
+    widest = max(layer.shape[1] for layer in layers)
+    for size in sizes:
+        if size > widest:
+            raise InputError(
+                f"A block of {size} fits no layer: of the {len(layers)} to prune, the widest has {widest} inputs; give "
+                f"sizes up to {widest}, or other layers."
+            )
+
+
+def _warm_up(entrant: Entrant, workers: int | None, device: str) -> None:
+    """Prune a small matrix, so that no point pays for compiling, importing and starting processes."""
+    solver, draw = _made(entrant), torch.Generator().manual_seed(0)
+    rows = 2 * max(1, workers_for(solver, workers))  # enough for every process to get one
+    module = nn.Linear(16, rows, bias=False)
+    module.weight.detach().copy_(torch.randn(rows, 16, generator=draw))
+    prune(
+        module.to(device), torch.randn(64, 16, generator=draw).to(device), 0.5, solver=entrant.name,
+        solver_settings=entrant.settings, block_size=min(8, solver.capabilities.max_variables or 8), polish=False,
+        workers=workers,
+    )  # fmt: skip
+
+
+class _Runner:
+    """One model, pruned again and again from its dense weights."""
+
+    def __init__(
+        self, loaded: LoadedModel, layers: Sequence[Layer], windows: Windows, held_out: Windows, asked: _Asked
+    ) -> None:
+        self._model, self._layers, self._asked = loaded.model, layers, asked
+        self._windows, self._held_out = windows, held_out
+        self._dense: list[Tensor] = [layer.parameter.detach().clone() for layer in layers]
+        self.points: list[Point] = []
+        self.wanda_error = 0.0
+
+    def perplexity(self) -> float:
+        """Of the model as it is now, on the held-out text."""
+        return perplexity(self._model, self._held_out.tokens, self._held_out.source).perplexity
+
+    def wanda(self) -> None:
+        """The baseline that everything begins from."""
+        self._run(WANDA, method="wanda")
+
+    def swaps(self) -> None:
+        """The baseline without blocks: swaps over whole rows from Wanda's masks."""
+        self._run(SWAPS, max_sweeps=0)
+
+    def blocks(self, entrant: Entrant, size: int, limit: float | None) -> None:
+        """One combination."""
+        asked = self._asked
+        self._run(
+            entrant.label, size, limit, solver=entrant.name, solver_settings=entrant.settings, block_size=size,
+            block_time=limit, max_sweeps=asked.max_sweeps, polish=asked.polish, workers=asked.workers,
+        )  # fmt: skip
+
+    def _run(self, label: str, size: int | None = None, limit: float | None = None, **arguments: Any) -> None:
+        try:
+            report = prune(
+                self._model, self._windows.tokens, include=[layer.name for layer in self._layers],
+                **self._asked.arguments(), **arguments,
+            )  # fmt: skip
+            value = self.perplexity()
+        finally:
+            for layer, weight in zip(self._layers, self._dense, strict=True):
+                layer.parameter.detach().copy_(weight)
+        if label == WANDA:
+            self.wanda_error = report.error_after
+        point = self._point(label, size, limit, report, value)
+        self.points.append(point)
+        logger.info(
+            "%s, blocks of %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s", label, size,
+            point.block_error, point.layer_error, value, point.search_seconds,
+        )  # fmt: skip
+
+    def _point(self, label: str, size: int | None, limit: float | None, report: Report, value: float) -> Point:
+        notes = Counter[str]()
+        for layer in report.layers:
+            notes.update(layer.notes)
+        narrow = 0 if size is None else sum(layer.shape[1] < size for layer in self._layers)
+        if narrow:
+            notes["The layer has rows shorter than a block, which was the whole row there."] = narrow
+        error = report.error_after
+        seconds = sum((layer.trace[-1].seconds for layer in report.layers if layer.trace), 0.0)
+        if size is not None:  # else there are no blocks but the whole rows
+            error = sum(_error_after_blocks(layer) for layer in report.layers)
+            seconds = sum(_blocks_end(layer, self._asked.max_sweeps).seconds for layer in report.layers)
+        return Point(
+            label, size, limit, self._share(error), self._share(report.error_after), value, seconds,
+            report.seconds["search"], report.seconds["total"], sum(layer.steps for layer in report.layers),
+            sum(layer.accepted for layer in report.layers), sum(layer.stopped_early for layer in report.layers),
+            dict(notes),
+        )  # fmt: skip
+
+    def _share(self, error: float) -> float:
+        """Of Wanda's error; 1 if there is none."""
+        return error / self.wanda_error if self.wanda_error else 1.0
+
+
+def _error_after_blocks(layer: LayerReport) -> float:
+    """What the solver's answers, and the swaps on its blocks, left of a layer's error before the whole-row swaps."""
+    return layer.error_before - layer.solver_gain - layer.polish_gain
+
+
+def _blocks_end(layer: LayerReport, max_sweeps: int) -> TracePoint:
+    """Where the blocks of a layer were done: the last sweep's point of its trace.
+
+    After the sweeps come the whole-row swaps, which change the energy unless there is nothing to gain from them.
+    """
+    start = layer.trace[0]
+    after = start.energy - layer.solver_gain - layer.polish_gain
+    sweeps = [p for p in layer.trace[: max_sweeps + 1] if abs(p.energy - after) <= _ROUNDING * start.energy]
+    return sweeps[-1] if sweeps else start

@@ -1,0 +1,195 @@
+"""Makes a suite: emits its problems from the real models, searches, and proves what can be proven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qubo_prune.bench.emitted import Emitted, compensated_block, fisher_blocks, gram_block
+from qubo_prune.bench.instances import Captured
+from qubo_prune.bench.origins import ORIGINS, Origin
+from qubo_prune.bench.suite import Instance, Suite, sha256
+from qubo_prune.bench.suites import VERSION, Family, suite_families
+from qubo_prune.bounds import lower_bounds
+from qubo_prune.dispatch import solve
+from qubo_prune.errors import InputError
+from qubo_prune.files import FORMATS, write_problem
+from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.progress import Progress
+from qubo_prune.report import machine, versions
+from qubo_prune.solver import Deadline, SolveResult, Status
+
+#: Larger problems get the plain relaxation: a shift of the diagonal takes cubes of n, and Hessians of low rank, which
+#: these have, leave no room for one.
+_SHIFTED = 1024
+#: ``exact`` takes no larger ones.
+_PROVABLE = 512
+
+
+def make_suite(
+    folder: str | Path, name: str = "standard", *, proof_time: float = 10.0, formats: Sequence[str] = ("json",),
+    progress: Progress | None = None,
+) -> Suite:  # fmt: skip
+    """Emit a suite's problems into a folder, with what is known of each.
+
+    The problems follow from the suite's version alone (to the rounding of the machine's linear algebra); bounds and
+    proofs also from the time they are given, and may be better elsewhere.
+
+    Args:
+        folder: made if need be; problem files of the same names are replaced.
+        name: one of :data:`~qubo_prune.bench.suites.SUITES`.
+        proof_time: seconds for the branch and bound of each instance.
+        formats: of the problem files, ``json`` among them.
+        progress: where to report to.
+
+    Raises:
+        InputError: there is no such suite or format, or a model's package is not installed.
+    """
+    wanted = suite_families(name)
+    return make(folder, name, wanted, _origins(wanted), proof_time=proof_time, formats=formats, progress=progress)
+
+
+def _origins(wanted: Iterable[Family]) -> Iterator[Origin]:
+    """The models one after another: only one is held at a time."""
+    for name in dict.fromkeys(family.origin for family in wanted):
+        yield ORIGINS[name]()
+
+
+def make(
+    folder: str | Path, name: str, wanted: Sequence[Family], origins: Iterable[Origin], *, proof_time: float = 10.0,
+    formats: Sequence[str] = ("json",), progress: Progress | None = None,
+) -> Suite:  # fmt: skip
+    """:func:`make_suite` for any families of any models."""
+    unknown = [format for format in formats if format not in FORMATS]
+    if unknown or "json" not in formats:
+        raise InputError(
+            f"The formats are {', '.join(formats)}; give json, and any others of {', '.join(FORMATS)} beside it."
+        )
+    if not proof_time > 0:
+        raise InputError(f"proof_time is {proof_time}; give a positive number of seconds.")
+    target, bars = Path(folder), progress or Progress()
+    target.mkdir(parents=True, exist_ok=True)
+    described: list[dict[str, Any]] = []
+    instances: list[Instance] = []
+    with bars.task("instances", sum(len(family.instances) for family in wanted)) as advance:
+        for origin in origins:
+            own = [family for family in wanted if family.origin == origin.name]
+            origin.read_grams(list(dict.fromkeys(family.layer for family in own)), bars)
+            for family in own:
+                described.append(_described(family, origin))
+                for n, density, emitted in _emit(family, origin):
+                    instance = _make_one(target, family, origin, n, density, emitted, proof_time, formats)
+                    instances.append(instance)
+                    advance(1, instance.name)
+    order = {entry: place for place, family in enumerate(wanted) for entry in family.instances}
+    instances.sort(key=lambda instance: order[instance.name])
+    made = {"date": str(date.today()), "machine": machine(), "versions": versions(), "proof_time": proof_time}
+    suite = Suite(target, name, VERSION, tuple(described), tuple(instances), made)
+    suite.save()
+    return suite
+
+
+def _described(family: Family, origin: Origin) -> dict[str, Any]:
+    return {
+        "name": family.name, "about": family.about, "hessian": family.hessian, "layer": family.layer,
+        "shape": list(origin.layer(family.layer).shape), "model": origin.about, "reads": origin.reads,
+    }  # fmt: skip
+
+
+def _emit(family: Family, origin: Origin) -> Iterator[tuple[int, float, Emitted]]:
+    gram = origin.gram(family.layer)
+    captured = Captured(family.layer, origin.layer(family.layer).matrix().detach(), gram)
+    for density, sizes in family.sizes.items():
+        if family.hessian == "fisher":
+            blocks = fisher_blocks(origin, family.layer, gram, sizes, density)
+            yield from ((n, density, emitted) for n, emitted in zip(sizes, blocks, strict=True))
+        else:
+            block = gram_block if family.hessian == "gram" else compensated_block
+            for n in sizes:
+                yield n, density, block(captured, n, density, family.seed(n, density))
+
+
+def _make_one(
+    folder: Path, family: Family, origin: Origin, n: int, density: float, emitted: Emitted, proof_time: float,
+    formats: Sequence[str],
+) -> Instance:  # fmt: skip
+    name, problem = family.instance(n, density), emitted.problem
+    for format in formats:
+        write_problem(problem, folder / f"{name}.{format}")
+    file = folder / f"{name}.json"
+    root = _root_bound(emitted, proof_time)
+    best, by = _best_known(problem, emitted.start, proof_time)
+    proven, proof, optimal = -np.inf, "", False
+    if n <= _PROVABLE:
+        tree = solve(problem, "exact", 0, proof_time, best.assignment)
+        if tree.energy < best.energy:
+            best, by = tree, "exact"
+        if tree.lower_bound is not None:
+            proven, proof = tree.lower_bound, "exact"
+        # within the solver's own tolerance, 1e-9 of the energy
+        optimal = tree.status is Status.OPTIMAL
+    if not optimal and root > proven:
+        proven, proof = root, "relaxation"
+    width = origin.layer(family.layer).shape[1]
+    q = problem.q
+    entries = np.concatenate([q.diagonal, q.factor.ravel()]) if isinstance(q, FactorForm) else q[np.triu_indices(n)]
+    size = np.abs(entries[entries != 0])
+    return Instance(
+        name=name, file=file.name, sha256=sha256(file), family=family.name, origin=family.origin, layer=family.layer,
+        hessian=family.hessian, num_variables=n, density=density, num_pruned=problem.num_pruned[0],
+        whole_row=family.hessian == "gram" and n == width,
+        form="factor" if isinstance(q, FactorForm) else "dense", couplings=_couplings(problem),
+        smallest=float(size.min()) if len(size) else 0.0, largest=float(size.max(initial=0.0)),
+        spectrum=_spectrum(problem), facts=dict(emitted.facts),
+        start=_pruned(emitted.start), start_energy=float(np.float64(problem.energy(emitted.start))),
+        best=_pruned(best.assignment), best_energy=best.energy, best_by=by,
+        lower_bound=min(proven, best.energy), bound_by=proof, root_bound=min(root, best.energy),
+        optimal=optimal,
+    )  # fmt: skip
+
+
+def _root_bound(emitted: Emitted, seconds: float) -> float:
+    """Of the convex relaxation, the best kind that the size allows."""
+    kind = "row" if emitted.problem.num_variables <= _SHIFTED else "plain"
+    found = lower_bounds(emitted.convex, kind, deadline=Deadline(3 * seconds))
+    return float(found.lower.sum())
+
+
+def _best_known(problem: BlockQubo, start: np.ndarray, seconds: float) -> tuple[SolveResult, str]:
+    """The best of two searches, whose lengths are given in steps so that they find the same everywhere."""
+    long = problem.num_variables <= _SHIFTED
+    tries = {
+        "tabu": solve(problem, "tabu", 1, None, start, starts=4, steps=40 if long else 4, threads=None),
+        "local": solve(problem, "local", 2, None, start, starts=3, rounds=1.0 if long else 0.05, threads=None),
+    }
+    by = min(tries, key=lambda name: tries[name].energy)
+    return tries[by], by
+
+
+def _pruned(x: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.flatnonzero(x))
+
+
+def _couplings(problem: BlockQubo) -> int:
+    """Pairs that interact; of the factor form, the entries of the factor."""
+    q = problem.q
+    return int(q.factor.size if isinstance(q, FactorForm) else np.count_nonzero(np.triu(q, 1)))
+
+
+def _spectrum(problem: BlockQubo) -> dict[str, float]:
+    """Of Q: lowest and highest eigenvalue and the effective rank ``exp(entropy)`` of their absolute values.
+
+    Of the factor form: of ``U U'`` alone, whose other eigenvalues are 0.
+    """
+    q = problem.q
+    if isinstance(q, FactorForm):
+        values = np.concatenate([[0.0], np.linalg.svd(q.factor, compute_uv=False) ** 2])
+    else:
+        values = np.linalg.eigvalsh(q)
+    share = np.abs(values) / max(np.abs(values).sum(), np.finfo(float).tiny)
+    entropy = -float((share * np.log(np.maximum(share, np.finfo(float).tiny))).sum())
+    return {"lowest": float(values.min()), "highest": float(values.max()), "effective_rank": float(np.exp(entropy))}

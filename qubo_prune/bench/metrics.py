@@ -1,0 +1,277 @@
+"""What a run says of solvers, by the conventions of the field.
+
+* **gap to the best known** ``(E - E_best) / |E_best|``, the best being the lowest energy that the suite or the run
+  knows; **gap to the bound** ``(E - L) / |E_best|`` with the certified L. They are kept apart: the first says who is
+  ahead, the second what could be left.
+* **success**: the gap to the best known is at most ``1e-6``; its probability p is taken over seeds and instances.
+* **time to solution** ``t ln(0.01) / ln(1 - p)``: until one of independent runs of t seconds has succeeded with
+  99 %; t if p = 1, none if p = 0. With an interval from that of p (Clopper-Pearson, 95 %).
+* **profile** (E. Dolan, J. Moré, Mathematical Programming 91, 2002): the share of instances that a solver brings to
+  within 1 % of the best known in at most r times the seconds of the fastest.
+* **ECDF**: the share of solves whose gap is at most g.
+
+A solver that ended by itself counts with that answer at all longer limits too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import binomtest
+
+from qubo_prune.bench.runs import INFO, Row, RunTable
+from qubo_prune.bench.suite import Instance, Suite
+from qubo_prune.errors import InputError
+
+#: Gap up to which an answer is as good as the best known.
+SUCCESS = 1e-6
+#: Gap that counts as solved in the profiles.
+SOLVED = 1e-2
+#: Gap below which two energies are the same.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The rows of one or more runs with the instances they are of.
+
+    Attributes:
+        instances: by name.
+        calls: what was asked, with the machine: one entry for each call that added rows.
+        solvers: labels, in their order, the baselines first.
+        limits: seconds, ascending.
+        rows: one line per row, with the columns of :class:`~qubo_prune.bench.runs.Row`.
+    """
+
+    instances: Mapping[str, Instance]
+    calls: Sequence[Mapping[str, Any]]
+    solvers: Sequence[str]
+    limits: Sequence[float]
+    rows: pd.DataFrame
+
+    @classmethod
+    def read(cls, *folders: str | Path) -> Results:
+        """The runs in these folders together.
+
+        Raises:
+            InputError: a folder holds no run, or two of them have problems of the same name that differ.
+        """
+        rows: dict[Any, Row] = {}
+        calls: list[Mapping[str, Any]] = []
+        instances: dict[str, Instance] = {}
+        for folder in map(Path, folders):
+            if not (folder / INFO).is_file():
+                raise InputError(f"There is no run in {folder}: {INFO} is missing; give the output of bench solvers.")
+            calls += json.loads((folder / INFO).read_text(encoding="utf-8"))["calls"]
+            for instance in Suite.read(folder).instances:
+                known = instances.setdefault(instance.name, instance)
+                if known.sha256 != instance.sha256:
+                    raise InputError(f"{instance.name} is another problem in {folder} than in {folders[0]}.")
+            rows |= {row.key: row for row in RunTable(folder).rows()}
+        if not rows:
+            raise InputError(f"There are no rows yet in {', '.join(map(str, folders))}.")
+        frame = pd.DataFrame([vars(row) for row in rows.values()])
+        solvers = [label for call in calls for label in call["solvers"] if label in set(frame.solver)]
+        return cls(instances, calls, list(dict.fromkeys(solvers)), sorted(frame.time_limit.unique().tolist()), frame)
+
+    @cached_property
+    def best_known(self) -> pd.Series:
+        """The lowest energy of each instance, by name."""
+        found = self.rows.groupby("instance").energy.min()
+        stored = pd.Series({name: self.instances[name].best_energy for name in found.index})
+        return found.combine(stored, min)
+
+    @cached_property
+    def bounds(self) -> pd.Series:
+        """The highest proven bound of each instance, by name."""
+        found = self.rows.groupby("instance").lower_bound.max()
+        stored = pd.Series({name: self.instances[name].lower_bound for name in found.index})
+        return pd.concat([found, stored], axis=1).max(axis=1)
+
+    @cached_property
+    def solves(self) -> pd.DataFrame:
+        """One line per instance, solver, seed and limit, with gaps; also where the answer is that of a shorter limit.
+
+        Beside the rows' own columns: ``n``, ``hessian``, ``gap``, ``raw_gap``, ``repaired_gap``, ``bound_gap``,
+        ``start_gap``, ``success``.
+        """
+        parts = []
+        for limit in self.limits:
+            fitting = self.rows[
+                (self.rows.time_limit == limit) | ((self.rows.time_limit < limit) & self.rows.ended)
+            ].sort_values("time_limit")
+            last = fitting.groupby(["instance", "solver", "settings", "seed"], as_index=False).last()
+            parts.append(last.assign(time_limit=limit))
+        table = pd.concat(parts, ignore_index=True)
+        facts = {name: self.instances[name] for name in table.instance.unique()}
+        table["n"] = table.instance.map({name: i.num_variables for name, i in facts.items()})
+        table["hessian"] = table.instance.map({name: i.hessian for name, i in facts.items()})
+        best = table.instance.map(self.best_known)
+        scale = best.abs().where(best != 0, table.instance.map({name: i.scale for name, i in facts.items()}))
+        for column, stage in (("raw_gap", "raw"), ("repaired_gap", "repaired"), ("gap", "energy")):
+            table[column] = gap_of(table[stage].astype(float) - best, scale)
+        wanda = table.instance.map({name: i.start_energy for name, i in facts.items()})
+        table["start_gap"] = gap_of(wanda - best, scale)
+        table["bound_gap"] = gap_of(table.energy - table.instance.map(self.bounds), scale)
+        table["success"] = table.gap <= SUCCESS
+        return table
+
+    def at(self, limit: float | None = None) -> pd.DataFrame:
+        """The solves of one limit; the longest if left out."""
+        return self.solves[self.solves.time_limit == (self.limits[-1] if limit is None else limit)]
+
+    def summary(self, solves: pd.DataFrame | None = None) -> pd.DataFrame:
+        """One line per solver: what it found itself, after repair and after polish, and what it took.
+
+        ``raw``, ``repaired``, ``final``, ``to_bound``: median gaps in percent; ``mean``: of the final gap; ``success``:
+        share; ``feasible``: mean share of answers that met the count before repair; ``proven``: solves that ended
+        in a proof; ``seconds``, ``cpu``: medians; ``tts``, ``tts_low``, ``tts_high``: seconds.
+        """
+        table = self.at() if solves is None else solves
+        lines = []
+        for solver in self.solvers:
+            own = table[table.solver == solver]
+            if own.empty:
+                continue
+            hits, trials, seconds = int(own.success.sum()), len(own), float(own.seconds.mean())
+            sure = binomtest(hits, trials).proportion_ci()
+            lines.append(
+                {
+                    "solver": solver, "instances": own.instance.nunique(), "solves": trials,
+                    "raw": 100 * own.raw_gap.median(), "repaired": 100 * own.repaired_gap.median(),
+                    "final": 100 * own.gap.median(), "mean": 100 * own.gap.mean(),
+                    "to_bound": 100 * own.bound_gap.median(), "success": hits / trials,
+                    "feasible": own.feasible.mean(), "proven": int(own.optimal.sum()),
+                    "seconds": own.seconds.median(), "cpu": own.cpu_seconds.median(),
+                    "tts": time_to_solution(seconds, hits / trials),
+                    "tts_low": time_to_solution(seconds, sure.high), "tts_high": time_to_solution(seconds, sure.low),
+                }
+            )  # fmt: skip
+        return pd.DataFrame(lines)
+
+    def anytime(self, solves: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Mean gap to the best known in percent: one line per limit, one column per solver."""
+        table = self.solves if solves is None else solves
+        pivot = table.pivot_table(index="time_limit", columns="solver", values="gap", aggfunc="mean")
+        return 100 * pivot.reindex(columns=[s for s in self.solvers if s in pivot.columns])
+
+    def ecdf(self, solver: str, solves: pd.DataFrame | None = None) -> list[tuple[float, float]]:
+        """``(gap, share of solves with at most that gap)``, ascending."""
+        table = self.at() if solves is None else solves
+        gaps = sorted(table[table.solver == solver].gap)
+        return [(gap, (place + 1) / len(gaps)) for place, gap in enumerate(gaps)]
+
+    @cached_property
+    def times(self) -> pd.DataFrame:
+        """Seconds until a solver's median seed is within 1 % of the best known: instances by solvers, inf if never.
+
+        That is the time of the shortest limit with which it gets there.
+        """
+        good = self.solves.groupby(["instance", "solver", "time_limit"]).agg(
+            gap=("gap", "median"), seconds=("seconds", "median")
+        )
+        reached = good[good.gap <= SOLVED].reset_index().sort_values("time_limit")
+        first = reached.groupby(["instance", "solver"]).seconds.first().unstack()
+        asked = self.solves.groupby(["instance", "solver"]).size().unstack()
+        return first.reindex(index=asked.index, columns=asked.columns).fillna(math.inf).where(asked.notna())
+
+    def profile(self, solver: str) -> list[tuple[float, float]]:
+        """``(r, share of all instances solved in at most r times the fastest solver's seconds)``, ascending.
+
+        An instance that the solver cannot take counts as not solved.
+        """
+        if solver not in self.times:
+            return []
+        ratios = (self.times[solver] / self.times.min(axis=1)).dropna()
+        finite = sorted(ratio for ratio in ratios if math.isfinite(ratio))
+        return [(ratio, (place + 1) / len(self.times)) for place, ratio in enumerate(finite)]
+
+    def table(self) -> Table:
+        """:meth:`summary` at the longest limit, for a terminal."""
+        table = Table(
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title_justify="left",
+            title=f"{self.rows.instance.nunique()} instances, {self.limits[-1]:g} s a solve",
+            caption="percent above the best known energy: medians, and mean; proven: solves that ended in a proof; s: "
+            "median", caption_justify="left",
+        )  # fmt: skip
+        for column in ("solver", "instances", "raw %", "repaired %", "final %", "mean %", "success", "proven", "s"):
+            table.add_column(column, justify="left" if column == "solver" else "right")
+        for line in self.summary().to_dict("records"):
+            gaps = (f"{line[name]:.2f}" for name in ("raw", "repaired", "final", "mean"))
+            table.add_row(
+                escape(line["solver"]), str(line["instances"]), *gaps, f"{line['success']:.2f}", str(line["proven"]),
+                f"{line['seconds']:.3g}",
+            )  # fmt: skip
+        return table
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary, the curves and the calls as plain data; not finite numbers are ``None``."""
+        return {
+            "calls": list(self.calls),
+            "summary": _plain(self.summary()),
+            "anytime": _plain(self.anytime().reset_index()),
+        }
+
+    def qoblib(self) -> pd.DataFrame:
+        """One line per instance and solver with the fields of QOBLIB's submissions, at the longest limit.
+
+        Source: T. Koch et al., Quantum Optimization Benchmarking Library: The Intractable Decathlon (2025),
+        arXiv 2504.03832, section on reporting.
+        """
+        lines = []
+        for (name, solver), own in self.at().groupby(["instance", "solver"], sort=False):
+            instance = self.instances[str(name)]
+            gap = own.gap <= SUCCESS
+            lines.append(
+                {
+                    "Problem": name, "Submitter": "", "Date": own.began.max()[:10], "Reference": "",
+                    "Best Objective Value": own.energy.min(),
+                    "Optimality Bound": own.lower_bound.max() if own.lower_bound.notna().any() else "N/A",
+                    "Modeling Approach": "QUBO with one cardinality constraint",
+                    "# Decision Variables": instance.num_variables, "# Binary Variables": instance.num_variables,
+                    "# Integer Variables": 0, "# Continuous Variables": 0,
+                    "# Non-Zero Coefficients": instance.couplings + instance.num_variables,
+                    "Coefficients Type": "continuous",
+                    "Coefficients Range": f"{instance.smallest:.3g} to {instance.largest:.3g}",
+                    "Workflow": "presented with Wanda's choice as a start; counts repaired, swaps as a polish",
+                    "Algorithm Type": "Stochastic" if len(own) > 1 else "Deterministic",
+                    "# Runs": len(own), "# Feasible Runs": int(own.raw.notna().sum()),
+                    "# Successful Runs": int(gap.sum()), "Success Threshold": SUCCESS,
+                    "Hardware Specifications": own.machine.iloc[0], "Total Runtime": own.seconds.sum(),
+                    "CPU Runtime": own.cpu_seconds.sum(), "GPU Runtime": 0, "QPU Runtime": 0,
+                    "Other HW Runtime": 0, "Remarks": f"{solver} {own.settings.iloc[0]}",
+                }
+            )  # fmt: skip
+        return pd.DataFrame(lines)
+
+
+def gap_of(difference: pd.Series, scale: pd.Series) -> pd.Series:
+    """Relative; what is but rounding is 0."""
+    gap = difference / scale
+    return gap.where((gap > _ROUNDING) | gap.isna(), 0.0)
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    def known(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return [{str(name): known(value) for name, value in line.items()} for line in table.to_dict("records")]
+
+
+def time_to_solution(seconds: float, probability: float, sure: float = 0.99) -> float:
+    """``t ln(1 - sure) / ln(1 - p)``; t itself from p = sure on, infinite for p = 0."""
+    if probability <= 0:
+        return math.inf
+    return seconds if probability >= sure else seconds * math.log(1 - sure) / math.log(1 - probability)

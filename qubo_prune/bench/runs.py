@@ -1,0 +1,450 @@
+"""Solvers on a suite: a table on disk with one row for each solver, instance, seed and time limit.
+
+The table is only ever appended to, a row at a time and whole, so that a run which is killed goes on where it was:
+what stands in the table is not solved again. Rows carry all that they mean (the problem's checksum, the solver's
+settings, the machine), so tables of several runs and machines can be put together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from qubo_prune.bench.solvers import Entrant
+from qubo_prune.bench.suite import MANIFEST, Instance, Suite, write_whole
+from qubo_prune.dispatch import solve
+from qubo_prune.errors import InputError, QuboPruneError
+from qubo_prune.problem import BlockQubo
+from qubo_prune.progress import Progress
+from qubo_prune.report import machine, versions
+from qubo_prune.solver import Solver, Status, derive_seed
+
+TABLE = "rows.csv"
+INFO = "run.json"
+#: Everywhere beside the solvers: a descent by single swaps from Wanda's choice, and from a random one.
+BASELINES = ("wanda+swaps", "random+swaps")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solve.
+
+    Attributes:
+        instance: name of the problem.
+        sha256: of its file.
+        solver: label, with the settings that were given.
+        settings: all of the solver's, as JSON.
+        seed: of the run; the solve's own follows from it and the instance.
+        time_limit: wall-clock seconds that the solver was given.
+        energy: verified, after repair and polish, and never above the start's.
+        raw: best energy as the solver gave it; empty if no answer of its own met the count.
+        repaired: best energy after repair.
+        feasible: share of its answers that met the count as given.
+        start: energy of the start.
+        lower_bound: that the solver proved; empty if none.
+        optimal: the solver proved its answer optimal.
+        ended: it ended by itself, well before the limit: more time would change nothing.
+        status: how it ended.
+        seconds: wall-clock, the framework's checks included.
+        cpu_seconds: of processors, the solver's own processes included.
+        began: date and time, UTC.
+        machine: processor, memory, system; with how many solves at once.
+        version: of the framework.
+        note: what went otherwise than asked.
+    """
+
+    instance: str
+    sha256: str
+    solver: str
+    settings: str
+    seed: int
+    time_limit: float
+    energy: float
+    raw: float | None
+    repaired: float
+    feasible: float
+    start: float
+    lower_bound: float | None
+    optimal: bool
+    ended: bool
+    status: str
+    seconds: float
+    cpu_seconds: float
+    began: str
+    machine: str
+    version: str
+    note: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int, float]:
+        """What no other row has: problem, solver with settings, seed and limit."""
+        return (self.sha256, self.solver, self.settings, self.seed, self.time_limit)
+
+
+class RunTable:
+    """The rows on disk.
+
+    Args:
+        folder: of the run; made if need be.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / TABLE
+
+    def rows(self) -> list[Row]:
+        """All complete ones; a line that a kill cut short is none.
+
+        Raises:
+            InputError: the file is no such table.
+        """
+        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        reader = csv.DictReader(io.StringIO(whole))
+        names = [field.name for field in fields(Row)]
+        if whole and reader.fieldnames != names:
+            raise InputError(f"{self.path} is no table of a run: its first line does not name {', '.join(names)}.")
+        return [_row(line) for line in reader]
+
+    def open(self) -> None:
+        """Make the folder and the header; cut off what a kill left of a line."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_file() or not self.path.stat().st_size:
+            self._write(",".join(field.name for field in fields(Row)) + "\n")
+            return
+        content = self.path.read_bytes()
+        if not content.endswith(b"\n"):
+            with self.path.open("r+b") as stream:
+                stream.truncate(content.rfind(b"\n") + 1)
+
+    def append(self, row: Row) -> None:
+        """One row, whole and on the disk before this returns."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([_text(value) for value in asdict(row).values()])
+        self._write(line.getvalue())
+
+    def _write(self, text: str) -> None:
+        # one call, so that neither a kill nor another process can come between
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, text.encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _row(line: Mapping[str, str]) -> Row:
+    values: dict[str, Any] = dict(line)
+    for field in fields(Row):
+        text, kind = line[field.name], str(field.type)
+        if kind == "bool":
+            values[field.name] = text == "True"
+        elif kind == "int":
+            values[field.name] = int(text)
+        elif kind.startswith("float"):
+            values[field.name] = float(text) if text or kind == "float" else None
+    return Row(**values)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One solve to be done: what goes to a worker."""
+
+    instance: Instance
+    problem: BlockQubo
+    entrant: Entrant
+    seed: int
+    time_limit: float
+
+
+def entrants_with_baselines(entrants: Sequence[Entrant]) -> list[Entrant]:
+    """The baselines first; entrants of their labels are theirs."""
+    base = [Entrant(label, "greedy", {}) for label in BASELINES]
+    return base + [entrant for entrant in entrants if entrant.label not in BASELINES]
+
+
+def run_suite(
+    suite: Suite, entrants: Sequence[Entrant], output: str | Path, *, instances: Sequence[Instance] | None = None,
+    time_limits: Sequence[float] = (0.03, 0.1, 0.3, 1.0), seeds: int = 3, workers: int | None = None,
+    backend: str = "loky", progress: Progress | None = None,
+) -> RunTable:  # fmt: skip
+    """Every entrant on every instance, from short limits to long ones; goes on where an earlier call was stopped.
+
+    Entrants take turns on an instance before the next one comes. A solver that ended by itself within a limit is not
+    asked again with a longer one, and one that needs no seed is asked once.
+
+    Args:
+        suite: the problems.
+        entrants: solvers with settings; the baselines are added.
+        output: folder of the run.
+        instances: which of the suite; all if left out.
+        time_limits: wall-clock seconds of a solve, each a column of the anytime curves.
+        seeds: how many.
+        workers: solves at a time; one per core if left out.
+        backend: of joblib: ``loky``, ``threading``, ``dask``, ``dask:ADDRESS``, ``ray`` or ``ray:ADDRESS``.
+        progress: where to report to.
+
+    Raises:
+        InputError: bad arguments, an unknown solver or setting, or a folder that holds something else.
+    """
+    limits = _checked(time_limits, seeds, workers)
+    everyone, chosen = entrants_with_baselines(entrants), instances or suite.instances
+    solvers = {entrant.label: entrant.make() for entrant in everyone}
+    count = workers or os.cpu_count() or 1
+    table = RunTable(output)
+    rows = {row.key: row for row in table.rows()}
+    table.open()
+    _describe(table.folder, suite, everyone, chosen, limits, seeds, count, backend)
+    total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
+    with (progress or Progress()).task("solving", total) as advance, _backend(backend, count):
+        for limit in limits:
+            tasks = _Tasks(suite, chosen, everyone, solvers, seeds, limit, limits, rows)
+            for row in _done(tasks, count):
+                if row.key not in rows:
+                    table.append(row)
+                    rows[row.key] = row
+                advance(1, f"{row.instance} {row.solver}")
+            advance(tasks.skipped, "")
+    return table
+
+
+def _checked(time_limits: Sequence[float], seeds: int, workers: int | None) -> list[float]:
+    limits = sorted(set(time_limits))
+    if not limits or not all(0 < limit < np.inf for limit in limits):
+        raise InputError(f"The time limits are {list(time_limits)}; give positive numbers of seconds.")
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; give a whole number from 1 on.")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}; give a whole number from 1 on.")
+    return limits
+
+
+def _seeds(solver: Solver, label: str, seeds: int) -> range:
+    """One for solvers that use none; a random start is random whatever the solver."""
+    return range(seeds if solver.capabilities.stochastic or label == "random+swaps" else 1)
+
+
+class _Tasks:
+    """The solves of one limit that are still to be done."""
+
+    def __init__(
+        self, suite: Suite, instances: Sequence[Instance], entrants: Sequence[Entrant], solvers: Mapping[str, Solver],
+        seeds: int, limit: float, limits: Sequence[float], rows: Mapping[Any, Row],
+    ) -> None:  # fmt: skip
+        self._suite, self._limit, self.skipped = suite, limit, 0
+        self._open: dict[str, list[tuple[Instance, Entrant, int]]] = {}
+        settings = {label: _settings(solver) for label, solver in solvers.items()}
+        for instance in instances:
+            for seed in range(seeds):
+                for entrant in entrants:
+                    solver = solvers[entrant.label]
+                    if seed not in _seeds(solver, entrant.label, seeds):
+                        continue
+                    most = solver.capabilities.max_variables
+                    too_large = most is not None and instance.num_variables > most
+                    key = (instance.sha256, entrant.label, settings[entrant.label], seed)
+                    if too_large or self._known(key, limits, rows):
+                        self.skipped += 1
+                    else:
+                        self._open.setdefault(instance.name, []).append((instance, entrant, seed))
+
+    def _known(self, key: tuple[str, str, str, int], limits: Sequence[float], rows: Mapping[Any, Row]) -> bool:
+        """The row stands in the table, or one with a shorter limit that needed no more."""
+        for limit in limits:
+            row = rows.get((*key, limit))
+            if row is not None and (limit == self._limit or (limit < self._limit and row.ended)):
+                return True
+        return False
+
+    def __iter__(self) -> Iterator[Task]:
+        for tasks in self._open.values():
+            problem = self._suite.problem(tasks[0][0])
+            for instance, entrant, seed in tasks:
+                yield Task(instance, problem, entrant, seed, self._limit)
+
+
+def _done(tasks: Iterable[Task], workers: int) -> Iterator[Row]:
+    """The rows of the tasks, as they come."""
+    parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch="2*n_jobs", return_as="list")
+    if parallel._backend.supports_return_generator:
+        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
+        yield from parallel(joblib.delayed(solve_task)(task) for task in tasks)
+        return
+    # such back-ends give answers only when all are there: so a few at a time
+    waiting: list[Task] = []
+    for task in tasks:
+        waiting.append(task)
+        if len(waiting) == 8 * workers:
+            yield from parallel(joblib.delayed(solve_task)(task) for task in waiting)
+            waiting = []
+    yield from parallel(joblib.delayed(solve_task)(task) for task in waiting)
+
+
+@contextmanager
+def _backend(text: str, workers: int) -> Iterator[None]:
+    """joblib's, by name, with the address of a cluster where there is one."""
+    name, _, address = text.partition(":")
+    try:
+        if name == "dask":
+            from distributed import Client
+
+            with Client(address or None), joblib.parallel_config("dask", n_jobs=workers):
+                yield
+        elif name == "ray":
+            import ray
+            from ray.util.joblib import register_ray
+
+            ray.init(address=address or None, ignore_reinit_error=True)
+            register_ray()
+            with joblib.parallel_config("ray", n_jobs=workers):
+                yield
+        elif name in ("loky", "threading", "sequential"):
+            with joblib.parallel_config(name, n_jobs=workers):
+                yield
+        else:
+            raise InputError(
+                f"There is no back-end {text!r}; use loky, threading, sequential, dask, dask:ADDRESS, ray or "
+                "ray:ADDRESS."
+            )
+    except ModuleNotFoundError as error:
+        packages = {"dask": "'dask[distributed]'", "ray": "ray"}
+        if error.name is None or error.name.split(".")[0] not in ("dask", "distributed", "ray"):
+            raise
+        raise InputError(f"The back-end {name!r} needs one more package: pip install {packages[name]}.") from None
+
+
+def _settings(solver: Solver) -> str:
+    """All of them, defaults included, as JSON."""
+    values = asdict(solver) if is_dataclass(solver) else vars(solver)
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+#: Solvers that have solved a small problem in this process, so that they are imported and compiled.
+_ready: set[str] = set()
+
+
+def _made_ready(entrant: Entrant) -> Solver:
+    solver = entrant.make()
+    if entrant.label not in _ready:
+        solve(BlockQubo(np.eye(4) + 0.1, 2), solver, time_limit=60.0, warm_start=[1, 1, 0, 0])
+        _ready.add(entrant.label)
+    return solver
+
+
+def solve_task(task: Task) -> Row:
+    """Solve it on one thread, here, and say what came out."""
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        solver = _made_ready(task.entrant)
+        seed = derive_seed(task.seed, *task.instance.name.encode())
+        start = _start(task, seed)
+        began, processors, clock = datetime.now(UTC), _cpu_seconds(), time.perf_counter()
+        try:
+            result = solve(task.problem, solver, seed, task.time_limit, start)
+        except QuboPruneError as error:
+            return _failed(task, start, began, time.perf_counter() - clock, str(error))
+        seconds = time.perf_counter() - clock
+        ledger = result.ledger
+        stopped = result.status in (Status.TIME_LIMIT, Status.OVERRAN)
+        return Row(
+            **_asked(task, began), energy=result.energy, raw=None if ledger is None else ledger.raw,
+            repaired=result.energy if ledger is None else ledger.repaired,
+            feasible=0.0 if ledger is None else ledger.feasible, start=_energy(task.problem, start),
+            lower_bound=result.lower_bound, optimal=result.status is Status.OPTIMAL,
+            ended=not stopped and seconds < task.time_limit / 2,
+            status=result.status.name, seconds=seconds, cpu_seconds=max(0.0, _cpu_seconds() - processors),
+            note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
+        )  # fmt: skip
+
+
+def _failed(task: Task, start: NDArray[np.bool_], began: datetime, seconds: float, note: str) -> Row:
+    energy = _energy(task.problem, start)
+    return Row(
+        **_asked(task, began), energy=energy, raw=None, repaired=energy, feasible=0.0, start=energy,
+        lower_bound=None, optimal=False, ended=True, status="FAILED", seconds=seconds, cpu_seconds=0.0, note=note,
+    )  # fmt: skip
+
+
+def _energy(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
+    return float(np.float64(problem.energy(x)))
+
+
+def _asked(task: Task, began: datetime) -> dict[str, Any]:
+    return {
+        "instance": task.instance.name, "sha256": task.instance.sha256, "solver": task.entrant.label,
+        "settings": _settings(task.entrant.make()), "seed": task.seed, "time_limit": task.time_limit,
+        "began": began.isoformat(timespec="seconds"), "machine": _machine(), "version": versions()["qubo-prune"],
+    }  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    known = machine()
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{known.get('processor', '')}, {os.cpu_count()} cores, {memory:.0f} GiB, {known.get('system', '')}"
+
+
+def _start(task: Task, seed: int) -> NDArray[np.bool_]:
+    """Wanda's choice, or a random one."""
+    if task.entrant.label != "random+swaps":
+        return task.instance.assignment(task.instance.start)
+    n = task.instance.num_variables
+    chosen = np.random.default_rng(seed).permutation(n)[: task.instance.num_pruned]
+    return task.instance.assignment(chosen.tolist())
+
+
+def _cpu_seconds() -> float:
+    """Of this process and, to a hundredth of a second, those that live below it."""
+    total = time.process_time()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it ended in between
+            continue
+        total += times.user + times.system
+    return total
+
+
+def _describe(
+    folder: Path, suite: Suite, entrants: Sequence[Entrant], instances: Sequence[Instance], limits: Sequence[float],
+    seeds: int, workers: int, backend: str,
+) -> None:  # fmt: skip
+    """What the report needs beside the rows: the instances, and every call that added rows."""
+    file = folder / INFO
+    calls = json.loads(file.read_text(encoding="utf-8"))["calls"] if file.is_file() else []
+    calls.append(
+        {
+            "began": datetime.now(UTC).isoformat(timespec="seconds"), "suite": suite.name,
+            "suite_version": suite.version, "digest": suite.digest, "solvers": [e.label for e in entrants],
+            "max_variables": {e.label: e.make().capabilities.max_variables for e in entrants},
+            "stochastic": {e.label: e.make().capabilities.stochastic for e in entrants},
+            "instances": [i.name for i in instances], "time_limits": list(limits), "seeds": seeds,
+            "workers": workers, "backend": backend, "machine": machine(), "versions": versions(),
+        }
+    )  # fmt: skip
+    write_whole(file, json.dumps({"format": "qubo_prune.run", "calls": calls}, indent=1) + "\n")
+    # the manifest as it was, so that the run can be read without the suite
+    write_whole(folder / MANIFEST, (suite.folder / MANIFEST).read_text(encoding="utf-8"))

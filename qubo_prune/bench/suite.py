@@ -1,0 +1,276 @@
+"""A suite on disk: problem files, a manifest with what is known of each, and a page that describes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from qubo_prune.errors import InputError
+from qubo_prune.files import read_problem
+from qubo_prune.problem import BlockQubo
+
+MANIFEST = "manifest.json"
+_FORMAT = "qubo_prune.suite"
+#: Share of the energies' size that rounding may take from a stored energy.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What is known of one problem.
+
+    Attributes:
+        name: its own, in all suites.
+        file: in the suite's folder.
+        sha256: of the file.
+        family: layer and Hessian.
+        origin: the model.
+        layer: full name.
+        hessian: ``gram``, ``compensated`` or ``fisher``.
+        num_variables: n.
+        density: share that is kept.
+        num_pruned: how many variables are 1.
+        whole_row: it is a whole row of its layer.
+        form: ``dense`` or ``factor``.
+        couplings: pairs with ``Q_ij != 0``; of the factor form its entries.
+        smallest, largest: of ``|Q_ij|`` where it is not 0, the diagonal included.
+        spectrum: of Q, plain data.
+        facts: of the weights and samples, plain data.
+        start: variables that Wanda's choice prunes.
+        start_energy: of it.
+        best: variables that the best known answer prunes.
+        best_energy: of it.
+        best_by: what found it.
+        lower_bound: proven: no answer has a lower energy.
+        bound_by: what proved it.
+        root_bound: the relaxation's.
+        optimal: the best known answer is proven optimal.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    family: str
+    origin: str
+    layer: str
+    hessian: str
+    num_variables: int
+    density: float
+    num_pruned: int
+    whole_row: bool
+    form: str
+    couplings: int
+    smallest: float
+    largest: float
+    spectrum: Mapping[str, float]
+    facts: Mapping[str, Any]
+    start: tuple[int, ...]
+    start_energy: float
+    best: tuple[int, ...]
+    best_energy: float
+    best_by: str
+    lower_bound: float
+    bound_by: str
+    root_bound: float
+    optimal: bool
+
+    def assignment(self, pruned: Sequence[int]) -> NDArray[np.bool_]:
+        """The variables as a vector ``(n,)``."""
+        x = np.zeros(self.num_variables, dtype=bool)
+        x[list(pruned)] = True
+        return x
+
+    @property
+    def scale(self) -> float:
+        """What gaps are relative to: ``|best_energy|``, or the start's where that is 0."""
+        return abs(self.best_energy) or abs(self.start_energy) or 1.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A folder of problem files with its manifest.
+
+    Attributes:
+        folder: where it is.
+        name: which suite.
+        version: of the suite.
+        families: what each is about: origin, layer, shape, text, as plain data.
+        instances: in the order of the families.
+        made: day, machine and versions, as plain data.
+    """
+
+    folder: Path
+    name: str
+    version: int
+    families: tuple[Mapping[str, Any], ...]
+    instances: tuple[Instance, ...]
+    made: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Suite:
+        """The suite in a folder.
+
+        Raises:
+            InputError: there is no manifest, or it cannot be understood.
+        """
+        file = Path(folder) / MANIFEST
+        if not file.is_file():
+            raise InputError(f"There is no suite in {folder}: {MANIFEST} is missing; make one with: instances make.")
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if data["format"] != _FORMAT:
+                raise InputError(f"{file} is no manifest of a suite; give the folder that instances make wrote.")
+            instances = tuple(_instance(entry) for entry in data["instances"])
+            return cls(Path(folder), data["suite"], data["version"], tuple(data["families"]), instances, data["made"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} cannot be understood ({error}); make the suite again.") from None
+
+    def save(self) -> None:
+        """Write the manifest and the page; they appear only once complete."""
+        data = {
+            "format": _FORMAT, "suite": self.name, "version": self.version, "made": dict(self.made),
+            "families": [dict(family) for family in self.families],
+            "instances": [asdict(instance) for instance in self.instances],
+        }  # fmt: skip
+        write_whole(self.folder / MANIFEST, json.dumps(data, indent=1) + "\n")
+        write_whole(self.folder / "README.md", self.page())
+
+    @property
+    def digest(self) -> str:
+        """Of all problem files: the same for the same problems."""
+        joined = "\n".join(sorted(f"{i.name} {i.sha256}" for i in self.instances))
+        return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+    def problem(self, instance: Instance) -> BlockQubo:
+        """The instance's problem, its file checked against the manifest.
+
+        Raises:
+            InputError: the file is missing, or not the one of the manifest.
+        """
+        path = self.folder / instance.file
+        if not path.is_file():
+            raise InputError(f"The file {path} of the suite is missing; make the suite again.")
+        if sha256(path) != instance.sha256:
+            raise InputError(f"{path} is not the file that the manifest names: its checksum differs; make it again.")
+        return read_problem(path)
+
+    def select(self, names: Sequence[str] | None, sizes: Sequence[int] | None) -> tuple[Instance, ...]:
+        """The instances of these families (or of these names) and sizes; all where ``None``.
+
+        Raises:
+            InputError: nothing is left.
+        """
+        chosen = tuple(
+            i
+            for i in self.instances
+            if (names is None or i.family in names or i.name in names) and (sizes is None or i.num_variables in sizes)
+        )
+        if not chosen:
+            families = ", ".join(dict.fromkeys(i.family for i in self.instances))
+            widths = ", ".join(map(str, sorted({i.num_variables for i in self.instances})))
+            raise InputError(
+                f"The suite {self.name!r} has no such instances; its families are {families}, its sizes {widths}."
+            )
+        return chosen
+
+    def table(self) -> Table:
+        """One line per instance, gaps in percent of the best known energy."""
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for column in ("instance", "n", "pruned", "start %", "root bound %", "bound %", "best known"):
+            table.add_column(column, justify="left" if column in ("instance", "best known") else "right")
+        for instance in self.instances:
+            table.add_row(*_known(instance))
+        return table
+
+    def page(self) -> str:
+        """Every family and instance, as Markdown."""
+        lines = [
+            f"# Block QUBOs of real layers: suite {self.name}, version {self.version}\n",
+            f"{len(self.instances)} instances, made {self.made.get('date', '')}; digest {self.digest}. Minimise "
+            "`E(x) = offset + x'Qx` over binary x with exactly `num_pruned` ones; `x_i = 1` prunes weight i. Gaps are "
+            "relative to the best known energy: of Wanda's choice, the start that solvers are given; of the bound at "
+            "the root, the convex relaxation's; of the bound, the best proven one.\n",
+        ]
+        for family in self.families:
+            lines += [f"## {family['name']}\n", f"{_sentence(family['about'])} {_sentence(family['model'])} Layer "
+                      f"`{family['layer']}`, {family['shape'][0]} x {family['shape'][1]}. "
+                      f"{_sentence(family['reads'])}\n"]  # fmt: skip
+            lines += ["| instance | n | pruned | start % | root bound % | bound % | best known |", "|---" * 7 + "|"]
+            for i in self.instances:
+                if i.family == family["name"]:
+                    name, *known = _known(i)
+                    lines.append(f"| `{name}` | {' | '.join(known)} |")
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _known(instance: Instance) -> tuple[str, ...]:
+    """What lists say of an instance."""
+    best = instance.best_energy
+    gaps = (instance.start_energy - best, best - instance.root_bound, best - instance.lower_bound)
+    return (
+        instance.name, str(instance.num_variables), str(instance.num_pruned),
+        *(f"{100 * gap / instance.scale:.1f}" for gap in gaps),
+        "proven" if instance.optimal else f"by {instance.best_by}",
+    )  # fmt: skip
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _instance(entry: Mapping[str, Any]) -> Instance:
+    known = {field.name for field in fields(Instance)}
+    if entry.keys() != known:
+        raise ValueError(f"an instance has the fields {sorted(entry.keys() ^ known)} too few or too many")
+    return Instance(**{**entry, "start": tuple(entry["start"]), "best": tuple(entry["best"])})
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file that appears only once complete."""
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def faults(suite: Suite, instance: Instance) -> list[str]:
+    """What is wrong with an instance; nothing if its file, its counts, its energies and its bound agree."""
+    try:
+        problem = suite.problem(instance)
+    except InputError as error:
+        return [str(error)]
+    found = []
+    if problem.num_variables != instance.num_variables or problem.num_pruned != (instance.num_pruned,):
+        found.append(f"the file has {problem!r}")
+    rounding = _ROUNDING * max(abs(instance.start_energy), abs(instance.best_energy), abs(problem.offset))
+    for kind, pruned, energy in (
+        ("start", instance.start, instance.start_energy), ("best", instance.best, instance.best_energy)
+    ):  # fmt: skip
+        if not set(pruned) <= set(range(problem.num_variables)):
+            found.append(f"the {kind} names variables that the problem has not")
+            continue
+        x = instance.assignment(pruned)
+        if not problem.is_feasible(x):
+            found.append(f"the {kind} does not meet the counts")
+        elif abs(float(problem.energy(x)) - energy) > rounding:
+            found.append(f"the {kind} has the energy {problem.energy(x)}, not {energy}")
+    if instance.best_energy > instance.start_energy + rounding:
+        found.append("the best known answer is worse than the start")
+    if instance.lower_bound > instance.best_energy + rounding:
+        found.append("the bound is above the best known energy")
+    return found
