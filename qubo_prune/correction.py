@@ -26,7 +26,7 @@ from qubo_prune.hessian import Gram
 from qubo_prune.update import cholesky, with_damping
 
 #: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.
-SHARE, CORRECTION_DAMPING = 0.5, 0.1
+SHARE, CORRECTION_DAMPING = 0.5, 0.3
 
 
 def corrected(

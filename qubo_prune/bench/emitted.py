@@ -131,7 +131,8 @@ def _fisher(gradients: Float[Tensor, "B n"], weight: Tensor, keep: Tensor, block
     hessian = factor.T @ factor / len(factor)
     own = value.square() * hessian.diagonal() / 2
     convex = BlockBatch(
-        hessian, value[None], (torch.tensor(problem.diagonal) - own)[None], torch.tensor([problem.offset]),
+        hessian, value[None], (torch.tensor(problem.diagonal) - own)[None],
+        torch.tensor([problem.offset], dtype=torch.float64),  # a bound in single precision would be none
         torch.zeros(len(block), dtype=torch.long), start.sum().reshape(1, 1),
     )  # fmt: skip
     return Emitted(problem, to_numpy_bool(start), convex, {"samples": len(factor), "ridge": RIDGE})

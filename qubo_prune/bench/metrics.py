@@ -69,14 +69,15 @@ class Results:
         calls: list[Mapping[str, Any]] = []
         instances: dict[str, Instance] = {}
         for folder in map(Path, folders):
-            if not (folder / INFO).is_file():
-                raise InputError(f"There is no run in {folder}: {INFO} is missing; give the output of bench solvers.")
-            calls += json.loads((folder / INFO).read_text(encoding="utf-8"))["calls"]
-            for instance in Suite.read(folder).instances:
-                known = instances.setdefault(instance.name, instance)
-                if known.sha256 != instance.sha256:
-                    raise InputError(f"{instance.name} is another problem in {folder} than in {folders[0]}.")
-            rows |= {row.key: row for row in RunTable(folder).rows()}
+            calls += _calls(folder)
+            own = {instance.name: instance for instance in Suite.read(folder).instances}
+            for name, instance in own.items():
+                if instances.setdefault(name, instance).sha256 != instance.sha256:
+                    raise InputError(f"{name} is another problem in {folder} than in {folders[0]}.")
+            for row in RunTable(folder).rows():
+                if row.instance not in own or row.sha256 != own[row.instance].sha256:
+                    raise InputError(f"{folder} has rows of {row.instance}, a problem that its manifest does not have.")
+                rows[row.key] = row
         if not rows:
             raise InputError(f"There are no rows yet in {', '.join(map(str, folders))}.")
         frame = pd.DataFrame([vars(row) for row in rows.values()])
@@ -109,7 +110,7 @@ class Results:
             fitting = self.rows[
                 (self.rows.time_limit == limit) | ((self.rows.time_limit < limit) & self.rows.ended)
             ].sort_values("time_limit")
-            last = fitting.groupby(["instance", "solver", "settings", "seed"], as_index=False).last()
+            last = fitting.drop_duplicates(["instance", "solver", "settings", "seed"], keep="last")
             parts.append(last.assign(time_limit=limit))
         table = pd.concat(parts, ignore_index=True)
         facts = {name: self.instances[name] for name in table.instance.unique()}
@@ -230,6 +231,9 @@ class Results:
         Source: T. Koch et al., Quantum Optimization Benchmarking Library: The Intractable Decathlon (2025),
         arXiv 2504.03832, section on reporting.
         """
+        # a random start is random whatever the solver
+        known = (call.get("stochastic", {}) for call in self.calls)
+        drawn = {"random+swaps"}.union(*((label for label, yes in labels.items() if yes) for labels in known))
         lines = []
         for (name, solver), own in self.at().groupby(["instance", "solver"], sort=False):
             instance = self.instances[str(name)]
@@ -246,7 +250,7 @@ class Results:
                     "Coefficients Type": "continuous",
                     "Coefficients Range": f"{instance.smallest:.3g} to {instance.largest:.3g}",
                     "Workflow": "presented with Wanda's choice as a start; counts repaired, swaps as a polish",
-                    "Algorithm Type": "Stochastic" if len(own) > 1 else "Deterministic",
+                    "Algorithm Type": "Stochastic" if solver in drawn else "Deterministic",
                     "# Runs": len(own), "# Feasible Runs": int(own.raw.notna().sum()),
                     "# Successful Runs": int(gap.sum()), "Success Threshold": SUCCESS,
                     "Hardware Specifications": own.machine.iloc[0], "Total Runtime": own.seconds.sum(),
@@ -255,6 +259,17 @@ class Results:
                 }
             )  # fmt: skip
         return pd.DataFrame(lines)
+
+
+def _calls(folder: Path) -> list[Mapping[str, Any]]:
+    """What was asked of the run in a folder."""
+    file = folder / INFO
+    if not file.is_file():
+        raise InputError(f"There is no run in {folder}: {INFO} is missing; give the output of bench solvers.")
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))["calls"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} cannot be understood ({error}); run bench solvers into another folder.") from None
 
 
 def gap_of(difference: pd.Series, scale: pd.Series) -> pd.Series:

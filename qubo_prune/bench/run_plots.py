@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from qubo_prune.bench.metrics import Results
 
@@ -30,6 +31,14 @@ def _look(results: Results, solver: str) -> dict[str, Any]:
     return {"color": f"C{(place - len(baselines)) % 10}", "linestyle": _STYLES[(place - len(baselines)) // 10 % 4]}
 
 
+def _plain_axis(axis: Any, values: Sequence[float]) -> None:
+    """A logarithmic x axis with these values written out, every second one where they are many."""
+    axis.set_xscale("log")
+    shown = list(values)[:: 1 + len(values) // 7]
+    axis.set_xticks(shown, [f"{value:g}" for value in shown])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _finish(figure: Figure, axes: Any) -> Figure:
     known: dict[str, Any] = {}
     for axis in axes:
@@ -48,13 +57,14 @@ def anytime(results: Results, classes: Sequence[tuple[str, pd.DataFrame]]) -> Fi
         for solver in curves.columns:
             values = curves[solver].clip(lower=_FLOOR)
             axis.plot(values.index, values, label=solver, marker="o", markersize=3, **_look(results, solver))
-        axis.set(title=title, xlabel="time limit, s", xscale="log", yscale="log")
+        axis.set(title=title, xlabel="time limit, s", yscale="log")
+        _plain_axis(axis, results.limits)
     axes[0].set_ylabel("mean gap to the best known, %")
     return _finish(figure, axes)
 
 
 def by_size(results: Results) -> Figure:
-    """Median gap at the longest limit against n, one panel for each local Hessian."""
+    """Mean gap at the longest limit against n, one panel for each local Hessian."""
     last = results.at()
     kinds = [kind for kind in ("gram", "compensated", "fisher") if (last.hessian == kind).any()]
     figure, axes = _figure(len(kinds))
@@ -66,7 +76,8 @@ def by_size(results: Results) -> Figure:
                 axis.plot(
                     own.index, own.clip(lower=_FLOOR), label=solver, marker="o", markersize=3, **_look(results, solver)
                 )
-        axis.set(title=kind, xlabel="n", xscale="log", yscale="log")
+        axis.set(title=kind, xlabel="n", yscale="log")
+        _plain_axis(axis, sorted(table.n.unique().tolist()))
     axes[0].set_ylabel("mean gap to the best known, %")
     return _finish(figure, axes)
 

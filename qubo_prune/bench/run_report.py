@@ -230,8 +230,9 @@ def as_markdown(results: Results) -> str:
     for part in parts_of(results):
         names, rows = _cells(part.table)
         lines += [f"## {part.title}\n", *([part.text, ""] if part.text else [])]
-        lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        # a bar within a cell would end it
+        head, *body = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (names, *rows))
+        lines += [head, "|" + "---|" * len(names), *body]
         lines.append("")
     lines += ["## How to read this\n", *(f"* {note}" for note in NOTES), "", "## What was run\n"]
     lines += [f"* {name}: {text}" for name, text in facts(results).items()]

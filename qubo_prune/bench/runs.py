@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -121,7 +121,10 @@ class RunTable:
         names = [field.name for field in fields(Row)]
         if whole and reader.fieldnames != names:
             raise InputError(f"{self.path} is no table of a run: its first line does not name {', '.join(names)}.")
-        return [_row(line) for line in reader]
+        try:
+            return [_row(line) for line in reader]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.path} is no table of a run: line {reader.line_num} is no row ({error}).") from None
 
     def open(self) -> None:
         """Make the folder and the header; cut off what a kill left of a line."""
@@ -136,8 +139,10 @@ class RunTable:
 
     def append(self, row: Row) -> None:
         """One row, whole and on the disk before this returns."""
+        # notes are of strangers; with several lines, a row that a kill cut short could not be told from a whole one
+        values = asdict(row) | {"note": " ".join(row.note.split())}
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow([_text(value) for value in asdict(row).values()])
+        csv.writer(line, lineterminator="\n").writerow([_text(value) for value in values.values()])
         self._write(line.getvalue())
 
     def _write(self, text: str) -> None:
@@ -158,6 +163,8 @@ def _text(value: Any) -> str:
 
 def _row(line: Mapping[str, str]) -> Row:
     values: dict[str, Any] = dict(line)
+    if None in values or None in values.values():
+        raise ValueError("it has too few or too many cells")
     for field in fields(Row):
         text, kind = line[field.name], str(field.type)
         if kind == "bool":
@@ -216,12 +223,13 @@ def run_suite(
     count = workers or os.cpu_count() or 1
     table = RunTable(output)
     rows = {row.key: row for row in table.rows()}
-    table.open()
-    _describe(table.folder, suite, everyone, chosen, limits, seeds, count, backend)
+    _check_suite(table.folder, suite)
     total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
-    with (progress or Progress()).task("solving", total) as advance, _backend(backend, count):
+    with _backend(backend, count), (progress or Progress()).task("solving", total) as advance:
+        table.open()
+        _describe(table.folder, suite, everyone, chosen, limits, seeds, count, backend)
         for limit in limits:
-            tasks = _Tasks(suite, chosen, everyone, solvers, seeds, limit, limits, rows)
+            tasks = _Tasks(suite, chosen, everyone, solvers, seeds, limit, rows)
             for row in _done(tasks, count):
                 if row.key not in rows:
                     table.append(row)
@@ -242,6 +250,12 @@ def _checked(time_limits: Sequence[float], seeds: int, workers: int | None) -> l
     return limits
 
 
+def _check_suite(folder: Path, suite: Suite) -> None:
+    """Rows name instances, so a folder holds those of one suite only."""
+    if (folder / MANIFEST).is_file() and Suite.read(folder).digest != suite.digest:
+        raise InputError(f"{folder} holds another suite than {suite.folder}; give the run a folder of its own.")
+
+
 def _seeds(solver: Solver, label: str, seeds: int) -> range:
     """One for solvers that use none; a random start is random whatever the solver."""
     return range(seeds if solver.capabilities.stochastic or label == "random+swaps" else 1)
@@ -252,9 +266,12 @@ class _Tasks:
 
     def __init__(
         self, suite: Suite, instances: Sequence[Instance], entrants: Sequence[Entrant], solvers: Mapping[str, Solver],
-        seeds: int, limit: float, limits: Sequence[float], rows: Mapping[Any, Row],
+        seeds: int, limit: float, rows: Mapping[Any, Row],
     ) -> None:  # fmt: skip
         self._suite, self._limit, self.skipped = suite, limit, 0
+        self._done: dict[Any, list[Row]] = {}
+        for row in rows.values():
+            self._done.setdefault(row.key[:-1], []).append(row)
         self._open: dict[str, list[tuple[Instance, Entrant, int]]] = {}
         settings = {label: _settings(solver) for label, solver in solvers.items()}
         for instance in instances:
@@ -266,18 +283,17 @@ class _Tasks:
                     most = solver.capabilities.max_variables
                     too_large = most is not None and instance.num_variables > most
                     key = (instance.sha256, entrant.label, settings[entrant.label], seed)
-                    if too_large or self._known(key, limits, rows):
+                    if too_large or self._known(key):
                         self.skipped += 1
                     else:
                         self._open.setdefault(instance.name, []).append((instance, entrant, seed))
 
-    def _known(self, key: tuple[str, str, str, int], limits: Sequence[float], rows: Mapping[Any, Row]) -> bool:
+    def _known(self, key: tuple[str, str, str, int]) -> bool:
         """The row stands in the table, or one with a shorter limit that needed no more."""
-        for limit in limits:
-            row = rows.get((*key, limit))
-            if row is not None and (limit == self._limit or (limit < self._limit and row.ended)):
-                return True
-        return False
+        return any(
+            row.time_limit == self._limit or (row.time_limit < self._limit and row.ended)
+            for row in self._done.get(key, ())
+        )
 
     def __iter__(self) -> Iterator[Task]:
         for tasks in self._open.values():
@@ -311,7 +327,9 @@ def _backend(text: str, workers: int) -> Iterator[None]:
         if name == "dask":
             from distributed import Client
 
-            with Client(address or None), joblib.parallel_config("dask", n_jobs=workers):
+            # a cluster of our own has one thread for each solve
+            own = {"n_workers": workers, "threads_per_worker": 1}
+            with Client(address) if address else Client(**own), joblib.parallel_config("dask", n_jobs=workers):
                 yield
         elif name == "ray":
             import ray
@@ -349,7 +367,8 @@ _ready: set[str] = set()
 def _made_ready(entrant: Entrant) -> Solver:
     solver = entrant.make()
     if entrant.label not in _ready:
-        solve(BlockQubo(np.eye(4) + 0.1, 2), solver, time_limit=60.0, warm_start=[1, 1, 0, 0])
+        with suppress(QuboPruneError):  # a solver that refuses everything says so of each instance
+            solve(BlockQubo(np.eye(4) + 0.1, 2), solver, time_limit=60.0, warm_start=[1, 1, 0, 0])
         _ready.add(entrant.label)
     return solver
 

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 _FORMAT = "qubo_prune.suite"
 #: Share of the energies' size that rounding may take from a stored energy.
 _ROUNDING = 1e-9
+#: Share of the best known energy that a proof of optimality may leave open.
+_PROVEN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Suite:
                 raise InputError(f"{file} is no manifest of a suite; give the folder that instances make wrote.")
             instances = tuple(_instance(entry) for entry in data["instances"])
             return cls(Path(folder), data["suite"], data["version"], tuple(data["families"]), instances, data["made"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} cannot be understood ({error}); make the suite again.") from None
 
     def save(self) -> None:
@@ -249,15 +251,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def faults(suite: Suite, instance: Instance) -> list[str]:
-    """What is wrong with an instance; nothing if its file, its counts, its energies and its bound agree."""
+    """What is wrong with an instance; nothing if its file, its counts, its energies and its bounds agree."""
     try:
         problem = suite.problem(instance)
     except InputError as error:
         return [str(error)]
-    found = []
     if problem.num_variables != instance.num_variables or problem.num_pruned != (instance.num_pruned,):
-        found.append(f"the file has {problem!r}")
-    rounding = _ROUNDING * max(abs(instance.start_energy), abs(instance.best_energy), abs(problem.offset))
+        return [f"the file has {problem!r}"]
+    found = []
+    sizes = [abs(value) for value in (instance.start_energy, instance.best_energy, problem.offset)]
+    # all comparisons are such that NaN is a fault
+    rounding = _ROUNDING * max(size for size in sizes if size == size)
     for kind, pruned, energy in (
         ("start", instance.start, instance.start_energy), ("best", instance.best, instance.best_energy)
     ):  # fmt: skip
@@ -267,10 +271,13 @@ def faults(suite: Suite, instance: Instance) -> list[str]:
         x = instance.assignment(pruned)
         if not problem.is_feasible(x):
             found.append(f"the {kind} does not meet the counts")
-        elif abs(float(problem.energy(x)) - energy) > rounding:
+        elif not abs(float(problem.energy(x)) - energy) <= rounding:
             found.append(f"the {kind} has the energy {problem.energy(x)}, not {energy}")
     if instance.best_energy > instance.start_energy + rounding:
         found.append("the best known answer is worse than the start")
-    if instance.lower_bound > instance.best_energy + rounding:
-        found.append("the bound is above the best known energy")
+    for bound in (instance.lower_bound, instance.root_bound):
+        if not bound <= instance.best_energy + rounding:
+            found.append(f"the bound {bound} is above the best known energy")
+    if instance.optimal and instance.best_energy - instance.lower_bound > _PROVEN * instance.scale + rounding:
+        found.append(f"the answer is called optimal and the bound {instance.lower_bound} leaves a gap")
     return found

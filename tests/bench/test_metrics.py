@@ -1,0 +1,291 @@
+"""Metrics of runs that were written by hand, against values that were worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy.stats import beta
+from tiny_runs import instance, results, row, write
+
+from qubo_prune.bench.metrics import Results, time_to_solution
+from qubo_prune.bench.runs import INFO, RunTable
+from qubo_prune.bench.suite import MANIFEST, Suite
+from qubo_prune.errors import InputError
+from qubo_prune.tables import rendered
+
+#: Of a positive, a negative and a zero energy.
+A = instance("a", 8, best=2.0, start=3.0, bound=1.5)
+B = instance("b", 64, best=-4.0, start=0.0, bound=-5.0, hessian="fisher")
+C = instance("c", 200, best=0.0, start=2.0, bound=-1.0, hessian="compensated")
+
+
+def only(found: Results, name: str, solver: str, column: str) -> float:
+    table = found.at()
+    (value,) = table[(table.instance == name) & (table.solver == solver)][column]
+    return float(value)
+
+
+def test_gaps_are_relative_to_the_best_known_energy(tmp_path: Path) -> None:
+    rows = [
+        row("a", "good", 2.0, raw=3.0, repaired=2.5), row("a", "weak", 2.5, raw=None),
+        row("b", "good", -3.0), row("b", "weak", -4.0), row("c", "good", 1.0), row("c", "weak", 0.0),
+    ]  # fmt: skip
+    found = results(tmp_path, [A, B, C], rows)
+    assert only(found, "a", "good", "gap") == 0
+    assert only(found, "a", "good", "raw_gap") == pytest.approx(0.5)
+    assert only(found, "a", "good", "repaired_gap") == pytest.approx(0.25)
+    assert only(found, "a", "good", "bound_gap") == pytest.approx(0.25)
+    assert only(found, "a", "good", "start_gap") == pytest.approx(0.5)
+    assert only(found, "a", "weak", "gap") == pytest.approx(0.25)
+    assert math.isnan(only(found, "a", "weak", "raw_gap"))
+    assert only(found, "a", "weak", "bound_gap") == pytest.approx(0.5)
+    assert only(found, "b", "good", "gap") == pytest.approx(0.25)
+    assert only(found, "b", "good", "bound_gap") == pytest.approx(0.5)
+    assert only(found, "b", "weak", "start_gap") == pytest.approx(1.0)
+    # where the best is 0, relative to the start's
+    assert only(found, "c", "good", "gap") == pytest.approx(0.5)
+    assert only(found, "c", "weak", "bound_gap") == pytest.approx(0.5)
+    assert {name: only(found, name, "good", "n") for name in "abc"} == {"a": 8, "b": 64, "c": 200}
+    assert set(found.solves.hessian) == {"gram", "fisher", "compensated"}
+
+
+def test_the_best_known_energy_and_bound_may_come_from_the_run(tmp_path: Path) -> None:
+    rows = [
+        row("a", "good", 1.6, lower_bound=1.55), row("a", "weak", 2.0, lower_bound=1.2),
+        row("b", "good", -3.0, lower_bound=-6.0), row("b", "weak", -2.0),
+    ]  # fmt: skip
+    found = results(tmp_path, [A, B, C], rows)
+    assert found.best_known.to_dict() == {"a": 1.6, "b": -4.0}
+    assert found.bounds.to_dict() == {"a": 1.55, "b": -5.0}
+    assert only(found, "a", "good", "gap") == 0
+    assert only(found, "a", "weak", "gap") == pytest.approx(0.25)
+    assert only(found, "a", "weak", "bound_gap") == pytest.approx(0.45 / 1.6)
+    assert only(found, "b", "good", "gap") == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("energy", "gap", "success"),
+    [(2 * (1 + 1e-10), 0.0, True), (2 * (1 + 5e-7), 5e-7, True), (2 * (1 + 2e-6), 2e-6, False), (2.2, 0.1, False)],
+)
+def test_success_is_a_gap_of_a_millionth(tmp_path: Path, energy: float, gap: float, success: bool) -> None:
+    found = results(tmp_path, [A], [row("a", "one", energy)])
+    assert only(found, "a", "one", "gap") == pytest.approx(gap, rel=1e-6)
+    assert bool(only(found, "a", "one", "success")) == success
+
+
+def test_who_ended_counts_at_all_longer_limits(tmp_path: Path) -> None:
+    rows = [
+        row("a", "quick", 2.4, 0.1, ended=True, seconds=0.01), row("a", "slow", 2.5, 0.1), row("a", "slow", 2.0, 1.0),
+        row("a", "other", 2.2, 0.3), row("a", "stopped", 2.1, 0.1),
+    ]  # fmt: skip
+    found = results(tmp_path, [A], rows)
+    assert found.limits == [0.1, 0.3, 1.0]
+    who = {limit: sorted(found.at(limit).solver) for limit in found.limits}
+    assert who == {0.1: ["quick", "slow", "stopped"], 0.3: ["other", "quick"], 1.0: ["quick", "slow"]}
+    assert only(found, "a", "quick", "seconds") == 0.01
+    assert only(found, "a", "quick", "gap") == pytest.approx(0.2)
+    curves = found.anytime()
+    assert curves.loc[0.1].to_dict() == pytest.approx(
+        {"quick": 20.0, "slow": 25.0, "stopped": 5.0, "other": math.nan}, nan_ok=True
+    )
+    assert curves.loc[1.0, "quick"] == pytest.approx(20.0)
+    assert list(curves.columns) == ["quick", "slow", "other", "stopped"]
+
+
+def test_a_row_of_a_longer_limit_counts_as_it_stands(tmp_path: Path) -> None:
+    """What it has not, an answer or a bound of its own, does not come from a shorter one."""
+    rows = [
+        row("a", "one", 2.4, 0.1, ended=True, lower_bound=1.0, raw=2.4), row("a", "one", 2.2, 1.0, raw=None),
+        row("a", "one", 2.8, 0.1, seed=1, ended=True), row("a", "one", 2.6, 0.3, seed=1, ended=True),
+    ]  # fmt: skip
+    found = results(tmp_path, [A], rows)
+    table = found.at().set_index("seed")
+    assert table.energy.to_dict() == {0: 2.2, 1: 2.6}
+    assert math.isnan(table.raw_gap[0])
+    assert math.isnan(table.lower_bound[0])
+
+
+def test_nothing_is_proven_and_nothing_feasible_in_all_of_a_run(tmp_path: Path) -> None:
+    rows = [row(name, "one", energy, raw=None, feasible=0.0) for name, energy in (("a", 2.5), ("b", -4.0))]
+    found = results(tmp_path, [A, B], rows)
+    assert found.bounds.to_dict() == {"a": 1.5, "b": -5.0}
+    (line,) = found.summary().to_dict("records")
+    assert math.isnan(line["raw"])
+    assert (line["final"], line["feasible"], line["proven"]) == (pytest.approx(12.5), 0.0, 0)
+    assert found.qoblib()["# Feasible Runs"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("probability", "tts"),
+    [(0.0, math.inf), (1.0, 3.0), (0.99, 3.0), (0.995, 3.0), (0.5, 3.0 * 6.643856), (0.9, 6.0), (0.1, 3.0 * 43.708691)],
+)
+def test_time_to_solution(probability: float, tts: float) -> None:
+    assert time_to_solution(3.0, probability) == pytest.approx(tts, rel=1e-6)
+    if 0 < probability < 0.99:  # so many independent runs fail together once in a hundred
+        assert (1 - probability) ** (tts / 3.0) == pytest.approx(0.01, rel=1e-5)
+
+
+def test_the_summary_of_a_solver(tmp_path: Path) -> None:
+    energies = [2.0, 2.0, 2.5, 3.0]
+    rows = [
+        row("a", "one", energy, seed=seed, seconds=0.1 * (seed + 1), raw=None if seed == 3 else energy + 1,
+            feasible=[1, 0.5, 0.5, 0][seed], optimal=seed == 0, cpu_seconds=seed)
+        for seed, energy in enumerate(energies)
+    ]  # fmt: skip
+    found = results(tmp_path, [A, B], [*rows, row("b", "two", -4.0)])
+    one, two = found.summary().to_dict("records")
+    assert (one["solver"], one["instances"], one["solves"], two["solver"]) == ("one", 1, 4, "two")
+    assert one["raw"] == pytest.approx(50.0)  # the median of 50, 50 and 75 percent
+    assert one["final"] == pytest.approx(12.5)
+    assert one["mean"] == pytest.approx(18.75)
+    assert one["to_bound"] == pytest.approx(37.5)
+    assert one["success"] == 0.5
+    assert one["feasible"] == 0.5
+    assert one["proven"] == 1
+    assert (one["seconds"], one["cpu"]) == (pytest.approx(0.25), 1.5)
+    assert one["tts"] == pytest.approx(0.25 * math.log(0.01) / math.log(0.5))
+    low, high = beta.ppf(0.025, 2, 3), beta.ppf(0.975, 3, 2)  # Clopper and Pearson, 2 of 4
+    assert one["tts_low"] == pytest.approx(0.25 * math.log(0.01) / math.log(1 - high))
+    assert one["tts_high"] == pytest.approx(0.25 * math.log(0.01) / math.log(1 - low))
+    assert (two["success"], two["tts"], two["tts_low"]) == (1.0, 0.5, 0.5)
+    assert two["tts_high"] > 0.5
+
+
+def test_who_never_succeeds_never_solves(tmp_path: Path) -> None:
+    found = results(tmp_path, [A], [row("a", "one", 3.0, seed=seed) for seed in range(3)])
+    (line,) = found.summary().to_dict("records")
+    assert (line["success"], line["tts"], line["tts_high"]) == (0.0, math.inf, math.inf)
+    assert 0.5 < line["tts_low"] < math.inf
+
+
+def test_the_ecdf_counts_solves(tmp_path: Path) -> None:
+    energies = [2.5, 2.0, 4.0, 2.5]
+    rows = [row("a", "one", energy, seed=seed) for seed, energy in enumerate(energies)]
+    found = results(tmp_path, [A], [*rows, row("a", "two", 2.0)])
+    assert found.ecdf("one") == [(0.0, 0.25), (0.25, 0.5), (0.25, 0.75), (1.0, 1.0)]
+    assert found.ecdf("two") == [(0.0, 1.0)]
+
+
+def test_the_profile_counts_instances_by_the_fastest_solvers_seconds(tmp_path: Path) -> None:
+    rows = [
+        # a: all within 1 %, the small one first
+        row("a", "all", 2.01, 0.1, seconds=0.05), row("a", "all", 2.0, 1.0, seconds=0.9),
+        row("a", "half", 2.5, 0.1, seconds=0.08), row("a", "half", 2.0, 1.0, seconds=0.1),
+        row("a", "small", 2.0, 0.1, seconds=0.025, ended=True),
+        # b: one of two; the small one does not take it
+        row("b", "all", -3.0, 0.1, seconds=0.1), row("b", "all", -3.99, 1.0, seconds=0.8),
+        row("b", "half", -3.0, 0.1, seconds=0.1), row("b", "half", -3.9, 1.0, seconds=0.8),
+        # c: nobody
+        row("c", "all", 1.0), row("c", "half", 1.0),
+    ]  # fmt: skip
+    found = results(tmp_path, [A, B, C], rows)
+    times = found.times
+    assert times.loc["a"].to_dict() == {"all": 0.05, "half": 0.1, "small": 0.025}
+    assert (times.loc["b", "all"], times.loc["b", "half"]) == (0.8, math.inf)
+    assert math.isnan(times.loc["b", "small"])
+    assert found.profile("all") == [(1.0, pytest.approx(1 / 3)), (pytest.approx(2.0), pytest.approx(2 / 3))]
+    assert found.profile("half") == [(pytest.approx(4.0), pytest.approx(1 / 3))]
+    assert found.profile("small") == [(1.0, pytest.approx(1 / 3))]
+    assert found.profile("nobody") == []
+
+
+def test_the_profile_goes_by_the_median_seed(tmp_path: Path) -> None:
+    rows = [row("a", "one", energy, seed=seed, seconds=0.1 + seed) for seed, energy in enumerate([2.0, 2.0, 3.0])]
+    found = results(tmp_path, [A], [*rows, *(row("a", "two", 3.0 if seed else 2.0, seed=seed) for seed in range(3))])
+    assert found.times.loc["a"].to_dict() == {"one": pytest.approx(1.1), "two": math.inf}
+
+
+def test_runs_are_taken_together(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", [A, B], [row("a", "wanda+swaps", 2.5), row("a", "x", 2.5), row("b", "x", -4.0)])
+    second = write(
+        tmp_path / "second", [A, C], [row("a", "wanda+swaps", 2.5), row("a", "y", 1.8, 0.1), row("c", "y", 0.0)]
+    )
+    found = Results.read(first, second)
+    assert list(found.solvers) == ["wanda+swaps", "x", "y"]
+    assert set(found.instances) == {"a", "b", "c"}
+    assert len(found.rows) == 5  # that of the baseline on a stands in both
+    assert found.limits == [0.1, 1.0]
+    assert found.best_known["a"] == 1.8
+    assert len(found.calls) == 2
+    assert only(found, "a", "x", "gap") == pytest.approx(0.7 / 1.8)
+
+
+def test_problems_of_one_name_that_differ_are_not_taken_together(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", [A], [row("a", "x", 2.5)])
+    second = write(tmp_path / "second", [replace(A, sha256="other")], [row("a", "x", 2.5, sha256="other")])
+    with pytest.raises(InputError, match=r"a is another problem in .*second than in .*first"):
+        Results.read(first, second)
+
+
+def test_a_folder_without_a_run_or_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run in .*nothing: run\.json is missing"):
+        Results.read(tmp_path / "nothing")
+    with pytest.raises(InputError, match="no rows yet"):
+        Results.read(write(tmp_path / "empty", [A], []))
+    for content in ("{", "[]", '{"format": "x"}'):
+        folder = write(tmp_path / "broken", [A], [])
+        (folder / INFO).write_text(content)
+        with pytest.raises(InputError, match=r"run\.json"):
+            Results.read(folder)
+
+
+def test_rows_of_problems_that_the_manifest_has_not_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", [A, B], [row("a", "x", 2.0), row("b", "x", -4.0)])
+    Suite(folder, "by hand", 1, (), (A,), {}).save()
+    with pytest.raises(InputError, match=r"rows of b, .*manifest"):
+        Results.read(folder)
+    RunTable(folder).append(row("a", "x", 2.0, sha256="older"))
+    Suite(folder, "by hand", 1, (), (A, B), {}).save()
+    with pytest.raises(InputError, match=r"rows of a, .*manifest"):
+        Results.read(folder)
+    assert (folder / MANIFEST).is_file()
+
+
+def test_the_fields_of_qoblib(tmp_path: Path) -> None:
+    rows = [
+        row("a", "tabu(x=1)", 2.0, seed=0, settings='{"x": 1}', seconds=0.5, cpu_seconds=0.25),
+        row("a", "tabu(x=1)", 2.5, seed=1, settings='{"x": 1}', seconds=0.75, cpu_seconds=0.5, raw=None),
+        row("a", "exact", 2.0, lower_bound=2.0, optimal=True), row("a", "random+swaps", 2.2),
+        row("a", "tabu(x=1)", 9.0, 0.1, seed=0, settings='{"x": 1}'),
+    ]  # fmt: skip
+    stochastic = {"tabu(x=1)": True, "exact": False, "random+swaps": False}
+    found = results(tmp_path, [A], rows, stochastic=stochastic).qoblib().set_index("Remarks")
+    tabu, exact = found.loc['tabu(x=1) {"x": 1}'], found.loc["exact {}"]
+    assert tabu["Problem"] == "a"
+    assert tabu["Date"] == "2026-05-02"
+    assert tabu["Best Objective Value"] == 2.0
+    assert (tabu["Optimality Bound"], exact["Optimality Bound"]) == ("N/A", 2.0)
+    assert (tabu["# Decision Variables"], tabu["# Binary Variables"], tabu["# Integer Variables"]) == (8, 8, 0)
+    assert tabu["# Non-Zero Coefficients"] == 28 + 8
+    assert tabu["Coefficients Range"] == "0.25 to 4"
+    assert (tabu["# Runs"], tabu["# Feasible Runs"], tabu["# Successful Runs"]) == (2, 1, 1)
+    assert tabu["Success Threshold"] == 1e-6
+    assert (tabu["Total Runtime"], tabu["CPU Runtime"]) == (1.25, 0.75)
+    assert tabu["Hardware Specifications"] == "a machine"
+    assert (tabu["Algorithm Type"], exact["Algorithm Type"]) == ("Stochastic", "Deterministic")
+    assert found.loc["random+swaps {}"]["Algorithm Type"] == "Stochastic"
+
+
+def test_one_seed_makes_a_stochastic_solver_no_other(tmp_path: Path) -> None:
+    found = results(tmp_path, [A], [row("a", "tabu", 2.0)], stochastic={"tabu": True})
+    assert found.qoblib()["Algorithm Type"].tolist() == ["Stochastic"]
+
+
+def test_it_is_shown_and_given_as_plain_data(tmp_path: Path) -> None:
+    rows = [
+        row("a", "wanda+swaps", 3.0), row("a", "good[bold](x=1)", 2.0, 0.1), row("a", "good[bold](x=1)", 2.0, raw=None)
+    ]  # fmt: skip
+    found = results(tmp_path, [A], rows)
+    shown = rendered(found.table(), 140)
+    assert "1 instances, 1 s a solve" in shown
+    assert "good[bold](x=1)" in shown
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert [line["solver"] for line in data["summary"]] == ["wanda+swaps", "good[bold](x=1)"]
+    assert data["summary"][0]["tts"] is None
+    assert data["summary"][1]["raw"] is None
+    assert data["anytime"][0] == {"time_limit": 0.1, "wanda+swaps": None, "good[bold](x=1)": 0.0}
+    assert data["calls"][0]["suite"] == "by hand"

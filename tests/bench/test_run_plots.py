@@ -1,0 +1,113 @@
+"""The pictures hold the numbers of the metrics."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from tiny_runs import instance, results, row
+
+from qubo_prune.bench import run_plots
+from qubo_prune.bench.metrics import Results
+from qubo_prune.bench.run_report import classes_in
+
+SOLVERS = ("wanda+swaps", "random+swaps", "good", "<weak> & $co")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    instances = [instance("a", 8), instance("b", 64, hessian="fisher"), instance("c", 96, hessian="fisher")]
+    rows = [
+        row(name, solver, 2.0 + place * 0.1 / (1 if limit == 0.1 else 2), limit)
+        for name in "abc"
+        for place, solver in enumerate(SOLVERS)
+        for limit in (0.1, 1.0)
+        if (name, solver) != ("c", "good")
+    ]
+    return results(tmp_path_factory.mktemp("run"), instances, rows)
+
+
+def curves(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float]]]:
+    """``(x, y)`` of every line of a panel, by its label."""
+    axis = figure.axes[panel]
+    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.get_lines()}
+
+
+def test_energy_against_time_is_the_mean_gap_of_each_class(found: Results) -> None:
+    classes = classes_in(found)
+    figure = run_plots.anytime(found, classes)
+    assert [axis.get_title() for axis in figure.axes] == [title for title, _ in classes] == ["n up to 32", "33 to 128"]
+    for panel, (_, solves) in enumerate(classes):
+        drawn = curves(figure, panel)
+        assert set(drawn) == set(SOLVERS)
+        for solver, (limits, gaps) in drawn.items():
+            assert limits == [0.1, 1.0]
+            for limit, gap in zip(limits, gaps, strict=True):
+                own = solves[(solves.solver == solver) & (solves.time_limit == limit)]
+                # an axis of logarithms has no zero
+                assert gap == pytest.approx(max(100 * own.gap.mean(), 1e-3))
+
+
+def test_sizes_have_a_panel_for_each_hessian(found: Results) -> None:
+    figure = run_plots.by_size(found)
+    assert [axis.get_title() for axis in figure.axes] == ["gram", "fisher"]
+    assert curves(figure, 0)["random+swaps"] == ([8], [pytest.approx(2.5)])
+    sizes, gaps = curves(figure, 1)["<weak> & $co"]
+    assert (sizes, gaps) == ([64, 96], [pytest.approx(7.5), pytest.approx(7.5)])
+    assert curves(figure, 1)["good"][0] == [64]
+
+
+def test_distributions_are_those_of_the_metrics(found: Results) -> None:
+    figure = run_plots.distributions(found)
+    for panel, points in ((0, found.ecdf), (1, found.profile)):
+        drawn = curves(figure, panel)
+        for solver in SOLVERS:
+            expected = points(solver)
+            assert (solver in drawn) == bool(expected)
+            if expected:
+                for coordinates, wanted in zip(drawn[solver], zip(*expected, strict=True), strict=True):
+                    assert coordinates == pytest.approx(list(wanted))
+    assert found.profile("wanda+swaps")
+    assert not found.profile("<weak> & $co")
+
+
+def test_baselines_are_grey_and_others_have_a_colour_of_their_own(found: Results) -> None:
+    figure = run_plots.anytime(found, classes_in(found))
+    looks = {str(line.get_label()): (line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
+    assert len(set(looks.values())) == len(SOLVERS)
+    assert {looks[name][0] for name in SOLVERS[:2]} == {"0.25", "0.6"}
+    assert all(looks[name][0].startswith("C") for name in SOLVERS[2:])
+
+
+def test_one_legend_names_every_solver_once(found: Results) -> None:
+    for figure in (run_plots.anytime(found, classes_in(found)), run_plots.by_size(found)):
+        (legend,) = figure.legends
+        assert sorted(text.get_text() for text in legend.get_texts()) == sorted(SOLVERS)
+
+
+def test_a_picture_is_one_element_and_the_same_again(found: Results) -> None:
+    text = run_plots.svg(run_plots.by_size(found))
+    assert text == run_plots.svg(run_plots.by_size(found))
+    root = ET.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"<weak> & $co", "good", "fisher"} <= words
+
+
+def test_many_solvers_can_be_told_apart(tmp_path: Path) -> None:
+    rows = [row("a", f"solver {place:02d}", 2.0 + place / 10) for place in range(23)]
+    found = results(tmp_path, [instance("a")], rows)
+    (axis,) = run_plots.anytime(found, classes_in(found)).axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axis.get_lines()}) == 23
+
+
+def test_a_run_in_which_nobody_solves_anything_is_drawn(tmp_path: Path) -> None:
+    found = results(tmp_path, [instance("a")], [row("a", "wanda+swaps", 3.0)])
+    for figure in (
+        run_plots.anytime(found, classes_in(found)),
+        run_plots.by_size(found),
+        run_plots.distributions(found),
+    ):
+        assert run_plots.svg(figure).startswith("<svg")

