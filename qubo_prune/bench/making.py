@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def make_suite(
     folder: str | Path, name: str = "standard", *, proof_time: float = 10.0, formats: Sequence[str] = ("json",),
     progress: Progress | None = None,
 ) -> Suite:  # fmt: skip
-    """Emit a suite's problems into a folder, with what is known of each.
+    """Emit a suite's problems into a folder, with what is known of each; goes on where an earlier call was stopped.
 
     The problems follow from the suite's version alone (to the rounding of the machine's linear algebra); bounds and
     proofs also from the time they are given, and may be better elsewhere.
@@ -73,6 +75,7 @@ def make(
         raise InputError(f"proof_time is {proof_time}; give a positive number of seconds.")
     target, bars = Path(folder), progress or Progress()
     target.mkdir(parents=True, exist_ok=True)
+    notebook = _Notebook(target, {"version": VERSION, "proof_time": proof_time})
     described: list[dict[str, Any]] = []
     instances: list[Instance] = []
     with bars.task("instances", sum(len(family.instances) for family in wanted)) as advance:
@@ -82,15 +85,56 @@ def make(
             for family in own:
                 described.append(_described(family, origin))
                 for n, density, emitted in _emit(family, origin):
-                    instance = _make_one(target, family, origin, n, density, emitted, proof_time, formats)
+                    entry = family.instance(n, density)
+                    digest = _write(emitted.problem, target, entry, formats)
+                    instance = notebook.known(entry, digest)
+                    if instance is None:
+                        instance = _searched(entry, digest, family, origin, density, emitted, proof_time)
+                        notebook.add(instance)
                     instances.append(instance)
-                    advance(1, instance.name)
+                    advance(1, entry)
     order = {entry: place for place, family in enumerate(wanted) for entry in family.instances}
     instances.sort(key=lambda instance: order[instance.name])
     made = {"date": str(date.today()), "machine": machine(), "versions": versions(), "proof_time": proof_time}
     suite = Suite(target, name, VERSION, tuple(described), tuple(instances), made)
     suite.save()
+    notebook.remove()
     return suite
+
+
+class _Notebook:
+    """What is known already of a suite that is being made, so that a stopped command goes on where it was.
+
+    One JSON line for each instance; those that were found with other settings do not count.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._path, self._settings = folder / ".making.jsonl", dict(settings)
+        self._known: dict[str, Instance] = {}
+        text = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a kill cut a line short
+            self._path.write_text(whole, encoding="utf-8")
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            if entry["settings"] == self._settings:
+                instance = Instance.of(entry["instance"])
+                self._known[instance.name] = instance
+
+    def known(self, name: str, digest: str) -> Instance | None:
+        """What was found for the very same problem."""
+        instance = self._known.get(name)
+        return instance if instance is not None and instance.sha256 == digest else None
+
+    def add(self, instance: Instance) -> None:
+        """Keep what was found."""
+        line = json.dumps({"settings": self._settings, "instance": asdict(instance)}) + "\n"
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+    def remove(self) -> None:
+        """The manifest has it all."""
+        self._path.unlink(missing_ok=True)
 
 
 def _described(family: Family, origin: Origin) -> dict[str, Any]:
@@ -113,14 +157,19 @@ def _emit(family: Family, origin: Origin) -> Iterator[tuple[int, float, Emitted]
                 yield n, density, block(captured, n, density, family.seed(n, density))
 
 
-def _make_one(
-    folder: Path, family: Family, origin: Origin, n: int, density: float, emitted: Emitted, proof_time: float,
-    formats: Sequence[str],
-) -> Instance:  # fmt: skip
-    name, problem = family.instance(n, density), emitted.problem
+def _write(problem: BlockQubo, folder: Path, name: str, formats: Sequence[str]) -> str:
+    """The problem's files; the SHA-256 of the one in JSON."""
     for format in formats:
         write_problem(problem, folder / f"{name}.{format}")
-    file = folder / f"{name}.json"
+    return sha256(folder / f"{name}.json")
+
+
+def _searched(
+    name: str, digest: str, family: Family, origin: Origin, density: float, emitted: Emitted, proof_time: float
+) -> Instance:  # fmt: skip
+    """What is known of a problem once it was searched and bounded."""
+    problem = emitted.problem
+    n = problem.num_variables
     root = _root_bound(emitted, proof_time)
     best, by = _best_known(problem, emitted.start, proof_time)
     proven, proof, optimal = -np.inf, "", False
@@ -139,7 +188,7 @@ def _make_one(
     entries = np.concatenate([q.diagonal, q.factor.ravel()]) if isinstance(q, FactorForm) else q[np.triu_indices(n)]
     size = np.abs(entries[entries != 0])
     return Instance(
-        name=name, file=file.name, sha256=sha256(file), family=family.name, origin=family.origin, layer=family.layer,
+        name=name, file=f"{name}.json", sha256=digest, family=family.name, origin=family.origin, layer=family.layer,
         hessian=family.hessian, num_variables=n, density=density, num_pruned=problem.num_pruned[0],
         whole_row=family.hessian == "gram" and n == width,
         form="factor" if isinstance(q, FactorForm) else "dense", couplings=_couplings(problem),

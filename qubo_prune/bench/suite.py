@@ -85,6 +85,14 @@ class Instance:
     root_bound: float
     optimal: bool
 
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Instance:
+        """From plain data; ``ValueError`` if a field is missing or unknown."""
+        known = {field.name for field in fields(cls)}
+        if entry.keys() != known:
+            raise ValueError(f"an instance has the fields {sorted(entry.keys() ^ known)} too few or too many")
+        return cls(**{**entry, "start": tuple(entry["start"]), "best": tuple(entry["best"])})
+
     def assignment(self, pruned: Sequence[int]) -> NDArray[np.bool_]:
         """The variables as a vector ``(n,)``."""
         x = np.zeros(self.num_variables, dtype=bool)
@@ -131,7 +139,7 @@ class Suite:
             data = json.loads(file.read_text(encoding="utf-8"))
             if data["format"] != _FORMAT:
                 raise InputError(f"{file} is no manifest of a suite; give the folder that instances make wrote.")
-            instances = tuple(_instance(entry) for entry in data["instances"])
+            instances = tuple(Instance.of(entry) for entry in data["instances"])
             return cls(Path(folder), data["suite"], data["version"], tuple(data["families"]), instances, data["made"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} cannot be understood ({error}); make the suite again.") from None
@@ -228,13 +236,6 @@ def _known(instance: Instance) -> tuple[str, ...]:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
-
-
-def _instance(entry: Mapping[str, Any]) -> Instance:
-    known = {field.name for field in fields(Instance)}
-    if entry.keys() != known:
-        raise ValueError(f"an instance has the fields {sorted(entry.keys() ^ known)} too few or too many")
-    return Instance(**{**entry, "start": tuple(entry["start"]), "best": tuple(entry["best"])})
 
 
 def sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,36 @@ def test_the_same_problems_are_made_again(suite: Suite, tmp_path: Path) -> None:
         assert (one.start, one.start_energy) == (other.start, other.start_energy)
         if one.num_variables <= 12:  # proven both times, so nothing hangs on the clock
             assert one == other
+
+
+def test_a_stopped_command_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched, stop_at = [], 2
+    search = making._searched
+
+    def counted(name: str, *arguments: Any) -> Any:
+        if len(searched) == stop_at:
+            raise KeyboardInterrupt
+        searched.append(name)
+        return search(name, *arguments)
+
+    monkeypatch.setattr(making, "_searched", counted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_suite.made(tmp_path, SMALL, proof_time=3.0)
+    assert not (tmp_path / "manifest.json").exists()
+    notes = tmp_path / ".making.jsonl"
+    notes.write_text(notes.read_text() + '{"settings": {"ver', encoding="utf-8")  # as a kill leaves it
+    stop_at = 99
+    made = tiny_suite.made(tmp_path, SMALL, proof_time=3.0)
+    assert sorted(searched) == sorted(instance.name for instance in made.instances)  # none twice
+    assert not any(faults(made, instance) for instance in made.instances)
+    assert not notes.exists()
+    # what was found with other settings does not count
+    stop_at = len(searched) + 1
+    with pytest.raises(KeyboardInterrupt):
+        tiny_suite.made(tmp_path, SMALL, proof_time=3.0)
+    stop_at = 999
+    tiny_suite.made(tmp_path, SMALL, proof_time=2.0)
+    assert len(searched) == 2 * len(made.instances) + 1
 
 
 def test_part_of_a_suite_has_the_same_problems(suite: Suite, tmp_path: Path) -> None:
