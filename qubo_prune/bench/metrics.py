@@ -77,12 +77,15 @@ class Results:
             for row in RunTable(folder).rows():
                 if row.instance not in own or row.sha256 != own[row.instance].sha256:
                     raise InputError(f"{folder} has rows of {row.instance}, a problem that its manifest does not have.")
-                rows[row.key] = row
+                # the same solve on two machines is two solves
+                rows[(*row.key, row.machine)] = row
         if not rows:
             raise InputError(f"There are no rows yet in {', '.join(map(str, folders))}.")
         frame = pd.DataFrame([vars(row) for row in rows.values()])
         solvers = [label for call in calls for label in call["solvers"] if label in set(frame.solver)]
-        return cls(instances, calls, list(dict.fromkeys(solvers)), sorted(frame.time_limit.unique().tolist()), frame)
+        # the asked ones too: where all solvers ended early, the long limits have no rows of their own
+        limits = {*frame.time_limit.tolist(), *(limit for call in calls for limit in call["time_limits"])}
+        return cls(instances, calls, list(dict.fromkeys(solvers)), sorted(limits), frame)
 
     @cached_property
     def best_known(self) -> pd.Series:
@@ -110,7 +113,7 @@ class Results:
             fitting = self.rows[
                 (self.rows.time_limit == limit) | ((self.rows.time_limit < limit) & self.rows.ended)
             ].sort_values("time_limit")
-            last = fitting.drop_duplicates(["instance", "solver", "settings", "seed"], keep="last")
+            last = fitting.drop_duplicates(["instance", "solver", "settings", "seed", "machine"], keep="last")
             parts.append(last.assign(time_limit=limit))
         table = pd.concat(parts, ignore_index=True)
         facts = {name: self.instances[name] for name in table.instance.unique()}

@@ -214,6 +214,19 @@ def test_runs_are_taken_together(tmp_path: Path) -> None:
     assert only(found, "a", "x", "gap") == pytest.approx(0.7 / 1.8)
 
 
+def test_a_solve_on_two_machines_is_two_solves(tmp_path: Path) -> None:
+    first = write(tmp_path / "first", [A], [row("a", "x", 2.5)])
+    second = write(tmp_path / "second", [A], [row("a", "x", 2.0, machine="another")])
+    (line,) = Results.read(first, second).summary().to_dict("records")
+    assert (line["solves"], line["success"]) == (2, 0.5)
+
+
+def test_a_limit_counts_that_nobody_needed(tmp_path: Path) -> None:
+    found = results(tmp_path, [A], [row("a", "x", 2.5, 0.1, ended=True)], time_limits=[0.1, 5.0])
+    assert found.limits == [0.1, 5.0]
+    assert found.at().time_limit.tolist() == [5.0]
+
+
 def test_problems_of_one_name_that_differ_are_not_taken_together(tmp_path: Path) -> None:
     first = write(tmp_path / "first", [A], [row("a", "x", 2.5)])
     second = write(tmp_path / "second", [replace(A, sha256="other")], [row("a", "x", 2.5, sha256="other")])
