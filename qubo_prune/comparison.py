@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from qubo_prune.errors import InputError, did_you_mean
@@ -205,8 +206,10 @@ class Comparison:
 
     def table(self) -> Table:
         """The comparison as a table of at most 80 columns."""
-        table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left")
         several = len(self.evaluation) > 1
+        # with more columns no room is left for lines between them
+        look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)} if several else {}
+        table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left", **look)
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = (
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
