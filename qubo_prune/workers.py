@@ -11,8 +11,10 @@ import atexit
 import dataclasses
 import functools
 import importlib
+import os
 import pickle
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -158,11 +160,19 @@ def _load(solver: bytes) -> Solver:
     return loaded
 
 
-def _warm_up() -> None:
+def _warm_up(parent: int) -> None:
     """What a worker does before its first call."""
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once its parent is gone: a killed one cannot stop its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 _pools: dict[int, Any] = {}
@@ -173,7 +183,9 @@ def _pool(count: int) -> Any:
     if count in _pools and not _pools[count].active:
         _stop(count)
     if count not in _pools:
-        _pools[count] = ProcessPool(max_workers=count, context=get_context("loky"), initializer=_warm_up)
+        _pools[count] = ProcessPool(
+            max_workers=count, context=get_context("loky"), initializer=_warm_up, initargs=[os.getpid()]
+        )
     return _pools[count]
 
 

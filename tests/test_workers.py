@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts
@@ -361,6 +362,22 @@ print("begun")
 result = solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1), Mine(first=1), time_limit=20.0, polish=False)
 print(result.status.name, result.energy)
 """
+
+
+def test_processes_end_when_the_one_that_began_them_is_killed():
+    script = """
+        import os, time
+        from qubo_prune.workers import _pool
+        print(_pool(1).schedule(os.getpid).result(), flush=True)
+        time.sleep(600)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        worker = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+    gone, _ = psutil.wait_procs([worker], timeout=60)
+    assert gone == [worker]
 
 
 def test_a_script_needs_no_guard(tmp_path: Path):

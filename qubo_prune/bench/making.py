@@ -23,11 +23,11 @@ from qubo_prune.files import FORMATS, write_problem
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions
-from qubo_prune.solver import Deadline, SolveResult, Status
+from qubo_prune.solver import SolveResult, Status
 
-#: Larger problems get the plain relaxation: a shift of the diagonal takes cubes of n, and Hessians of low rank, which
-#: these have, leave no room for one.
-_SHIFTED = 1024
+#: Up to so many variables each row has a shift of its own; up to so many there is one for the Gram. Beyond, where Q has
+#: a low rank, no shift is left to find.
+_OWN_SHIFT, _SHIFTED = 576, 1024
 #: ``exact`` takes no larger ones.
 _PROVABLE = 512
 
@@ -170,8 +170,8 @@ def _searched(
     """What is known of a problem once it was searched and bounded."""
     problem = emitted.problem
     n = problem.num_variables
-    root = _root_bound(emitted, proof_time)
-    best, by = _best_known(problem, emitted.start, proof_time)
+    root = _root_bound(emitted)
+    best, by = _best_known(problem, emitted.start)
     proven, proof, optimal = -np.inf, "", False
     if n <= _PROVABLE:
         tree = solve(problem, "exact", 0, proof_time, best.assignment)
@@ -201,14 +201,14 @@ def _searched(
     )  # fmt: skip
 
 
-def _root_bound(emitted: Emitted, seconds: float) -> float:
-    """Of the convex relaxation, the best kind that the size allows."""
-    kind = "row" if emitted.problem.num_variables <= _SHIFTED else "plain"
-    found = lower_bounds(emitted.convex, kind, deadline=Deadline(3 * seconds))
-    return float(found.lower.sum())
+def _root_bound(emitted: Emitted) -> float:
+    """Of the convex relaxation, the best kind that the size allows, without a limit: the same everywhere."""
+    n = emitted.problem.num_variables
+    kind = "row" if n <= _OWN_SHIFT else "trace" if n <= _SHIFTED else "plain"
+    return float(lower_bounds(emitted.convex, kind).lower.sum())
 
 
-def _best_known(problem: BlockQubo, start: np.ndarray, seconds: float) -> tuple[SolveResult, str]:
+def _best_known(problem: BlockQubo, start: np.ndarray) -> tuple[SolveResult, str]:
     """The best of two searches, whose lengths are given in steps so that they find the same everywhere."""
     long = problem.num_variables <= _SHIFTED
     tries = {

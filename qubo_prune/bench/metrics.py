@@ -10,7 +10,8 @@
   within 1 % of the best known in at most r times the seconds of the fastest.
 * **ECDF**: the share of solves whose gap is at most g.
 
-A solver that ended by itself counts with that answer at all longer limits too.
+A solver that ended by itself counts with that answer at all longer limits too. One that came far too late (after
+:func:`~qubo_prune.bench.runs.latest`) counts with the start.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import binomtest
 
-from qubo_prune.bench.runs import INFO, Row, RunTable
+from qubo_prune.bench.runs import INFO, Row, RunTable, latest
 from qubo_prune.bench.suite import Instance, Suite
 from qubo_prune.errors import InputError
 
@@ -106,21 +107,27 @@ class Results:
         """One line per instance, solver, seed and limit, with gaps; also where the answer is that of a shorter limit.
 
         Beside the rows' own columns: ``n``, ``hessian``, ``gap``, ``raw_gap``, ``repaired_gap``, ``bound_gap``,
-        ``start_gap``, ``success``.
+        ``start_gap``, ``success``, ``late``.
         """
         parts = []
         for limit in self.limits:
+            late = self.rows.seconds > latest(limit)
             fitting = self.rows[
-                (self.rows.time_limit == limit) | ((self.rows.time_limit < limit) & self.rows.ended)
+                (self.rows.time_limit == limit) | ((self.rows.time_limit < limit) & (self.rows.ended | late))
             ].sort_values("time_limit")
             last = fitting.drop_duplicates(["instance", "solver", "settings", "seed", "machine"], keep="last")
-            parts.append(last.assign(time_limit=limit))
+            parts.append(last.assign(time_limit=limit, late=last.seconds > latest(limit)))
         table = pd.concat(parts, ignore_index=True)
+        for column in ("energy", "repaired"):
+            table[column] = table[column].where(~table.late, table.start)
+        table["raw"] = table.raw.where(~table.late)
+        table["optimal"] &= ~table.late
         facts = {name: self.instances[name] for name in table.instance.unique()}
         table["n"] = table.instance.map({name: i.num_variables for name, i in facts.items()})
         table["hessian"] = table.instance.map({name: i.hessian for name, i in facts.items()})
         best = table.instance.map(self.best_known)
-        scale = best.abs().where(best != 0, table.instance.map({name: i.scale for name, i in facts.items()}))
+        least = table.instance.map({name: _ROUNDING * i.largest for name, i in facts.items()})
+        scale = best.abs().where(best.abs() > least, table.instance.map({name: i.scale for name, i in facts.items()}))
         for column, stage in (("raw_gap", "raw"), ("repaired_gap", "repaired"), ("gap", "energy")):
             table[column] = gap_of(table[stage].astype(float) - best, scale)
         wanda = table.instance.map({name: i.start_energy for name, i in facts.items()})

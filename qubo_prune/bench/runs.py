@@ -42,6 +42,11 @@ INFO = "run.json"
 BASELINES = ("wanda+swaps", "random+swaps")
 
 
+def latest(limit: float) -> float:
+    """Seconds up to which a solve counts as within its limit: a process or a step of a solver may take longer."""
+    return 2 * limit + 0.1
+
+
 @dataclass(frozen=True)
 class Row:
     """One solve.
@@ -201,7 +206,8 @@ def run_suite(
     """Every entrant on every instance, from short limits to long ones; goes on where an earlier call was stopped.
 
     Entrants take turns on an instance before the next one comes. A solver that ended by itself within a limit is not
-    asked again with a longer one, and one that needs no seed is asked once.
+    asked again with a longer one, nor one that with a shorter limit took longer than that. One that needs no seed is
+    asked once.
 
     Args:
         suite: the problems.
@@ -289,9 +295,10 @@ class _Tasks:
                         self._open.setdefault(instance.name, []).append((instance, entrant, seed))
 
     def _known(self, key: tuple[str, str, str, int]) -> bool:
-        """The row stands in the table, or one with a shorter limit that needed no more."""
+        """The row stands in the table, or one with a shorter limit that needed no more, or far too much."""
         return any(
-            row.time_limit == self._limit or (row.time_limit < self._limit and row.ended)
+            row.time_limit == self._limit
+            or (row.time_limit < self._limit and (row.ended or row.seconds > latest(self._limit)))
             for row in self._done.get(key, ())
         )
 
@@ -304,9 +311,9 @@ class _Tasks:
 
 def _done(tasks: Iterable[Task], workers: int) -> Iterator[Row]:
     """The rows of the tasks, as they come."""
-    parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch="2*n_jobs", return_as="list")
+    parallel = joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None, return_as="list")
     if parallel._backend.supports_return_generator:
-        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
+        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None, return_as="generator_unordered")
         yield from parallel(joblib.delayed(solve_task)(task) for task in tasks)
         return
     # such back-ends give answers only when all are there: so a few at a time

@@ -101,8 +101,8 @@ class Instance:
 
     @property
     def scale(self) -> float:
-        """What gaps are relative to: ``|best_energy|``, or the start's where that is 0."""
-        return abs(self.best_energy) or abs(self.start_energy) or 1.0
+        """What gaps are relative to: ``|best_energy|``; where that is but rounding, the largest ``|Q_ij|``."""
+        return abs(self.best_energy) if abs(self.best_energy) > _ROUNDING * self.largest else self.largest or 1.0
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ class Suite:
             f"# Block QUBOs of real layers: suite {self.name}, version {self.version}\n",
             f"{len(self.instances)} instances, made {self.made.get('date', '')}; digest {self.digest}. Minimise "
             "`E(x) = offset + x'Qx` over binary x with exactly `num_pruned` ones; `x_i = 1` prunes weight i. Gaps are "
-            "relative to the best known energy: of Wanda's choice, the start that solvers are given; of the bound at "
-            "the root, the convex relaxation's; of the bound, the best proven one.\n",
+            "relative to the best known energy, or to the largest `Q_ij` where that is 0: of Wanda's choice (start), "
+            "of the bound at the root, the convex relaxation's, and of the best proven one.\n",
         ]
         for family in self.families:
             lines += [f"## {family['name']}\n", f"{_sentence(family['about'])} {_sentence(family['model'])} Layer "
