@@ -50,11 +50,15 @@ def _finish(figure: Figure, axes: Any) -> Figure:
 
 
 def anytime(results: Results, classes: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
-    """Mean gap to the best known against the time limit, one panel for each class of instances."""
+    """Mean gap to the best known against the time limit, one panel for each class of instances.
+
+    A panel has the solvers that take all instances of its class: means over others could not be compared.
+    """
     figure, axes = _figure(len(classes))
     for axis, (title, solves) in zip(axes, classes, strict=True):
         curves = results.anytime(solves)
-        for solver in curves.columns:
+        taken = solves.groupby("solver").instance.nunique()
+        for solver in curves.columns[taken[curves.columns] == solves.instance.nunique()]:
             values = curves[solver].clip(lower=_FLOOR)
             axis.plot(values.index, values, label=solver, marker="o", markersize=3, **_look(results, solver))
         axis.set(title=title, xlabel="time limit, s", yscale="log")

@@ -186,8 +186,9 @@ NOTES = (
     f"Success is a gap of at most {SUCCESS:g} to the best known energy, which the suite's own search or any solver of "
     "this run found; tts is the time until independent runs have succeeded with 99 %.",
     "Gaps to the best known and to the proven bound are kept apart: the second contains what the bound leaves open.",
-    "A solver that ended by itself counts with that answer at longer limits; anytime curves and classes count a solver "
-    "on the instances that it takes, the performance profile counts the others as not solved.",
+    "A solver that ended by itself counts with that answer at longer limits, one that came far too late with the "
+    "start. Tables count a solver on the instances that it takes, the curves of a class show those that take all of "
+    "it, and the performance profile counts the others as not solved.",
 )
 
 

@@ -387,12 +387,14 @@ def solve_task(task: Task) -> Row:
         solver = _made_ready(task.entrant)
         seed = derive_seed(task.seed, *task.instance.name.encode())
         start = _start(task, seed)
-        began, processors, clock = datetime.now(UTC), _cpu_seconds(), time.perf_counter()
+        began, below = datetime.now(UTC), _seconds_below()
+        processor, clock = time.process_time(), time.perf_counter()
         try:
             result = solve(task.problem, solver, seed, task.time_limit, start)
         except QuboPruneError as error:
             return _failed(task, start, began, time.perf_counter() - clock, str(error))
-        seconds = time.perf_counter() - clock
+        seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - processor
+        cpu_seconds += max(0.0, _seconds_below() - below)
         ledger = result.ledger
         stopped = result.status in (Status.TIME_LIMIT, Status.OVERRAN)
         return Row(
@@ -401,7 +403,7 @@ def solve_task(task: Task) -> Row:
             feasible=0.0 if ledger is None else ledger.feasible, start=_energy(task.problem, start),
             lower_bound=result.lower_bound, optimal=result.status is Status.OPTIMAL,
             ended=not stopped and seconds < task.time_limit / 2,
-            status=result.status.name, seconds=seconds, cpu_seconds=max(0.0, _cpu_seconds() - processors),
+            status=result.status.name, seconds=seconds, cpu_seconds=cpu_seconds,
             note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
         )  # fmt: skip
 
@@ -442,9 +444,9 @@ def _start(task: Task, seed: int) -> NDArray[np.bool_]:
     return task.instance.assignment(chosen.tolist())
 
 
-def _cpu_seconds() -> float:
-    """Of this process and, to a hundredth of a second, those that live below it."""
-    total = time.process_time()
+def _seconds_below() -> float:
+    """Of processors, to a hundredth of a second: those of all processes that live below this one."""
+    total = 0.0
     for process in psutil.Process().children(recursive=True):
         try:
             times = process.cpu_times()

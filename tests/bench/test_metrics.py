@@ -23,8 +23,8 @@ B = instance("b", 64, best=-4.0, start=0.0, bound=-5.0, hessian="fisher")
 C = instance("c", 200, best=0.0, start=2.0, bound=-1.0, hessian="compensated")
 
 
-def only(found: Results, name: str, solver: str, column: str) -> float:
-    table = found.at()
+def only(found: Results, name: str, solver: str, column: str, limit: float | None = None) -> float:
+    table = found.at(limit)
     (value,) = table[(table.instance == name) & (table.solver == solver)][column]
     return float(value)
 
@@ -46,9 +46,9 @@ def test_gaps_are_relative_to_the_best_known_energy(tmp_path: Path) -> None:
     assert only(found, "b", "good", "gap") == pytest.approx(0.25)
     assert only(found, "b", "good", "bound_gap") == pytest.approx(0.5)
     assert only(found, "b", "weak", "start_gap") == pytest.approx(1.0)
-    # where the best is 0, relative to the start's
-    assert only(found, "c", "good", "gap") == pytest.approx(0.5)
-    assert only(found, "c", "weak", "bound_gap") == pytest.approx(0.5)
+    # where the best is 0, relative to the largest of Q, 4
+    assert only(found, "c", "good", "gap") == pytest.approx(0.25)
+    assert only(found, "c", "weak", "bound_gap") == pytest.approx(0.25)
     assert {name: only(found, name, "good", "n") for name in "abc"} == {"a": 8, "b": 64, "c": 200}
     assert set(found.solves.hessian) == {"gram", "fisher", "compensated"}
 
@@ -94,6 +94,20 @@ def test_who_ended_counts_at_all_longer_limits(tmp_path: Path) -> None:
     )
     assert curves.loc[1.0, "quick"] == pytest.approx(20.0)
     assert list(curves.columns) == ["quick", "slow", "other", "stopped"]
+
+
+def test_who_comes_far_too_late_counts_with_the_start(tmp_path: Path) -> None:
+    rows = [row("a", "slow", 2.0, 0.1, seconds=9.0, optimal=True), row("a", "in time", 2.5, 0.1, seconds=0.29)]
+    found = results(tmp_path, [A], rows, time_limits=[0.1, 5.0])
+    early, late = found.at(0.1), found.at(5.0)
+    assert only(found, "a", "slow", "gap", 0.1) == pytest.approx(0.5)  # of the start, 3, above 2
+    assert early[early.solver == "slow"].raw.isna().all()
+    assert early.set_index("solver").late.to_dict() == {"slow": True, "in time": False}
+    assert not early.optimal.any()
+    # with 5 s it may take 10.1
+    assert late[late.solver == "slow"].empty
+    far = results(tmp_path / "far", [A], [row("a", "slow", 2.0, 0.1, seconds=99.0)], time_limits=[0.1, 5.0])
+    assert only(far, "a", "slow", "gap", 5.0) == pytest.approx(0.5)
 
 
 def test_a_row_of_a_longer_limit_counts_as_it_stands(tmp_path: Path) -> None:

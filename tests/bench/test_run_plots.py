@@ -41,7 +41,8 @@ def test_energy_against_time_is_the_mean_gap_of_each_class(found: Results) -> No
     assert [axis.get_title() for axis in figure.axes] == [title for title, _ in classes] == ["n up to 32", "33 to 128"]
     for panel, (_, solves) in enumerate(classes):
         drawn = curves(figure, panel)
-        assert set(drawn) == set(SOLVERS)
+        # "good" does not take c, so it cannot be compared in the second class
+        assert set(drawn) == set(SOLVERS) - ({"good"} if panel else set())
         for solver, (limits, gaps) in drawn.items():
             assert limits == [0.1, 1.0]
             for limit, gap in zip(limits, gaps, strict=True):

@@ -163,8 +163,10 @@ def test_the_digest_is_that_of_the_problems_alone(made: Suite) -> None:
 def test_gaps_are_relative_to_the_best_known_energy(made: Suite) -> None:
     instance = made.instances[0]
     assert replace(instance, best_energy=-3.0).scale == 3.0
-    assert replace(instance, best_energy=0.0, start_energy=2.0).scale == 2.0
-    assert replace(instance, best_energy=0.0, start_energy=0.0).scale == 1.0
+    # a best energy that is but rounding says nothing: then the largest entry of Q
+    for rounding in (0.0, 1e-20):
+        assert replace(instance, best_energy=rounding).scale == instance.largest
+    assert replace(instance, best_energy=0.0, largest=0.0).scale == 1.0
 
 
 def test_the_page_and_the_table_name_every_instance(made: Suite) -> None:
