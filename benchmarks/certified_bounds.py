@@ -1,6 +1,6 @@
 """How tight the certified bounds of real blocks, rows and layers are, and what they cost.
 
-    python benchmarks/certified_bounds.py [--rows 576] [--skip-rows]
+    python benchmarks/certified_bounds.py [--rows 576] [--skip-rows] [--kinds trace,row]
 
 For every disjoint block of 64 columns of a layer and every row: the gap ``(E - L) / E`` between the energy E of a
 tabu search and the bound L, in percent; then for whole rows. One calibration of SmolLM2-135M, half of each block
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qubo_prune.bench.instances import Captured, Source, capture
-from qubo_prune.bounds import KINDS, lower_bounds
+from qubo_prune.bounds import lower_bounds
 from qubo_prune.problem import BlockBatch
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=576, help="rows of each layer, at most")
     parser.add_argument("--skip-rows", action="store_true", help="blocks only")
+    parser.add_argument("--kinds", default="plain,eigenvalue,trace", help="bounds of blocks, comma-separated")
     parser.add_argument("--row-kinds", default="eigenvalue,trace", help="bounds of whole rows, comma-separated")
     asked = parser.parse_args()
     captured = {layer.name.split(".")[-1]: layer for layer in capture(Source(), Progress(True))[:4]}
@@ -38,7 +39,7 @@ def main() -> None:
     for name in ("layer", "n", "bound", "gap %", "worst %", "ms a row", "s in all"):
         table.add_column(name, justify="right" if name not in ("layer", "bound") else "left")
     for name in ("q_proj", "down_proj", "o_proj"):
-        for kind in KINDS:
+        for kind in asked.kinds.split(","):
             table.add_row(name, str(BLOCK), kind, *_blocks(captured[name], asked.rows, kind))
     for name in () if asked.skip_rows else ("q_proj", "o_proj"):
         for kind in asked.row_kinds.split(","):

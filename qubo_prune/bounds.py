@@ -13,8 +13,8 @@ and the last minimum is exact: the lowest g of each group. So a bound holds what
 is computed in float64 and lowered by what rounding may have added.
 
 The choice of d is what the bounds differ in (:data:`KINDS`). One d per Gram block serves all rows that share
-it. The largest one, in the sense of a weighted trace, is a minimum-trace factor analysis, solved here by Newton
-steps on
+it, or two, the second weighted by what the first has left to gain. The largest one, in the sense of a weighted
+trace, is a minimum-trace factor analysis, solved here by Newton steps on
 
     sum_i w_i d_i + mu log det(H - diag(d)),
 
@@ -41,6 +41,8 @@ KINDS = ("plain", "eigenvalue", "trace", "row")
 
 #: Of the trace that a d may lack at the end of its Newton steps.
 _SLACK = 1e-3
+#: A shift is not used in a row where its negative part is larger than its positive one, by this factor.
+_HARM = 1.0
 #: Below minus this, an eigenvalue of a matrix with a unit diagonal is no rounding.
 _INDEFINITE = 1e-6
 #: Entries of matrices that are held at once.
@@ -77,7 +79,7 @@ def lower_bounds(
         kind: which of :data:`KINDS`.
         total: one count for all rows together in the place of the problems' own, as the pattern ``layer`` has it.
         tolerance: share of the relaxation's value that the optimiser may leave to gain.
-        most: its steps at most.
+        most: its steps at most, for each d.
         rounds: of the search for a d of each row.
         deadline: after which the bounds proven by then are the answer.
 
@@ -88,6 +90,8 @@ def lower_bounds(
     clock = deadline or Deadline(None)
     relaxed = _Relaxation.of(problems, kind, total)
     found = relaxed.minimise(tolerance, most, clock)
+    if kind in ("trace", "row") and relaxed.unit.ndim == 2:
+        found = _reweighted(relaxed, found, tolerance, most, clock)
     if kind == "row":
         found = _of_each_row(relaxed, found, tolerance, most, rounds, clock)
     return replace(found, kind=kind)
@@ -107,6 +111,21 @@ def _shared_shift(unit: Float[Tensor, "*r n n"], lowest: Float[Tensor, "*r 1"], 
         lowest = (lowest.clamp(max=0) if kind == "plain" else lowest) - _margin(unit)
         return lowest.repeat_interleave(unit.shape[-1], -1)
     return trace_shift(unit, torch.ones_like(unit[..., 0]))
+
+
+def _harmless(
+    shift: Float[Tensor, "*k n"], lowest: Float[Tensor, "*k 1"], values: Float[Tensor, "r n"]
+) -> Float[Tensor, "*m n"]:
+    """The shift, but that of the smallest eigenvalue in rows where its negative entries may cost more than they bring.
+
+    They are few and small; but a weight that is a thousand times as dear as the others, as those behind massive
+    activations are, is offered a reward for being pruned by a little.
+    """
+    parts = values.square() * shift
+    harmed = -parts.clamp(max=0).sum(1) > _HARM * parts.clamp(min=0).sum(1)
+    if not bool(harmed.any()):
+        return shift
+    return torch.where(harmed[:, None], lowest.expand(len(values), 1), shift)
 
 
 def _indefinite() -> InputError:
@@ -192,9 +211,13 @@ class _Relaxation:
         unit = hessian * inverse[..., :, None] * inverse[..., None, :]
         unit.diagonal(dim1=-2, dim2=-1).fill_(1.0)
         spectrum = torch.linalg.eigvalsh(unit)
+        values, lowest = problems.values.double() * scale, spectrum[..., :1]
+        shift = _shared_shift(unit, lowest, kind)
+        if kind in ("trace", "row"):
+            shift = _harmless(shift, lowest - _margin(unit), values)
         return cls(
-            unit, problems.values.double() * scale, problems.linear.double(), problems.offset.double(),
-            _Counts.of(problems, total), spectrum[..., -1:], _shared_shift(unit, spectrum[..., :1], kind),
+            unit, values, problems.linear.double(), problems.offset.double(), _Counts.of(problems, total),
+            spectrum[..., -1:], shift,
         )  # fmt: skip
 
     def _times(self, vectors: Tensor) -> Tensor:
@@ -245,6 +268,25 @@ class _Relaxation:
         terms = value.abs() + (gradient.abs() * (y.abs() + 1)).sum(1) + self.offset.abs()
         rounding = 4 * y.shape[1] * torch.finfo(y.dtype).eps * terms
         return value - (gradient * y).sum(1) + (gradient * least).sum(1) + self.offset - rounding
+
+
+def _reweighted(relaxed: _Relaxation, found: Bounds, tolerance: float, most: int, clock: Deadline) -> Bounds:
+    """A second shared d, from the factor analysis weighted by the rows' mean slopes at y; the better bound of a row."""
+    if clock.expired:
+        return found
+    slopes = relaxed.values.square() * found.point * (1 - found.point)
+    weights = (slopes / slopes.sum(1, keepdim=True).clamp(min=1e-300)).mean(0)
+    if not bool(weights.any()):  # y has decided every weight: there is no gap left
+        return found
+    shift = trace_shift(relaxed.unit, weights + 0.1 * weights.mean())
+    lowest = torch.linalg.eigvalsh(relaxed.unit)[:1] - _margin(relaxed.unit)
+    second = replace(relaxed, shift=_harmless(shift, lowest, relaxed.values))
+    new = second.minimise(tolerance, most, clock, found.point)
+    better = relaxed.counts.higher(new.lower, found.lower)
+    return replace(
+        found, lower=torch.where(better, new.lower, found.lower), steps=found.steps + new.steps,
+        point=torch.where(better[:, None], new.point, found.point), stopped_early=new.stopped_early,
+    )  # fmt: skip
 
 
 def _of_each_row(

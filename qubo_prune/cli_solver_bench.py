@@ -47,22 +47,21 @@ def solvers_command(
     with plain_errors(f"what was solved is in {output}; the same command goes on."):
         from qubo_prune.bench.metrics import Results
         from qubo_prune.bench.run_report import write_report
-        from qubo_prune.bench.runs import run_suite
+        from qubo_prune.bench.runs import checked_limits, run_suite
         from qubo_prune.bench.solvers import parse_entrants
-        from qubo_prune.errors import InputError
         from qubo_prune.plan import parse_seconds
         from qubo_prune.progress import Progress
 
         hush_libraries()
         entrants = parse_entrants(solvers)
-        for entrant in entrants:  # before a suite is made
+        # all of it before a suite is made, which takes minutes
+        for entrant in entrants:
             entrant.make()
-        limits = [parse_seconds(limit) or 0.0 for limit in names(time_limits)]
+        limits = checked_limits([parse_seconds(limit) or 0.0 for limit in names(time_limits)], seeds, workers)
+        widths = counts(sizes)
         bars = Progress(not quiet and not as_json)
         chosen = _suite(suite, bars)
-        instances = chosen.select(names(families) if families is not None else None, counts(sizes))
-        if not limits:
-            raise InputError("No time limit is given; give some separated by commas, such as 100ms,1s.")
+        instances = chosen.select(names(families) if families is not None else None, widths)
         run_suite(
             chosen, entrants, output, instances=instances, time_limits=limits, seeds=seeds, workers=workers,
             backend=backend, progress=bars,

@@ -346,39 +346,6 @@ def test_importing_the_package_is_cheap() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_solvers_are_compared_on_real_layers(model, text, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    layer = "model.layers.0.mlp.up_proj"
-    arguments = [
-        "bench", "solvers", "--solvers", "greedy,neal(num_reads=2)", "--sizes", "8,0", "--problems", "2",
-        "--model", str(model), "--layer", layer, "--calibration", str(text), "--samples", "2",
-        "--sequence-length", "8", "--output", str(tmp_path / "bench.csv"),
-    ]  # fmt: skip
-    code, output, error = call(*arguments)
-    assert code == 0, error
-    assert "n = 8, 2 problems" in output
-    assert "n = 16, 2 problems" in output
-    assert len((tmp_path / "bench.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--solvers", "nosuch"], "no solver 'nosuch'"),
-        (["--solvers", "neal(reads=2)"], "no setting 'reads' (did you mean 'num_reads'"),
-        (["--sizes", "many"], "The numbers 'many' are not understood"),
-        (["--problems", "0"], "problems is 0"),
-        (["--time-limit", "never"], "The time 'never' is not understood"),
-        (["--model", "some/model"], "name some with --layer"),
-    ],
-)
-def test_a_bad_request_to_the_benchmark_is_one_sentence_and_code_2(arguments, said, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    code, _, error = call("bench", "solvers", *arguments)
-    assert code == 2
-    assert said in " ".join(error.split())
-
-
 FISHER = [
     "--hessian", "fisher", "--loss-set", "samples=8", "--loss-set", "scoring_samples=8", "--loss-set", "block_size=32",
 ]  # fmt: skip

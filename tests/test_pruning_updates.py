@@ -134,7 +134,7 @@ def test_correction_brings_the_outputs_nearer_to_the_dense_model(method: str) ->
     plain, whole, dense = tiny.llama(), tiny.llama(), tiny.llama()
     update = "refit" if method == "icbs" else None
     run(plain, method=method, update=update, damping=0.1)
-    report = run(whole, method=method, update=update, correction=1.0)
+    report = run(whole, method=method, update=update, correction=1.0, damping=0.1)
     assert_exact(whole, report, "row", 0.5)
     assert dense_output_error(whole, dense) < dense_output_error(plain, dense)
     assert report.settings["correction"] == 1.0

@@ -223,7 +223,7 @@ def run_suite(
     Raises:
         InputError: bad arguments, an unknown solver or setting, or a folder that holds something else.
     """
-    limits = _checked(time_limits, seeds, workers)
+    limits = checked_limits(time_limits, seeds, workers)
     everyone, chosen = entrants_with_baselines(entrants), instances or suite.instances
     solvers = {entrant.label: entrant.make() for entrant in everyone}
     count = workers or os.cpu_count() or 1
@@ -245,7 +245,8 @@ def run_suite(
     return table
 
 
-def _checked(time_limits: Sequence[float], seeds: int, workers: int | None) -> list[float]:
+def checked_limits(time_limits: Sequence[float], seeds: int, workers: int | None) -> list[float]:
+    """The limits, ascending, each once; :class:`InputError` if one of the arguments cannot be."""
     limits = sorted(set(time_limits))
     if not limits or not all(0 < limit < np.inf for limit in limits):
         raise InputError(f"The time limits are {list(time_limits)}; give positive numbers of seconds.")
