@@ -69,4 +69,4 @@ benchmark-solvers: install
 	$(BIN)/python benchmarks/solver_targets.py
 
 clean:
-	rm -rf $(VENV) demo-output peers-output .cache
+	rm -rf $(VENV) demo-output peers-output solvers-run .cache
