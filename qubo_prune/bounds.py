@@ -187,6 +187,7 @@ class _Relaxation:
         linear: ``(r, n)``.
         offset: ``(r,)``.
         counts: of the groups.
+        lowest: ``(1,)`` or ``(r, 1)`` what its smallest eigenvalue is at least, rounding allowed for.
         top: ``(1,)`` or ``(r, 1)`` its largest eigenvalue.
         shift: ``(n,)`` or ``(r, n)`` d, in that scale.
     """
@@ -196,6 +197,7 @@ class _Relaxation:
     linear: Float[Tensor, "r n"]
     offset: Float[Tensor, " r"]
     counts: _Counts
+    lowest: Float[Tensor, "*b 1"]
     top: Float[Tensor, "*b 1"]
     shift: Float[Tensor, "*k n"]
 
@@ -217,7 +219,7 @@ class _Relaxation:
             shift = _harmless(shift, lowest - _margin(unit), values)
         return cls(
             unit, values, problems.linear.double(), problems.offset.double(), _Counts.of(problems, total),
-            spectrum[..., -1:], shift,
+            lowest - _margin(unit), spectrum[..., -1:], shift,
         )  # fmt: skip
 
     def _times(self, vectors: Tensor) -> Tensor:
@@ -279,8 +281,7 @@ def _reweighted(relaxed: _Relaxation, found: Bounds, tolerance: float, most: int
     if not bool(weights.any()):  # y has decided every weight: there is no gap left
         return found
     shift = trace_shift(relaxed.unit, weights + 0.1 * weights.mean())
-    lowest = torch.linalg.eigvalsh(relaxed.unit)[:1] - _margin(relaxed.unit)
-    second = replace(relaxed, shift=_harmless(shift, lowest, relaxed.values))
+    second = replace(relaxed, shift=_harmless(shift, relaxed.lowest, relaxed.values))
     new = second.minimise(tolerance, most, clock, found.point)
     better = relaxed.counts.higher(new.lower, found.lower)
     return replace(

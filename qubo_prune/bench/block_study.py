@@ -41,7 +41,6 @@ from qubo_prune.plan import Blocks, Plan, parse_seconds
 from qubo_prune.plot import Mark, trade_offs
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
-from qubo_prune.registry import make_solver
 from qubo_prune.report import LayerReport, Report, machine
 from qubo_prune.solver import Solver
 from qubo_prune.tables import rendered
@@ -417,7 +416,7 @@ def _planned(
     chosen, left_out = Pattern.parse(asked.pattern), []
     combinations: list[Combination] = []
     for entrant in entrants:
-        solver = _made(entrant)
+        solver = entrant.solver()
         for size in sizes:
             reason = _refusal(solver, size, chosen)
             if reason is not None:
@@ -430,16 +429,6 @@ def _planned(
         reasons = "; ".join(f"{each.solver} at {each.block_size}: {each.reason}" for each in left_out)
         raise InputError(f"No solver takes any of the block sizes ({reasons}); give other sizes or solvers.")
     return combinations, left_out
-
-
-def _made(entrant: Entrant) -> Solver:
-    """The solver, with all its threads; :class:`InputError` for an unknown setting or a value that it refuses."""
-    try:
-        return make_solver(entrant.name, **entrant.settings)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
 
 
 def _refusal(solver: Solver, size: int, pattern: Pattern) -> str | None:
@@ -465,7 +454,7 @@ def _check_sizes(sizes: Sequence[int], layers: Sequence[Layer]) -> None:
 
 def _warm_up(entrant: Entrant, workers: int | None, device: str) -> None:
     """Prune a small matrix, so that no point pays for compiling, importing and starting processes."""
-    solver, draw = _made(entrant), torch.Generator().manual_seed(0)
+    solver, draw = entrant.solver(), torch.Generator().manual_seed(0)
     rows = 2 * max(1, workers_for(solver, workers))  # enough for every process to get one
     module = nn.Linear(16, rows, bias=False)
     module.weight.detach().copy_(torch.randn(rows, 16, generator=draw))

@@ -36,7 +36,6 @@ from qubo_prune.problem import BlockBatch, BlockQubo
 from qubo_prune.scores import score
 from qubo_prune.solver import to_numpy_bool
 
-HESSIANS = ("gram", "compensated", "fisher")
 #: ``lam`` of the fisher problems, as iCBS has it.
 RIDGE = 1e-3
 #: Share of the mean diagonal that is added before a Gram is inverted, for the compensated ones.

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from qubo_prune.bench.metrics import Results
+from qubo_prune.bench.runs import BASELINES
 
 _STYLES = ("-", "--", ":", "-.")
 #: Percent below which a logarithmic axis of gaps does not go.
@@ -25,7 +26,7 @@ def _figure(panels: int) -> tuple[Figure, Any]:
 def _look(results: Results, solver: str) -> dict[str, Any]:
     """Colour and line of a solver, the same in all pictures; baselines are grey."""
     place = list(results.solvers).index(solver)
-    baselines = [name for name in results.solvers if name.endswith("+swaps")]
+    baselines = [name for name in results.solvers if name in BASELINES]
     if solver in baselines:
         return {"color": ("0.25", "0.6")[baselines.index(solver) % 2], "linestyle": "--", "linewidth": 1.3}
     return {"color": f"C{(place - len(baselines)) % 10}", "linestyle": _STYLES[(place - len(baselines)) // 10 % 4]}

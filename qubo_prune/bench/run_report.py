@@ -13,6 +13,7 @@ import pandas as pd
 
 from qubo_prune.bench import run_plots
 from qubo_prune.bench.metrics import SUCCESS, Results, gap_of
+from qubo_prune.bench.runs import BASELINES
 from qubo_prune.bench.suite import write_whole
 
 _TEMPLATE = Path(__file__).with_name("run_report.html.j2")
@@ -77,7 +78,7 @@ def hardness(results: Results) -> pd.DataFrame:
         own = last[last.instance.isin(names)]
         means = own.groupby("solver").gap.mean() * 100
         everywhere = own.groupby("solver").instance.nunique()
-        complete = means[(everywhere == len(names)) & ~means.index.str.endswith("+swaps")]
+        complete = means[(everywhere == len(names)) & ~means.index.isin(BASELINES)]
         best = complete.idxmin() if len(complete) else None
         optimal = [results.instances[name].optimal or bool(proven.get(name, False)) for name in names]
         best_known = results.best_known[names]

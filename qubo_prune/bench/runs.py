@@ -233,7 +233,7 @@ def run_suite(
     total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
     with _backend(backend, count), (progress or Progress()).task("solving", total) as advance:
         table.open()
-        _describe(table.folder, suite, everyone, chosen, limits, seeds, count, backend)
+        _describe(table.folder, suite, solvers, chosen, limits, seeds, count, backend)
         for limit in limits:
             tasks = _Tasks(suite, chosen, everyone, solvers, seeds, limit, rows)
             for row in _done(tasks, count):
@@ -388,18 +388,18 @@ def solve_task(task: Task) -> Row:
         solver = _made_ready(task.entrant)
         seed = derive_seed(task.seed, *task.instance.name.encode())
         start = _start(task, seed)
-        began, below = datetime.now(UTC), _seconds_below()
+        asked, below = _asked(task, solver), _seconds_below()
         processor, clock = time.process_time(), time.perf_counter()
         try:
             result = solve(task.problem, solver, seed, task.time_limit, start)
         except QuboPruneError as error:
-            return _failed(task, start, began, time.perf_counter() - clock, str(error))
+            return _failed(asked, task, start, time.perf_counter() - clock, str(error))
         seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - processor
         cpu_seconds += max(0.0, _seconds_below() - below)
         ledger = result.ledger
         stopped = result.status in (Status.TIME_LIMIT, Status.OVERRAN)
         return Row(
-            **_asked(task, began), energy=result.energy, raw=None if ledger is None else ledger.raw,
+            **asked, energy=result.energy, raw=None if ledger is None else ledger.raw,
             repaired=result.energy if ledger is None else ledger.repaired,
             feasible=0.0 if ledger is None else ledger.feasible, start=_energy(task.problem, start),
             lower_bound=result.lower_bound, optimal=result.status is Status.OPTIMAL,
@@ -409,10 +409,10 @@ def solve_task(task: Task) -> Row:
         )  # fmt: skip
 
 
-def _failed(task: Task, start: NDArray[np.bool_], began: datetime, seconds: float, note: str) -> Row:
+def _failed(asked: dict[str, Any], task: Task, start: NDArray[np.bool_], seconds: float, note: str) -> Row:
     energy = _energy(task.problem, start)
     return Row(
-        **_asked(task, began), energy=energy, raw=None, repaired=energy, feasible=0.0, start=energy,
+        **asked, energy=energy, raw=None, repaired=energy, feasible=0.0, start=energy,
         lower_bound=None, optimal=False, ended=True, status="FAILED", seconds=seconds, cpu_seconds=0.0, note=note,
     )  # fmt: skip
 
@@ -421,11 +421,13 @@ def _energy(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
     return float(np.float64(problem.energy(x)))
 
 
-def _asked(task: Task, began: datetime) -> dict[str, Any]:
+def _asked(task: Task, solver: Solver) -> dict[str, Any]:
+    """What a row says of its solve before it begins, which is now."""
     return {
         "instance": task.instance.name, "sha256": task.instance.sha256, "solver": task.entrant.label,
-        "settings": _settings(task.entrant.make()), "seed": task.seed, "time_limit": task.time_limit,
-        "began": began.isoformat(timespec="seconds"), "machine": _machine(), "version": versions()["qubo-prune"],
+        "settings": _settings(solver), "seed": task.seed, "time_limit": task.time_limit,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(),
+        "version": versions()["qubo-prune"],
     }  # fmt: skip
 
 
@@ -458,7 +460,7 @@ def _seconds_below() -> float:
 
 
 def _describe(
-    folder: Path, suite: Suite, entrants: Sequence[Entrant], instances: Sequence[Instance], limits: Sequence[float],
+    folder: Path, suite: Suite, solvers: Mapping[str, Solver], instances: Sequence[Instance], limits: Sequence[float],
     seeds: int, workers: int, backend: str,
 ) -> None:  # fmt: skip
     """What the report needs beside the rows: the instances, and every call that added rows."""
@@ -467,9 +469,9 @@ def _describe(
     calls.append(
         {
             "began": datetime.now(UTC).isoformat(timespec="seconds"), "suite": suite.name,
-            "suite_version": suite.version, "digest": suite.digest, "solvers": [e.label for e in entrants],
-            "max_variables": {e.label: e.make().capabilities.max_variables for e in entrants},
-            "stochastic": {e.label: e.make().capabilities.stochastic for e in entrants},
+            "suite_version": suite.version, "digest": suite.digest, "solvers": list(solvers),
+            "max_variables": {label: solver.capabilities.max_variables for label, solver in solvers.items()},
+            "stochastic": {label: solver.capabilities.stochastic for label, solver in solvers.items()},
             "instances": [i.name for i in instances], "time_limits": list(limits), "seeds": seeds,
             "workers": workers, "backend": backend, "machine": machine(), "versions": versions(),
         }

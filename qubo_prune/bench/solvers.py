@@ -46,12 +46,18 @@ class Entrant:
     name: str
     settings: Mapping[str, Any]
 
-    def make(self) -> Solver:
-        """The solver, on one thread if it can be told; :class:`InputError` for an unknown setting."""
+    def solver(self) -> Solver:
+        """With all its threads; :class:`InputError` for an unknown setting or a value that it refuses."""
         try:
-            solver = make_solver(self.name, **self.settings)
-        except TypeError as error:
+            return make_solver(self.name, **self.settings)
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
             raise InputError(str(error)) from error
+
+    def make(self) -> Solver:
+        """The same on one thread, if it can be told."""
+        solver = self.solver()
         if hasattr(solver, "threads") and "threads" not in self.settings:
             return make_solver(self.name, **self.settings, threads=1)
         return solver
