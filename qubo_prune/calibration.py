@@ -13,6 +13,7 @@ from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
 from qubo_prune.models import LoadedModel, device_of
 from qubo_prune.objective import Classification, Loss, LossFunction, NextToken, make_loss
+from qubo_prune.run_folder import digest_of_batches
 from qubo_prune.solver import derive_seed
 from qubo_prune.text import all_windows, check_length, token_windows
 
@@ -21,6 +22,8 @@ Source = str | Tensor | Samples | Iterable[Any]
 
 #: Windows of a text on which the errors of the layers are measured besides those of the Grams.
 GUARD = 4
+#: Samples, evenly spread, that a checksum is taken over.
+_DIGESTED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,14 @@ class Calibration:
     described: dict[str, Any]
     samples: Samples | None = None
     held_out: list[Any] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """SHA-256 of the inputs, and of some of the samples."""
+        given: list[Any] = [self.inputs, self.held_out]
+        if self.samples is not None:  # all of them may be more than the memory holds
+            some = torch.linspace(0, len(self.samples) - 1, min(_DIGESTED, len(self.samples))).long()
+            given += [len(self.samples), self.samples.batch(some)]
+        return digest_of_batches(*given)
 
     def without_last(self, count: int) -> Calibration:
         """The last ``count`` inputs held out."""

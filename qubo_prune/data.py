@@ -122,6 +122,15 @@ class Fresh:
         drawn, self._left = self._left[:count], self._left[count:]
         return drawn
 
+    def state(self) -> dict[str, Tensor]:
+        """Where it is, for :meth:`recover`."""
+        return {"left": self._left.clone(), "generator": self._generator.get_state()}
+
+    def recover(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from where another one was."""
+        self._left = state["left"]
+        self._generator.set_state(state["generator"])
+
     def draw(self, count: int) -> Any:
         """The next batch of ``count`` samples; raises :class:`InputError` if there are not that many."""
         return self._samples.batch(self.indices(count))

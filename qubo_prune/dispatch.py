@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.errors import InputError, SolverError
+from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.registry import make_solver
@@ -54,11 +55,13 @@ class Handling:
         polish: try swaps on answers that are not swap optima already.
         penalty: ``lambda`` for solvers without counts, in units of energy; estimated if ``None``.
         workers: processes for solvers that use one core and know no batches; 0 for this process.
+        journal: keeps the answers to batches, and knows those of a run that goes on.
     """
 
     polish: bool = True
     penalty: float | None = None
     workers: int = 0
+    journal: Journal | None = field(default=None, repr=False, compare=False)
 
 
 def solve(
@@ -387,6 +390,17 @@ def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None
     check_groups(solver, type(solver).__name__, request.problems.num_groups, request.problems.num_variables)
     if not (can.batched and can.cardinality):
         return _row_by_row(solver, request, handling)
+    known = _known(request, handling)
+    if not known.done.all():
+        answer, known.failures = _batch_answers(solver, request)
+        known.done[:], known.assignments[:] = True, answer.cpu()
+        if handling.journal is not None:
+            handling.journal.written()
+    return _accepted(solver, request, known.assignments.to(request.warm_start.device), dict(known.failures), handling)
+
+
+def _batch_answers(solver: Solver, request: BatchRequest) -> tuple[torch.Tensor, dict[int, tuple[Status, str]]]:
+    """What the solver answers to all rows at once; where that cannot be used, the warm start and why."""
     start = request.warm_start
     try:
         # the solver gets a copy of the start, which has to survive whatever the solver does to it
@@ -399,13 +413,16 @@ def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None
             )
         failures = _sound_failures(result.failures, len(start))
     except (Exception, SystemExit) as error:  # a solver's failure costs this batch, not the run
-        everywhere = {row: (Status.FAILED, f"{type(error).__name__}: {error}") for row in range(len(start))}
-        nothing = torch.zeros_like(request.problems.offset)
-        return BatchResult(start, everywhere, nothing, nothing)
+        return start, {row: (Status.FAILED, f"{type(error).__name__}: {error}") for row in range(len(start))}
     counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)
     failures.update(dict.fromkeys(_positions(~counts_met), (Status.INFEASIBLE, "counts are not met")))
-    answer = torch.where(counts_met[:, None], answer, start)
-    return _accepted(solver, request, answer, failures, handling)
+    return torch.where(counts_met[:, None], answer, start), failures
+
+
+def _known(request: BatchRequest, handling: Handling) -> Answers:
+    """What is known of the answers already: nothing, without a journal of a run that goes on."""
+    start = request.warm_start
+    return Answers.none(start) if handling.journal is None else handling.journal.batch(start)
 
 
 def _sound_failures(failures: Mapping[int, tuple[Status, str]], rows: int) -> dict[int, tuple[Status, str]]:
@@ -445,24 +462,31 @@ def _accepted(
 def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> BatchResult:
     """The same for a solver of single problems."""
     call = _Call(solver, type(solver).__name__, dataclasses.replace(handling, polish=False))
-    answer = request.warm_start.clone()
-    failures: dict[int, tuple[Status, str]] = {}
-    notes: Counter[str] = Counter()
-    for row, result in _in_flight(call, request):
-        if result is not None:
-            notes.update(str(result.info[kind]) for kind in ("isolation", "disbelieved") if kind in result.info)
-        if result is None:
-            failures[row] = (Status.TIME_LIMIT, "")
-        elif result.status.kept_warm_start:
-            failures[row] = (result.status, str(result.info.get("detail", "")))
+    known = _known(request, handling)
+    late: dict[int, tuple[Status, str]] = {}
+    for row, result in _in_flight(call, request, known.open_rows()):
+        if result is None:  # another run may have the time for it
+            late[row] = (Status.TIME_LIMIT, "")
+            continue
+        said = [str(result.info[kind]) for kind in ("isolation", "disbelieved") if kind in result.info]
+        if said:
+            known.notes[row] = said
+        if result.status.kept_warm_start:
+            known.failures[row] = (result.status, str(result.info.get("detail", "")))
         else:
-            answer[row] = torch.as_tensor(np.array(result.assignment, order="C")).to(answer)
+            known.assignments[row] = torch.as_tensor(np.array(result.assignment, order="C"))
+        known.done[row] = True
+        if handling.journal is not None:
+            handling.journal.written()
+    answer = known.assignments.to(request.warm_start.device)
+    notes = Counter(note for said in known.notes.values() for note in said)
+    failures = dict(sorted({**known.failures, **late}.items()))
     return dataclasses.replace(_accepted(solver, request, answer, failures, handling), notes=dict(notes))
 
 
-def _in_flight(call: _Call, request: BatchRequest) -> Iterator[tuple[int, SolveResult | None]]:
-    """Results row by row, some begun ahead; ``None`` for those that time left out."""
-    clock, rows = Deadline(request.time_limit), request.problems.num_rows
+def _in_flight(call: _Call, request: BatchRequest, open_rows: list[int]) -> Iterator[tuple[int, SolveResult | None]]:
+    """Results of some rows in turn, some begun ahead; ``None`` for those that time left out."""
+    clock, count = Deadline(request.time_limit), len(open_rows)
     begun: deque[tuple[int, SolveRequest, Callable[[], SolveResult]]] = deque()
 
     def first() -> tuple[int, SolveResult | None]:
@@ -473,15 +497,15 @@ def _in_flight(call: _Call, request: BatchRequest) -> Iterator[tuple[int, SolveR
             return row, None
 
     try:
-        for row in range(rows):
+        for number, row in enumerate(open_rows):
             if clock.expired:
-                yield from ((late, None) for late in range(row, rows))
+                yield from ((late, None) for late in open_rows[number:])
                 break
             single = SolveRequest(
                 request.problems.problem(row),
                 to_numpy_bool(request.warm_start[row]),
                 derive_seed(request.seed, row),
-                call.row_limit(request, clock, rows - row + len(begun)),
+                call.row_limit(request, clock, count - number + len(begun)),
             )
             begun.append((row, single, call.start(single, clock)))
             if len(begun) >= call.ahead:

@@ -79,6 +79,11 @@ class Gram:
     held_out: Gram | None = None
     drift: Drift | None = None
 
+    @classmethod
+    def of_nothing(cls, d_in: int, device: torch.device) -> Gram:
+        """One of no tokens, which takes no memory."""
+        return cls(torch.zeros(1, dtype=torch.float64, device=_hessian_device(device)).expand(d_in, d_in), 0)
+
     @property
     def groups(self) -> int:
         """Number of Grams."""

@@ -13,6 +13,7 @@ After iCBS (Rosenberg, Brubaker et al., arXiv 2411.17796), whose own settings ar
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections import Counter
@@ -31,17 +32,21 @@ from qubo_prune.data import Fresh, Samples
 from qubo_prune.dispatch import solve
 from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.events import event
 from qubo_prune.gradients import BlockGradients, Moments, block_gradients, moments, told_apart
+from qubo_prune.journal import Keeper
 from qubo_prune.layers import Layer
 from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
 from qubo_prune.loss_trace import LossStep, LossTrace
-from qubo_prune.masks import Pattern
+from qubo_prune.masks import Pattern, packed_bits, unpacked_bits
 from qubo_prune.objective import Objective
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
+from qubo_prune.sealed import Sealed
 from qubo_prune.solver import Deadline, Solver, derive_seed, shortest
 from qubo_prune.stopwatch import Stopwatch
 
+_log = logging.getLogger(__name__)
 _MOST_CAUTION = 8.0
 
 
@@ -232,6 +237,7 @@ def descend_loss(
     deadline: Deadline | None = None,
     progress: Progress | None = None,
     on_step: OnStep | None = None,
+    keeper: Keeper | None = None,
 ) -> LossTrace:
     """Improve keep masks by blocks that are emitted from the gradients of the loss.
 
@@ -252,15 +258,22 @@ def descend_loss(
         progress: where bars are shown.
         on_step: called after each step with its record, the model being as the step left it; its time
             does not count.
+        keeper: keeps the state after steps; one that has a state goes on from there.
 
     Raises:
         InputError: a loss is not finite, the gradient is zero everywhere, a setting does not fit.
     """
     run = _Descent(objective, layers, keep, train, held_out, settings, pattern, values, deadline or Deadline(None))
+    if keeper is not None and keeper.past is not None:
+        run.recover(keeper.past)
     with (progress or Progress()).task("descending the loss", settings.max_blocks) as advance:
+        advance(run.blocks, "")
         try:
             for step in run.steps():
                 advance(step.blocks, f"held-out loss {step.held_out_loss:.4f}")
+                _tell(step)
+                if keeper is not None:
+                    keeper.put_if_due(run.state)
                 if on_step is not None:
                     with run.paused():
                         on_step(step)
@@ -429,21 +442,72 @@ class _Descent:
             yield
         self._deadline = Deadline(left)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks solved so far."""
+        return sum(step.blocks for step in self._steps)
+
     def steps(self) -> Iterator[LossStep]:
         """Steps until time, blocks or hope are over."""
-        blocks, settings = 0, self._settings
-        while blocks < settings.max_blocks:
+        settings = self._settings
+        while self.blocks < settings.max_blocks:
             if self._deadline.expired:
                 self.stopped = "The time was over."
                 return
             if self._idle >= settings.patience and settings.accept == "held-out":
                 self.stopped = f"The last {self._idle} steps brought nothing, on the largest batches."
                 return
-            step = self._step(blocks)
-            blocks += step.blocks
+            step = self._step(self.blocks)
             self._steps.append(step)
             yield step
         self.stopped = "All blocks were solved."
+
+    # -- what goes on after an interruption
+
+    def state(self) -> Sealed:
+        """All that the next step depends on, and what the trace tells."""
+        tensors = {"losses": self._losses, "labels": self._labels.get_state()}
+        tensors |= {f"fresh.{name}": tensor for name, tensor in self._fresh.state().items()}
+        for number, (name, weights) in enumerate(self._weights.items()):
+            tensors[f"keep.{number}"] = packed_bits(weights.keep)
+            tensors[f"best.{number}"] = packed_bits(self._best[name])
+            if weights.frozen is not None:
+                tensors[f"frozen.{number}"] = packed_bits(weights.frozen)
+        for number, tabu in enumerate(self._tabu.values()):
+            tensors |= {f"tabu.{number}.{place}": block for place, block in enumerate(tabu.blocks)}
+        info = {
+            "random": self._random.bit_generator.state, "trust": self._trust, "queue": self._queue,
+            "caution": self._caution, "idle": self._idle, "radius": self._radius, "samples": self._samples,
+            "best_loss": self._best_loss, "notes": self._notes, "seconds": self._clock.wall,
+            "resting": [len(tabu.blocks) for tabu in self._tabu.values()],
+            "steps": [dataclasses.asdict(step) for step in self._steps],
+        }  # fmt: skip
+        return Sealed(tensors, info)
+
+    def recover(self, state: Sealed) -> None:
+        """Go on from where another one was."""
+        tensors, info = state.tensors, state.info
+        self._losses = tensors["losses"].to(self._losses.device)
+        self._labels.set_state(tensors["labels"])
+        self._fresh.recover({name: tensors[f"fresh.{name}"] for name in ("left", "generator")})
+        for number, (name, weights) in enumerate(self._weights.items()):
+            shape, device = tuple(weights.keep.shape), weights.keep.device
+            bits = {
+                kind: unpacked_bits(tensors[f"{kind}.{number}"], shape).to(device)
+                for kind in ("keep", "best", "frozen")
+                if f"{kind}.{number}" in tensors
+            }
+            weights.put(bits["keep"])
+            weights.frozen, self._best[name] = bits.get("frozen"), bits["best"]
+        for number, (tabu, resting) in enumerate(zip(self._tabu.values(), info["resting"], strict=True)):
+            tabu.blocks.extend(tensors[f"tabu.{number}.{place}"] for place in range(resting))
+        self._random.bit_generator.state = info["random"]
+        self._trust, self._queue = dict(info["trust"]), list(info["queue"])
+        self._caution, self._idle, self._radius = info["caution"], info["idle"], info["radius"]
+        self._samples, self._best_loss = info["samples"], info["best_loss"]
+        self._notes = Counter(info["notes"])
+        self._clock.add(info["seconds"] - self._clock.wall)
+        self._steps = [LossStep(**{**step, "pools": tuple(step["pools"])}) for step in info["steps"]]
 
     def finish(self) -> None:
         """Put the best masks seen in place."""
@@ -689,6 +753,11 @@ class _Descent:
             self._caution = max(self._settings.caution, self._caution / 1.25)
         if step.outcome == "idle" or ratio < 0.25:
             self._samples = min(2 * self._samples, limit)
+
+
+def _tell(step: LossStep) -> None:
+    told = {name: getattr(step, name) for name in ("number", "blocks", "swaps", "held_out_loss", "outcome", "seconds")}
+    event(_log, "step", f"Step {step.number}: held-out loss {step.held_out_loss:.5f}, {step.outcome}.", **told)
 
 
 def _starting(layer: Layer, keep: Tensor, value: Tensor | None) -> _Weights:

@@ -178,27 +178,28 @@ class Tabu:
 
     Attributes:
         most: weights it holds at most.
+        blocks: places of the resting ones.
     """
 
     most: int
-    _blocks: deque[Tensor] = field(default_factory=deque)
+    blocks: deque[Tensor] = field(default_factory=deque)
 
     def add(self, places: Int[Tensor, " n"]) -> None:
         """Let a block rest; the oldest ones come free as far as the limit asks."""
-        self._blocks.append(places)
-        while self._blocks and sum(map(len, self._blocks)) > self.most:
-            self._blocks.popleft()
+        self.blocks.append(places)
+        while self.blocks and sum(map(len, self.blocks)) > self.most:
+            self.blocks.popleft()
 
     def release(self) -> bool:
         """Free the oldest block; False if there is none."""
-        if not self._blocks:
+        if not self.blocks:
             return False
-        self._blocks.popleft()
+        self.blocks.popleft()
         return True
 
     def resting(self, size: int, device: torch.device) -> Bool[Tensor, " size"]:
         """Which places of the pool rest."""
         mask = torch.zeros(size, dtype=torch.bool, device=device)
-        for places in self._blocks:
+        for places in self.blocks:
             mask[places] = True
         return mask

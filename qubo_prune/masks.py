@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from qubo_prune.enforce import enforce as enforce
 from qubo_prune.errors import InputError
+from qubo_prune.sealed import Damaged, Sealed, read_sealed, write_sealed
+
+#: What a file of masks is; with its checksum since version 2.
+_MASKS = "qubo_prune.keep_masks.v2"
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,17 @@ def keep_highest_together(scores: Mapping[str, Tensor], density: float) -> dict[
     return {name: part.reshape(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
 
 
+def packed_bits(mask: Bool[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
+    """A bool tensor in memory order, eight entries in a byte, the first in its highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def unpacked_bits(packed: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bool[Tensor, ...]:
+    """The tensor of this shape that :func:`packed_bits` packed."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.astype(bool)).reshape(shape)
+
+
 class KeepMasks(Mapping[str, Tensor]):
     """Keep masks by parameter name, held bit-packed (1 bit a weight); items are bool tensors."""
 
@@ -123,12 +138,11 @@ class KeepMasks(Mapping[str, Tensor]):
     def __setitem__(self, name: str, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
             raise InputError(f"The mask {name!r} has type {mask.dtype}; masks are bool, True = keep.")
-        self._packed[name] = (tuple(mask.shape), np.packbits(mask.cpu().numpy()))
+        self._packed[name] = (tuple(mask.shape), packed_bits(mask).numpy())
 
     def __getitem__(self, name: str) -> Tensor:
         shape, packed = self._packed[name]
-        bits = np.unpackbits(packed, count=int(np.prod(shape)))
-        return torch.from_numpy(bits.astype(bool)).reshape(shape)
+        return unpacked_bits(torch.from_numpy(packed), shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._packed)
@@ -137,33 +151,28 @@ class KeepMasks(Mapping[str, Tensor]):
         return len(self._packed)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file of packed bits; shapes stand in its metadata."""
-        from safetensors.numpy import save_file
-
+        """Write a safetensors file of packed bits with a checksum; shapes stand in its metadata."""
         shapes = {name: list(shape) for name, (shape, _) in self._packed.items()}
-        metadata = {"format": "qubo_prune.keep_masks.v1", "shapes": json.dumps(shapes)}
-        save_file({name: packed for name, (_, packed) in self._packed.items()}, path, metadata=metadata)
+        packed = {name: torch.from_numpy(bits) for name, (_, bits) in self._packed.items()}
+        write_sealed(path, _MASKS, Sealed(packed, {"shapes": shapes}))
 
     @classmethod
     def load(cls, path: str | Path) -> KeepMasks:
-        """Read what :meth:`save` wrote; raises :class:`InputError` if it is not such a file."""
-        from safetensors import SafetensorError, safe_open
-
+        """Read what :meth:`save` wrote; raises :class:`InputError` if it is not such a file, or damaged."""
         masks = cls()
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != "qubo_prune.keep_masks.v1":
-                    raise InputError(f"{path} holds no keep masks; pass a masks.safetensors of this package.")
-                for name, shape in json.loads(metadata["shapes"]).items():
-                    packed = file.get_tensor(name)
-                    if packed.dtype != np.uint8 or packed.size != (int(np.prod(shape)) + 7) // 8:
-                        raise InputError(f"{path}: mask {name!r} does not fit its shape {shape}.")
-                    masks._packed[name] = (tuple(shape), packed)
+            content = read_sealed(path, _MASKS)
+            for name, shape in content.info["shapes"].items():
+                packed = content.tensors[name].numpy()
+                if min(shape, default=0) < 0 or packed.dtype != np.uint8 or packed.size != (math.prod(shape) + 7) // 8:
+                    raise InputError(f"{path}: mask {name!r} does not fit its shape {shape}.")
+                masks._packed[name] = (tuple(shape), packed)
+        except Damaged as error:
+            raise InputError(f"{error} Pass a masks.safetensors of this package, as it was written.") from error
         except FileNotFoundError:
             raise InputError(f"There is no mask file {path}.") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a readable safetensors file: {error}.") from error
+        except OSError as error:
+            raise InputError(f"The mask file {path} cannot be read: {error.strerror}.") from error
         except InputError:
             raise
         except (KeyError, AttributeError, TypeError, ValueError) as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qubo_prune.durable import disk_full, flush_all
 from qubo_prune.errors import InputError, did_you_mean
 
 #: Models whose weights come in a package of the registry: name -> (package, module, file).
@@ -150,32 +149,16 @@ def written_aside(target: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield aside
-        _flush(aside)
+        flush_all(aside)
         _replace(target, aside)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if _disk_full(error):
+        if disk_full(error):
             raise InputError(
                 f"The disk filled up while {str(target)!r} was written; nothing was changed there. Free some "
                 "space or give another output folder."
             ) from error
         raise
-
-
-def _disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # the writer of safetensors is compiled and gives the reason as text only
-    return "No space left on device" in str(error)
-
-
-def _flush(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _replace(target: Path, aside: Path) -> None:

@@ -91,6 +91,7 @@ class _Pass:
     seconds: Seconds
     counted: int
     dense: Mapping[str, Tensor] | None
+    needs_gram: Callable[[Layer], bool]
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
@@ -110,6 +111,7 @@ class _Pass:
 def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
     held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
+    needs_gram: Callable[[Layer], bool] = lambda layer: True,
 ) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -119,15 +121,16 @@ def stream(
         model: the model; it is run without gradients, in evaluation mode, without a cache.
         layers: the layers to visit.
         batches: model inputs (see :func:`as_call`), all held in memory.
-        visit: called with each layer and its Gram.
+        visit: called with each layer and its Gram; one of no tokens where ``needs_gram`` says so.
         seconds: times are added to its fields.
         held_out: more inputs, whose Gram comes apart, in ``gram.held_out``.
         dense: matrices ``(d_out, d_in)`` of the layers that ``visit`` has changed, by name, which it fills. With
             it the dense model is run beside the other, and a Gram has the drift between the two, unless there is
             none yet or they do not send the same tokens to the layer, as experts do.
+        needs_gram: says of a layer whether its visit will need the Gram.
     """
     calls = [as_call(batch) for batch in (*batches, *held_out)]
-    run = _Pass(visit, seconds, len(batches), dense)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram)
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
@@ -376,7 +379,10 @@ def _visit_block(
     if run.dense is not None:
         stages = _timed(run.seconds, lambda: with_residuals(block, stages, calls[0], states.now[0]))
     for stage in stages:
-        gram = _accumulate(block, stage, inside, calls, states, run)
+        needed = any(run.needs_gram(layer) for layer in stage.layers)
+        leader = stage.layers[0]
+        none = Gram.of_nothing(leader.shape[1], leader.parameter.device)
+        gram = _accumulate(block, stage, inside, calls, states, run) if needed else none
         for layer in stage.layers:
             run.visit(layer, gram)
 

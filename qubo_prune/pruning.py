@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
 from qubo_prune.errors import InputError
 from qubo_prune.evaluation import perplexity
+from qubo_prune.events import event, logged_to
 from qubo_prune.gradients import moments
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, Removed, check_finite, find_layers
@@ -38,14 +40,18 @@ from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
 from qubo_prune.models import LoadedModel, check_output, evaluating, load_model, save_model
-from qubo_prune.network import Seconds, stream
+from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_of, task_of
 from qubo_prune.progress import Progress
+from qubo_prune.records import Decided, Records, settings_of
 from qubo_prune.report import LayerReport, Report
+from qubo_prune.run_folder import EVENTS, RunFolder, digest_of_model, opened
 from qubo_prune.solver import Deadline, Solver, derive_seed
 from qubo_prune.update import update as update_weights
+
+_log = logging.getLogger(__name__)
 
 #: Samples that the allocation by the loss takes its gradients from.
 _FISHER_SAMPLES = 64
@@ -94,6 +100,8 @@ def prune(
     trust_remote_code: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
+    run_folder: str | Path | None = None,
+    resume: bool = False,
     progress: bool = False,
 ) -> Report:
     """Prune a model's linear and 2-D convolution layers to an exact density.
@@ -176,6 +184,10 @@ def prune(
         trust_remote_code: run model code that comes with a named checkpoint.
         output: folder for the pruned model, its report and its masks (language models).
         overwrite: replace an output folder that is not empty.
+        run_folder: where to keep what is decided, after every layer and every two minutes within one, and what
+            happens, for ``qubo-prune watch``.
+        resume: go on with the run that the folder holds, if it holds one; the result is that of a run that was never
+            interrupted, to the last bit, unless a time limit cut it.
         progress: show progress bars.
 
     Returns:
@@ -207,45 +219,84 @@ def prune(
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
+    with taken(run_folder, resume) as folder:
+        configuration: dict[str, Any] = {
+            "model": model if isinstance(model, str) else type(model).__name__, "dtype": dtype, "device": device,
+            "include": include, "exclude": exclude, "prune_head": prune_head, "samples": samples, "guard": guard,
+            "sequence_length": sequence_length, "loss_length": loss_length, "gram_samples": gram_samples,
+            "given_masks": None if isinstance(warm_start, str) else warm_start,
+        }  # fmt: skip
+        _identify(folder, "configuration", lambda: settings_of(plan.settings() | configuration))
+        loaded = _loaded(model, tokenizer, dtype, device, trust_remote_code, target, bars)
+        layers = find_layers(loaded.model, include, exclude, prune_head)
+        if task is not None:
+            plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
+        reading = reading_of(task, loss)
+        if allocation == "fisher" and reading is None:
+            reading = choose_loss(loss, calibration)
+        data = read_calibration(
+            calibration, loaded, samples, sequence_length, reading, loss_length, gram_samples,
+            guard if plan.updates or guard is not None else 0,
+        )  # fmt: skip
+        _identify(folder, "model", lambda: {"sha256": digest_of_model(loaded.model)})
+        _identify(folder, "calibration", lambda: data.described | {"sha256": data.digest()})
+        records = Records(folder, layers)
+        run = _Run(plan, layers, began, records)
+        judges = data.held_out if isinstance(calibration, str) else []
+        with run.undone_on_failure():
+            before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
+            run.allocate(loaded.model, data, reading, bars)
+            if task is not None:
+                run.prepare_loss(loaded.model, data, held_out)
+            run.all_layers(loaded.model, data, bars)
+            trace = run.descend_loss(bars, on_step) if task is not None else None
+            after = _perplexity(loaded.model, judges, bars)
+            judged = None if before is None or after is None else (before, after)
+            seconds = vars(run.seconds) | {"total": run.elapsed}
+            report = Report(
+                tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace,
+                judged,
+            )  # fmt: skip
+            if target is not None:
+                save_pruned(loaded, target, report)
+        event(_log, "ended", "The run is done.", elapsed=run.elapsed, **report.totals())
+    return report
+
+
+@contextmanager
+def taken(run_folder: str | Path | None, resume: bool) -> Iterator[RunFolder | None]:
+    """A run's folder, if there is to be one, with a log of events in it; how a run that fails ends is told there."""
+    if run_folder is None:
+        if resume:
+            raise InputError("resume is given and no run_folder; name the folder of the run to go on with.")
+        yield None
+        return
+    with opened(run_folder, resume) as folder, logged_to(folder.path / EVENTS, only_events=True):
+        try:
+            yield folder
+        except BaseException as error:
+            event(_log, "failed", "The run ended before it was done.", error=f"{type(error).__name__}: {error}")
+            raise
+
+
+def _identify(folder: RunFolder | None, part: str, given: Callable[[], Mapping[str, Any]]) -> None:
+    if folder is not None:
+        folder.identify(part, given())
+
+
+def _loaded(
+    model: str | nn.Module, tokenizer: Any, dtype: str, device: str, trust: bool, target: Path | None, bars: Progress
+) -> LoadedModel:
+    """The model, loaded if it is a name."""
     if isinstance(model, str):
         with bars.task(f"loading {model}", None):
-            loaded = load_model(model, dtype, device, trust_remote_code)
-    else:
-        loaded = LoadedModel(model, tokenizer, type(model).__name__)
-        if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
-            raise InputError(
-                "output is given, which takes a transformers model and its tokenizer; pass both, or leave output "
-                "out and save the model and report.masks yourself."
-            )
-    layers = find_layers(loaded.model, include, exclude, prune_head)
-    if task is not None:
-        plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
-    reading = reading_of(task, loss)
-    if allocation == "fisher" and reading is None:
-        reading = choose_loss(loss, calibration)
-    data = read_calibration(
-        calibration, loaded, samples, sequence_length, reading, loss_length, gram_samples,
-        guard if plan.updates or guard is not None else 0,
-    )  # fmt: skip
-    run = _Run(plan, layers, began)
-    judges = data.held_out if isinstance(calibration, str) else []
-    with run.undone_on_failure():
-        before = _perplexity(loaded.model, judges, bars)
-        run.allocate(loaded.model, data, reading, bars)
-        if task is not None:
-            run.prepare_loss(loaded.model, data, held_out)
-        run.all_layers(loaded.model, data, bars)
-        trace = run.descend_loss(bars, on_step) if task is not None else None
-        after = _perplexity(loaded.model, judges, bars)
-        held_out = None if before is None or after is None else (before, after)
-        seconds = vars(run.seconds) | {"total": time.perf_counter() - began}
-        report = Report(
-            tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace,
-            held_out,
-        )  # fmt: skip
-        if target is not None:
-            save_pruned(loaded, target, report)
-    return report
+            return load_model(model, dtype, device, trust)
+    if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
+        raise InputError(
+            "output is given, which takes a transformers model and its tokenizer; pass both, or leave output "
+            "out and save the model and report.masks yourself."
+        )
+    return LoadedModel(model, tokenizer, type(model).__name__)
 
 
 def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mapping[str, str] | None = None) -> None:
@@ -263,19 +314,25 @@ def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mappin
 class _Run:
     """One pass over the layers: what was decided, how to take it back, where the time went."""
 
-    def __init__(self, plan: Plan, layers: Sequence[Layer], began: float) -> None:
-        self._plan, self._layers, self._began = plan, layers, began
+    def __init__(self, plan: Plan, layers: Sequence[Layer], began: float, records: Records) -> None:
+        self._plan, self._layers, self._records = plan, layers, records
+        self._began = began - records.elapsed
         self._removed: list[Removed] = []
         self.reports: list[LayerReport] = []
         self.masks: dict[str, Tensor] = {}
-        self.seconds = Seconds()
+        self.seconds = records.seconds
         self._densities = densities_by_name(plan.densities, [layer.name for layer in layers], plan.density)
         for layer in layers:
             plan.pattern.check(self._densities[layer.name], layer.name, layer.shape[1])
         self._left = sum(layer.parameter.numel() for layer in layers)
-        self._gradient_masks: dict[str, Tensor] = {}
+        self._gradient_masks: Mapping[str, Tensor] = {}
         self._dense: dict[str, Tensor] = {}
         check_finite(layers)
+
+    @property
+    def elapsed(self) -> float:
+        """Wall-clock seconds of the run, those before an interruption included."""
+        return time.perf_counter() - self._began
 
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:
@@ -301,10 +358,17 @@ class _Run:
         batch = torch.randperm(len(self._samples[0]), generator=torch.Generator().manual_seed(seed))[:count]
         self._objective.measure(self._samples[0], batch[: task.settings.micro_batch])
         if self._plan.warm_start == "gradient":
-            found = moments(self._objective, self._samples[0], batch, self._layers)
-            for layer in self._layers:
-                scores = (layer.matrix() * found[layer.name].mean).abs()
-                self._gradient_masks[layer.name] = keep_highest(scores, self._plan.pattern, self._densities[layer.name])
+            self._gradient_masks = self._records.tensors_once("gradient-masks", lambda: self._by_gradient(batch))
+
+    def _by_gradient(self, batch: Tensor) -> dict[str, Tensor]:
+        """Masks of the highest ``|w g|``."""
+        found, plan = moments(self._objective, self._samples[0], batch, self._layers), self._plan
+        return {
+            layer.name: keep_highest(
+                (layer.matrix() * found[layer.name].mean).abs(), plan.pattern, self._densities[layer.name]
+            )
+            for layer in self._layers
+        }
 
     def descend_loss(self, bars: Progress, on_step: OnStep | None) -> LossTrace:
         """Improve the masks so far by blocks of the loss; the layers' reports and masks follow."""
@@ -313,10 +377,13 @@ class _Run:
         for removed in self._removed:
             self._dense[removed.layer.name] = removed.dense()
         keep = {layer.name: layer.as_matrix(self.masks[layer.parameter_name]) for layer in self._layers}
-        left = None if plan.max_time is None else max(0.0, plan.max_time - (time.perf_counter() - self._began))
+        keeper = self._records.loss_keeper()
+        past = float(keeper.past.info["seconds"]) if keeper and keeper.past else 0.0
+        self._began -= past
+        left = None if plan.max_time is None else max(0.0, plan.max_time - self.elapsed)
         trace = descend_loss(
             self._objective, self._layers, keep, *self._samples, plan.task.settings, plan.pattern, values=self._dense,
-            deadline=Deadline(left), progress=bars, on_step=on_step,
+            deadline=Deadline(left), progress=bars, on_step=on_step, keeper=keeper,
         )  # fmt: skip
         for number, report in enumerate(self.reports):
             mask, before = trace.keep[report.name], keep[report.name]
@@ -324,14 +391,16 @@ class _Run:
             self.reports[number] = replace(report, kept=kept, density=kept / mask.numel(), swapped=changed)
         for layer in self._layers:
             self.masks[layer.parameter_name] = layer.stored(trace.keep[layer.name]).cpu()
-        self.seconds.loss = time.perf_counter() - began
+        self.seconds.loss = past + time.perf_counter() - began
         return trace
 
     def allocate(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
         """Give the layers densities of their own, if that is asked for; the whole keeps the plan's."""
+        if self._plan.allocation != "uniform":
+            self._densities = self._records.once("densities", lambda: self._allocated(model, data, loss, bars))
+
+    def _allocated(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> dict[str, float]:
         plan = self._plan
-        if plan.allocation == "uniform":
-            return
         shapes = {layer.name: layer.shape for layer in self._layers}
         with bars.task(f"budgets of the layers ({plan.allocation})", None):
             if plan.allocation == "owl":
@@ -357,38 +426,36 @@ class _Run:
                     plan.density,
                 )
         kept = counts_of(shares, shapes, plan.density, plan.pattern)
-        self._densities = {name: count / math.prod(shapes[name]) for name, count in kept.items()}
+        return {name: count / math.prod(shapes[name]) for name, count in kept.items()}
 
     def all_layers(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
         """Stream the calibration data through the model and prune each layer when its turn comes."""
         with bars.task(f"pruning ({self._plan.method})", self._left) as advance:
 
             def visit(layer: Layer, gram: Gram) -> None:
-                self._one_layer(layer, gram)
+                if self._records.lacks(layer):
+                    self._one_layer(layer, gram)
+                else:
+                    self._take(layer)
                 advance(layer.parameter.numel(), layer.name)
 
             if self._plan.needs_inputs:
                 dense = self._dense if self._plan.correction else None
-                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense)
+                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks)
             else:
                 for layer in self._layers:
-                    d_in, device = layer.shape[1], layer.parameter.device
-                    visit(layer, Gram(torch.zeros(1, dtype=torch.float64, device=device).expand(d_in, d_in), 0))
+                    visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
 
     def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()
         weight, raised = layer.matrix().to(gram.matrix.device), Counter[str]()
+        if self._records.was_damaged(layer):
+            raised["Its record in the run's folder was damaged, so it was pruned again."] = 1
         target = corrected(weight, gram, plan.correction, plan.damping, raised)
         if plan.correction and self._dense and gram.tokens and gram.drift is None:
             raised["The dense model does not send the same tokens to this layer, so nothing was corrected."] = 1
         stays, start = self._protected(layer, target, gram, self._warm_start(layer, target, gram))
-        deadline = Deadline(self._allowance(layer))
-        if isinstance(plan.descent, CompensatedDescent):
-            result = descend_compensated(target, gram, start.keep, plan.pattern, plan.descent, deadline, stays)
-        elif plan.descent is not None:
-            result = descend(target, gram, start.keep, plan.pattern, plan.descent, deadline)
-        else:
-            result = DescentResult(start.keep, 0, 0, 0.0, False)
+        result = self._descended(layer, target, gram, start.keep, stays)
         final, notes = self._updated(target, gram, start, result)
         began_with, keep = weight * start.keep, result.keep
         if start.weight is not None and plan.updates:
@@ -404,27 +471,67 @@ class _Run:
         # an unseen layer's Gram is zero throughout
         changes = (weight, weight - began_with, weight - final)
         power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
-        if plan.updates:
-            self._dense[layer.name] = layer.matrix().clone()
-            layer.assign(final)
-        else:
-            self._removed.append(layer.remember(keep))
-            layer.prune(keep)
-        self.masks[layer.parameter_name] = layer.stored(keep).cpu()
-        self._left -= layer.parameter.numel()
+        self._put(layer, keep, final)
         kept = int(keep.sum())
         notes = dict(raised + Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
         if not plan.needs_inputs:
             notes["The output error of this layer was not measured; its warm start needs no inputs."] = 1
         elif gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
             notes["No calibration token reached this layer; its weights were ranked by magnitude."] = 1
-        self.reports.append(
-            LayerReport(
-                layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps,
-                result.accepted, result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens,
-                int(gram.dead.sum()), result.stopped_early, notes, result.trace, 0, *held_out, reverted, *proven,
-            )
+        report = LayerReport(
+            layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps, result.accepted,
+            result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens, int(gram.dead.sum()),
+            result.stopped_early, notes, result.trace, 0, *held_out, reverted, *proven,
         )  # fmt: skip
+        self.reports.append(report)
+        decided = Decided(keep, layer.matrix() if plan.updates else None, report)
+        self._records.put(layer, decided, self.seconds, self.elapsed)
+        self._records.forget_journal(layer)
+        self._tell(report)
+
+    def _take(self, layer: Layer) -> None:
+        """Put in place what an earlier call decided."""
+        decided = self._records.take(layer)
+        self._put(layer, decided.keep.to(layer.parameter.device), decided.weight)
+        self.reports.append(decided.report)
+
+    def _put(self, layer: Layer, keep: Tensor, weight: Tensor | None) -> None:
+        """Prune the layer in the model, or give it new weights if the run changes those."""
+        if self._plan.updates:
+            assert weight is not None
+            self._dense[layer.name] = layer.matrix().clone()
+            layer.assign(weight)
+        else:
+            self._removed.append(layer.remember(keep))
+            layer.prune(keep)
+        self.masks[layer.parameter_name] = layer.stored(keep).cpu()
+        self._left -= layer.parameter.numel()
+
+    def _tell(self, report: LayerReport) -> None:
+        sentence = f"{report.name}: relative error {report.relative_before:.5f} to {report.relative_after:.5f}."
+        event(
+            _log, "layer", sentence, layer=report.name, number=len(self.reports), layers=len(self._layers),
+            weights=report.shape[0] * report.shape[1], weights_left=self._left, kept=report.kept,
+            relative_before=report.relative_before, relative_after=report.relative_after, seconds=report.seconds,
+            elapsed=self.elapsed,
+        )  # fmt: skip
+
+    def _descended(self, layer: Layer, target: Tensor, gram: Gram, keep: Tensor, stays: Tensor | None) -> DescentResult:
+        """What blocks make of a warm start."""
+        descent, deadline = self._plan.descent, Deadline(self._allowance(layer))
+        if descent is None:
+            return DescentResult(keep, 0, 0, 0.0, False)
+        journal = self._records.journal(layer)
+        handling = replace(descent.handling, journal=journal)
+        try:
+            if isinstance(descent, CompensatedDescent):
+                settings = replace(descent, handling=handling)
+                return descend_compensated(target, gram, keep, self._plan.pattern, settings, deadline, stays)
+            return descend(target, gram, keep, self._plan.pattern, replace(descent, handling=handling), deadline)
+        except BaseException:
+            if journal is not None:
+                journal.keep()
+            raise
 
     def _proven(self, weight: Tensor, gram: Gram, keep: Tensor) -> tuple[float | None, BlockOptima | None]:
         """A lower bound for masks of these counts, and optima of blocks, if they are asked for."""
@@ -482,7 +589,7 @@ class _Run:
         passes = self.seconds.forward + self.seconds.hessian
         # before the first layer is done there is nothing to extrapolate from but the first pass
         ahead = passes * (1 - done) / done if done else passes * len(self._layers)
-        left = self._plan.max_time - (time.perf_counter() - self._began) - ahead
+        left = self._plan.max_time - self.elapsed - ahead
         return max(0.0, left) * layer.parameter.numel() / self._left
 
 

@@ -10,7 +10,7 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -104,6 +104,17 @@ class LayerReport:
         relative = {"relative_before": self.relative_before, "relative_after": self.relative_after, "gap": self.gap}
         blocks = {"block_optima": self.block_optima.to_dict() if self.block_optima else None}
         return dataclasses.asdict(self) | blocks | relative
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> LayerReport:
+        """What :meth:`to_dict` gave, before or after a way through JSON."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        fields = {name: plain[name] for name in names}
+        optima = plain["block_optima"]
+        if optima is not None:
+            fields["block_optima"] = BlockOptima(**{f.name: optima[f.name] for f in dataclasses.fields(BlockOptima)})
+        trace = tuple(TracePoint(**point) for point in plain["trace"])
+        return cls(**{**fields, "shape": tuple(plain["shape"]), "trace": trace})
 
 
 def _share(part: float, whole: float) -> float:

@@ -13,6 +13,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
+    def add(self, wall: float) -> None:
+        """Count wall-clock seconds that went by elsewhere, such as before an interruption."""
+        self._wall -= wall
+
     @property
     def wall(self) -> float:
         """Wall-clock seconds."""

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 
 from qubo_prune.errors import InputError
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
+from qubo_prune.sealed import Sealed, write_sealed
 
 
 @st.composite
@@ -172,29 +171,47 @@ def test_a_mask_that_does_not_fit_the_model_is_refused(model, name):
             use(model)
 
 
-def _metadata(shapes: object) -> dict[str, str]:
-    return {"format": "qubo_prune.keep_masks.v1", "shapes": json.dumps(shapes)}
+MASKS = "qubo_prune.keep_masks.v2"
 
 
 @pytest.mark.parametrize(
-    ("tensor", "metadata"),
+    ("kind", "tensor", "info"),
     [
-        (np.zeros(2, np.uint8), None),
-        (np.zeros(2, np.uint8), {"format": "something else"}),
-        (np.zeros(2, np.uint8), {"format": "qubo_prune.keep_masks.v1"}),
-        (np.zeros(2, np.uint8), {"format": "qubo_prune.keep_masks.v1", "shapes": "{not json"}),
-        (np.zeros(2, np.uint8), _metadata({"b": [4, 4]})),
-        (np.zeros(2, np.uint8), _metadata({"a": [4, 5]})),
-        (np.zeros(2, np.uint8), _metadata({"a": "wide"})),
-        (np.zeros(2, np.uint8), _metadata(["a"])),
-        (np.zeros(2, np.float32), _metadata({"a": [4, 4]})),
+        ("something.else.v1", torch.zeros(2, dtype=torch.uint8), {"shapes": {"a": [4, 4]}}),
+        (MASKS, torch.zeros(2, dtype=torch.uint8), {}),
+        (MASKS, torch.zeros(2, dtype=torch.uint8), {"shapes": {"b": [4, 4]}}),
+        (MASKS, torch.zeros(2, dtype=torch.uint8), {"shapes": {"a": [4, 5]}}),
+        (MASKS, torch.zeros(2, dtype=torch.uint8), {"shapes": {"a": "wide"}}),
+        (MASKS, torch.zeros(2, dtype=torch.uint8), {"shapes": {"a": [-4, -4]}}),
+        (MASKS, torch.zeros(2, dtype=torch.uint8), {"shapes": ["a"]}),
+        (MASKS, torch.zeros(2), {"shapes": {"a": [4, 4]}}),
     ],
 )
-def test_foreign_files_are_refused(tmp_path, tensor, metadata):
+def test_foreign_files_are_refused(tmp_path, kind, tensor, info):
     path = tmp_path / "other.safetensors"
-    save_file({"a": tensor}, path, metadata=metadata)
+    write_sealed(path, kind, Sealed({"a": tensor}, info))
     with pytest.raises(InputError, match=r"other\.safetensors"):
         KeepMasks.load(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": MASKS}, {"format": MASKS, "info": "{}", "sha256": "0" * 64}])
+def test_files_without_their_checksum_are_refused(tmp_path, metadata):
+    path = tmp_path / "other.safetensors"
+    save_file({"a": np.zeros(2, np.uint8)}, path, metadata=metadata)
+    with pytest.raises(InputError, match=r"other\.safetensors"):
+        KeepMasks.load(path)
+
+
+def test_no_changed_byte_goes_unseen(tmp_path, masks, rng):
+    path = tmp_path / "masks.safetensors"
+    masks.save(path)
+    content = path.read_bytes()
+    for place in rng.choice(len(content), size=200):
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"masks\.safetensors"):
+            KeepMasks.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a mask file at all", b"\xff" * 100])

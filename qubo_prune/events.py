@@ -1,0 +1,93 @@
+"""What happens in a run, as log records with plain data beside their sentence, and as JSON lines.
+
+Every module logs to a logger of its own name, so that ``logging`` can be set up as usual. An event is a record with a
+``kind`` and fields; a run's folder has them in ``events.jsonl``, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qubo_prune.errors import InputError
+
+_ROOT = "qubo_prune"
+
+
+def event(logger: logging.Logger, kind: str, sentence: str, **fields: Any) -> None:
+    """Log a sentence with its data.
+
+    Args:
+        logger: of the module that it happens in.
+        kind: of the event, one word.
+        sentence: for people.
+        **fields: plain data.
+    """
+    logger.info("%s", sentence, extra={"event": {"kind": kind, **fields}})
+
+
+class JsonLines(logging.Formatter):
+    """A record as a JSON object: ``time`` (UTC), ``level``, ``logger``, ``message`` and an event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line | getattr(record, "event", {}), default=str)
+
+
+def logged_to(path: str | Path | None, level: int = logging.INFO, only_events: bool = False) -> Any:
+    """A context in which this package's records are appended to a file as JSON lines; none without a path.
+
+    Args:
+        path: the file.
+        level: the lowest that is written.
+        only_events: leave out records without a kind.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    return nullcontext() if path is None else _logged_to(Path(path).expanduser(), level, only_events)
+
+
+@contextmanager
+def _logged_to(path: Path, level: int, only_events: bool) -> Iterator[None]:
+    try:
+        handler = _Handler(path, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"The log file {str(path)!r} cannot be written: {error.strerror}; give a file in a folder that is there."
+        ) from error
+    handler.setFormatter(JsonLines())
+    handler.setLevel(level)
+    if only_events:
+        handler.addFilter(lambda record: hasattr(record, "event"))
+    logger = logging.getLogger(_ROOT)
+    before = logger.level
+    logger.addHandler(handler)
+    if logger.getEffectiveLevel() > level:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+class _Handler(logging.FileHandler):
+    """A file whose trouble, such as a full disk, does not end a run of hours: the log is told of, not lived by."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Go on."""

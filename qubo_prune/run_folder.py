@@ -1,0 +1,216 @@
+"""The folder of a long run: who it is, what was decided so far, what happened; one process at a time has it.
+
+``run.json`` says what the run was begun with. ``records/*.safetensors`` hold what was decided, each with a checksum
+and written whole or not at all, so that a run may be killed at any moment. ``events.jsonl`` tells what happened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+from torch import Tensor, nn
+
+from qubo_prune.durable import write_whole
+from qubo_prune.errors import InputError
+from qubo_prune.sealed import Damaged, Sealed, add_tensor, read_sealed, write_sealed
+
+_FORMAT, _RECORD = "qubo_prune.run_folder.v1", "qubo_prune.record.v1"
+MANIFEST, EVENTS, _LOCK = "run.json", "events.jsonl", "lock"
+#: Bytes of a manifest that are read at most.
+_MOST_MANIFEST = 2**24
+
+_log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A run's folder while this process has it; see :func:`opened`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.resumed = (path / MANIFEST).exists()
+        self._identity = _read_manifest(path / MANIFEST) if self.resumed else {}
+        (path / "records").mkdir(exist_ok=True)
+
+    def identify(self, part: str, given: Mapping[str, Any]) -> None:
+        """Say what the run is begun with, or check that it is what it was begun with.
+
+        Args:
+            part: what of it, such as ``configuration``.
+            given: plain data.
+
+        Raises:
+            InputError: it is another run; the first difference is named.
+        """
+        plain = json.loads(json.dumps(given))
+        if part in self._identity:
+            difference = _difference(self._identity[part], plain)
+            if difference:
+                raise InputError(
+                    f"The run in {str(self.path)!r} was begun with another {part}: {difference}; give what it was "
+                    "begun with, or another run folder."
+                )
+            return
+        self._identity[part] = plain
+        text = json.dumps({"format": _FORMAT, "parts": self._identity}, indent=1)
+        write_whole(self.path / MANIFEST, text + "\n")
+
+    def put(self, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Keep plain data and tensors under a name, in place of what was there."""
+        write_sealed(self._file(name), _RECORD, Sealed(tensors or {}, dict(info)))
+        _log.debug("Record %s was written.", name)
+
+    def get(self, name: str) -> Sealed | None:
+        """What is kept under a name; ``None`` if there is nothing.
+
+        Raises:
+            Damaged: it is there and cannot be trusted.
+        """
+        try:
+            return read_sealed(self._file(name), _RECORD)
+        except FileNotFoundError:
+            return None
+
+    def get_or_lost(self, name: str) -> tuple[Sealed | None, bool]:
+        """What is kept under a name, and whether it is there but damaged, which is then as if there were nothing."""
+        try:
+            return self.get(name), False
+        except Damaged as error:
+            _log.warning("A record is done again: %s", error)
+            return None, True
+
+    def drop(self, name: str) -> None:
+        """Forget what is kept under a name."""
+        self._file(name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.path / "records" / f"{name}.safetensors"
+
+
+@contextmanager
+def opened(path: str | Path, resume: bool) -> Iterator[RunFolder]:
+    """Take a run's folder for this process, and give it back.
+
+    Args:
+        path: the folder; made if it is not there.
+        resume: go on with the run that it holds; begin one if it holds none.
+
+    Raises:
+        InputError: it holds a run and ``resume`` is false, another process works in it, or it is no folder of a run.
+    """
+    folder = Path(path).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The run folder {str(path)!r} cannot be made: {error.strerror}.") from error
+    known = {MANIFEST, EVENTS, _LOCK, "records"}
+    strange = [entry.name for entry in folder.iterdir() if entry.name not in known and ".partial-" not in entry.name]
+    if strange:
+        raise InputError(f"The run folder {str(path)!r} holds {strange[0]!r}, which no run wrote; give an empty one.")
+    # the system takes the lock back when the process ends, however it ends
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InputError(
+            f"Another process works in the run folder {str(path)!r}; wait for it, or give another folder."
+        ) from None
+    try:
+        if (folder / MANIFEST).exists() and not resume:
+            raise InputError(
+                f"The run folder {str(path)!r} holds a run already; go on with it by resume, or give another folder."
+            )
+        for left in folder.rglob(".*.partial-*"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        yield RunFolder(folder)
+    finally:
+        lock.release()
+
+
+def is_running(path: Path) -> bool:
+    """True if a process works in the folder now."""
+    lock = filelock.FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """What the run in a folder was begun with; raises :class:`InputError` if there is none."""
+    file = Path(path) / MANIFEST
+    if not file.is_file():
+        raise InputError(f"There is no run in {str(path)!r}; give the run folder of a prune command.")
+    return _read_manifest(file)
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    wrong = f"{file} is not the manifest of a run of this version"
+    if file.stat().st_size > _MOST_MANIFEST:
+        raise InputError(f"{wrong}: it has more than {_MOST_MANIFEST} bytes.")
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{wrong}: {error}.") from error
+    if not isinstance(plain, dict) or plain.get("format") != _FORMAT or not isinstance(plain.get("parts"), dict):
+        raise InputError(f"{wrong}; give another run folder.")
+    parts: dict[str, Any] = plain["parts"]
+    return parts
+
+
+def _difference(before: Any, now: Any, name: str = "") -> str:
+    """The first difference of two plain values as words; empty if there is none."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            found = _difference(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+            if found:
+                return found
+        return ""
+    # NaN is itself here
+    same = before == now or json.dumps(before) == json.dumps(now)
+    return "" if same else f"{name} was {_short(before)} and is {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def digest_of_model(model: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):  # some modules keep other things there
+            add_tensor(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def digest_of_batches(*given: Any) -> str:
+    """SHA-256 of nested sequences and mappings of tensors and plain values."""
+    digest = hashlib.sha256()
+    _add(digest, given)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        add_tensor(digest, "", value)
+    elif isinstance(value, Mapping):
+        digest.update(b"{")
+        for key in value:
+            digest.update(repr(key).encode())
+            _add(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(b"[%d" % len(value))
+        for part in value:
+            _add(digest, part)
+    else:
+        digest.update(repr(value).encode())
