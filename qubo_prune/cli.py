@@ -22,6 +22,7 @@ from qubo_prune.cli_options import (
     Hessian,
     Json,
     Length,
+    LogFile,
     MaxTime,
     Method,
     Model,
@@ -162,16 +163,29 @@ def prune_command(
     device: Device = "cpu",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps what is decided, so that a later call can go on.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-folder, if it holds one.")
+    ] = False,
+    log_file: LogFile = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Prune a language model, or an image classifier, and save it as a folder that transformers loads.
 
-    Ctrl-C ends a descent on the loss with the best masks so far; before that it leaves everything as it was.
+    Ctrl-C ends a descent on the loss with the best masks so far; before that it leaves everything as it was. With
+    --run-folder, what was decided stays in a folder, whatever ends the process, and the same call with --resume goes on.
 
-    Example: qubo-prune prune smollm2-135m --density 0.5 --output pruned
+    Example: qubo-prune prune smollm2-135m --density 0.5 --output pruned --run-folder pruned-run
     """
-    with plain_errors("nothing was written."):
+    if run_folder is None:
+        left = "nothing was written."
+    else:
+        left = f"no model was written; what was decided is in {run_folder}, and the same command with --resume goes on."
+    with plain_errors(left, log_file):
         from qubo_prune.masks import KeepMasks
         from qubo_prune.pruning import prune
 
@@ -191,9 +205,41 @@ def prune_command(
             max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
             sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
             dtype=dtype, device=device, trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
-            progress=not quiet,
+            run_folder=run_folder, resume=resume, progress=not quiet,
         )  # fmt: skip
         show(report, as_json, quiet)
+
+
+@app.command("watch")
+def watch_command(
+    run: Annotated[Path, typer.Argument(help="The folder given to prune as --run-folder.")],
+    once: Annotated[bool, typer.Option("--once", help="Print where the run is now, and end.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds from one look to the next.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Show where a run is: its layers, their errors, the energy of the one at work, the time left.
+
+    It ends when the run does; Ctrl-C ends it earlier and leaves the run alone.
+
+    Example: qubo-prune watch pruned-run
+    """
+    with plain_errors("the run goes on."):
+        import time
+        from dataclasses import asdict
+
+        from rich.live import Live
+
+        from qubo_prune.watch import RunState
+
+        state = RunState.read(run)
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(state), indent=1) + "\n")
+            return
+        with Live(state, console=Console(), auto_refresh=False) as live:
+            while not once and state.state == "running":
+                time.sleep(interval)
+                state = RunState.read(run)
+                live.update(state, refresh=True)
 
 
 @app.command("eval")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +19,7 @@ from rich.console import Console
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 Method = Annotated[
@@ -63,25 +67,59 @@ Device = Annotated[str, typer.Option(help="Where the model lives: cpu, cuda, cud
 Dtype = Annotated[str, typer.Option(help="Type of the loaded weights: auto, float32, bfloat16, float16.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(help="Append what happens to this file, one JSON object a line.", show_default=False),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no table.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end; all that is true of Ctrl-C is true of this."""
+
+
 @contextmanager
-def plain_errors(nothing_written: str) -> Iterator[None]:
-    """Bad input ends with one sentence and exit code 2, an interrupt with 130; no traceback."""
+def plain_errors(nothing_written: str, log_file: Path | None = None) -> Iterator[None]:
+    """Bad input ends with one sentence and exit code 2, an interrupt with 130, SIGTERM with 143; no traceback.
+
+    Args:
+        nothing_written: what an interrupt leaves behind, to be said.
+        log_file: where records are appended to meanwhile.
+    """
     # read when tqdm is first imported (torch does it): our own bars show what takes long
     os.environ.setdefault("TQDM_DISABLE", "1")
     from qubo_prune.errors import QuboPruneError
+    from qubo_prune.events import logged_to
 
     try:
-        yield
+        with _terminated_by_exception(), logged_to(log_file):
+            yield
     except QuboPruneError as error:
         Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
         raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        Console(stderr=True, soft_wrap=True).print(f"Interrupted; {nothing_written}", markup=False)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        asked = isinstance(error, Terminated)
+        said = f"{'Terminated' if asked else 'Interrupted'}; {nothing_written}"
+        Console(stderr=True, soft_wrap=True).print(said, markup=False, highlight=False)
+        raise typer.Exit(TERMINATED if asked else INTERRUPTED) from None
+
+
+@contextmanager
+def _terminated_by_exception() -> Iterator[None]:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that nothing is left half done."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def hush_libraries() -> None:

@@ -7,6 +7,7 @@ budget moves between rows after each sweep. See :mod:`qubo_prune.compensated` fo
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qubo_prune.compensated import DAMPING, Blocks, Curvature, Support, Swaps
-from qubo_prune.descent import DescentResult, TracePoint, by_group
+from qubo_prune.descent import DescentResult, TracePoint, by_group, tell_sweep
 from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
 from qubo_prune.problem import BlockBatch
 from qubo_prune.solver import BatchRequest, Deadline, Solver, derive_seed
 from qubo_prune.threads import in_threads
+
+_log = logging.getLogger(__name__)
 
 #: A row goes on to the next sweep if the last one took at least this share of its energy away.
 _WORTH = 5e-3
@@ -157,6 +160,7 @@ class _Descent:
     def _mark(self, energy: Float[Tensor, " d_out"]) -> None:
         seconds = time.perf_counter() - self._began if self._trace else 0.0
         self._trace.append(TracePoint(seconds, float(energy.nansum()), self._accepted))
+        tell_sweep(_log, self._trace[-1].energy, self._accepted)
 
     def _parts(self, rows: Int[Tensor, " r"]) -> list[Tensor]:
         """Rows of like counts together, as many at once as the memory takes."""

@@ -8,6 +8,7 @@ through its linear term; the rows advance together. The layer's energy
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from qubo_prune.construction import forward_selection
 from qubo_prune.dispatch import Handling, solve_batch
+from qubo_prune.events import event
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern, keep_highest
@@ -26,6 +28,8 @@ from qubo_prune.registry import make_solver
 from qubo_prune.scores import score
 from qubo_prune.selection import borderline_block
 from qubo_prune.solver import BatchRequest, Deadline, Solver, Status, derive_seed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,12 @@ class TracePoint:
     seconds: float
     energy: float
     accepted: int
+
+
+def tell_sweep(logger: logging.Logger, energy: float, accepted: int) -> None:
+    """Log where a layer is after a sweep."""
+    sentence = f"Energy {energy:.6g} after {accepted} accepted blocks."
+    event(logger, "sweep", sentence, energy=energy, accepted=accepted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +258,7 @@ class _Run:
             self._kept_start.update(outcome.notes)
             self._kept_start.update(status.told(detail) for status, detail in outcome.failures)
         self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted))
+        tell_sweep(_log, self._energy, self._accepted)
         return outcomes
 
     def _sweeps(self) -> None:

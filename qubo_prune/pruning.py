@@ -272,6 +272,7 @@ def taken(run_folder: str | Path | None, resume: bool) -> Iterator[RunFolder | N
         yield None
         return
     with opened(run_folder, resume) as folder, logged_to(folder.path / EVENTS, only_events=True):
+        event(_log, "began", "The run goes on." if folder.resumed else "The run begins.", resumed=folder.resumed)
         try:
             yield folder
         except BaseException as error:
@@ -448,6 +449,7 @@ class _Run:
 
     def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()
+        event(_log, "layer-began", f"{layer.name} is pruned now.", layer=layer.name)
         weight, raised = layer.matrix().to(gram.matrix.device), Counter[str]()
         if self._records.was_damaged(layer):
             raised["Its record in the run's folder was damaged, so it was pruned again."] = 1

@@ -116,7 +116,8 @@ def opened(path: str | Path, resume: bool) -> Iterator[RunFolder]:
     # the system takes the lock back when the process ends, however it ends
     lock = filelock.FileLock(folder / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        # who only watches has the lock for a moment
+        lock.acquire(timeout=1, poll_interval=0.02)
     except filelock.Timeout:
         raise InputError(
             f"Another process works in the run folder {str(path)!r}; wait for it, or give another folder."

@@ -1,0 +1,148 @@
+"""What a run does now, read from its folder by another process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qubo_prune.run_folder import EVENTS, is_running, read_manifest
+
+#: Characters of a line of events that are read at most; longer ones are not of a run.
+_MOST = 2**20
+#: Layers that are shown.
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is.
+
+    Attributes:
+        model: its name.
+        state: ``running``, ``done``, ``failed`` or ``interrupted``.
+        layers: those that are done, as their events tell, the last one of each name.
+        total: how many there are; 0 while that is not known.
+        current: the layer that is being pruned, or empty.
+        progress: fields of the last event within it, or of the last step of a descent on the loss.
+        elapsed: seconds that the run has taken, without interruptions.
+        left: seconds that it may still take, by the weights that are left; ``None`` while nothing is known.
+        error: why it failed.
+    """
+
+    model: str
+    state: str
+    layers: tuple[Mapping[str, Any], ...]
+    total: int
+    current: str
+    progress: Mapping[str, Any]
+    elapsed: float
+    left: float | None
+    error: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunState:
+        """The state of the run in a folder.
+
+        Raises:
+            InputError: there is no run in it.
+        """
+        folder = Path(path).expanduser()
+        configuration = read_manifest(folder).get("configuration", {})
+        layers: dict[str, Mapping[str, Any]] = {}
+        progress: Mapping[str, Any] = {}
+        current, error, ended = "", "", ""
+        for line in _events(folder / EVENTS):
+            kind = line["kind"]
+            if kind == "began":
+                current, progress, error, ended = "", {}, "", ""
+            elif kind == "layer-began":
+                current, progress = str(line.get("layer", "")), {}
+            elif kind == "layer":
+                layers[str(line.get("layer", ""))] = line
+                current, progress = "", {}
+            elif kind in ("sweep", "blocks", "step"):
+                progress = line
+            elif kind in ("ended", "failed"):
+                ended, error = kind, str(line.get("error", ""))
+        state = "running" if is_running(folder) else {"ended": "done", "failed": "failed"}.get(ended, "interrupted")
+        done = list(layers.values())
+        last = done[-1] if done else {}
+        total = _number(last.get("layers"))
+        elapsed, left = _number(last.get("elapsed")), None
+        weights_left = _number(last.get("weights_left"))
+        weights = sum(_number(layer.get("weights")) for layer in done)
+        if state == "running" and weights and elapsed:
+            left = elapsed * weights_left / weights
+        return cls(
+            str(configuration.get("model", "")), state, tuple(done), int(total), current, progress, elapsed, left, error
+        )
+
+    def __rich__(self) -> Group:
+        return Group(Text(self._title()), self._table())
+
+    def _title(self) -> str:
+        title = f"{self.model}: {self.state}"
+        if self.total:
+            title += f", {len(self.layers)} of {self.total} layers"
+        if self.elapsed:
+            title += f", {_duration(self.elapsed)} so far"
+        if self.left:
+            title += f", about {_duration(self.left)} left"
+        if self.error and self.state == "failed":
+            title += f" ({self.error})"
+        if self.current and self.state == "running":
+            title += f"\nnow {self.current}{_told(self.progress)}"
+        elif self.progress.get("kind") == "step" and self.state == "running":
+            title += f"\ndescent on the loss{_told(self.progress)}"
+        return title
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        table.add_column("layer", overflow="fold")
+        for column in ("error before", "after", "search s"):
+            table.add_column(column, justify="right")
+        for layer in self.layers[-_SHOWN:]:
+            before, after = _number(layer.get("relative_before")), _number(layer.get("relative_after"))
+            seconds = _number(layer.get("seconds"))
+            # a name is no markup
+            table.add_row(Text(str(layer.get("layer", ""))), f"{before:.5f}", f"{after:.5f}", f"{seconds:.1f}")
+        return table
+
+
+def _told(progress: Mapping[str, Any]) -> str:
+    """The numbers that an event within a layer has."""
+    names = {"energy": "energy", "accepted": "accepted blocks", "solved": "blocks solved", "of": "of",
+             "number": "step", "held_out_loss": "held-out loss"}  # fmt: skip
+    found = [f"{words} {_number(progress[name]):.6g}" for name, words in names.items() if name in progress]
+    return f": {', '.join(found)}" if found else ""
+
+
+def _events(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The events that can be read; a line that is being written is none yet."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        while line := lines.readline(_MOST):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict) and isinstance(found.get("kind"), str):
+                yield found
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+
+
+def _duration(seconds: float) -> str:
+    # whatever a damaged line says
+    return str(timedelta(seconds=round(seconds))) if 0 <= seconds < 1e9 else "?"
