@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py [--kills 50] [--kinds gram,compensated,loss] [--seed 0] [--folder kills]
 
-The model is CREPE's tiny network, a real one, of which three convolutions and the linear layer are pruned, on synthetic tones. A kill is
-``kill -9`` after a time drawn evenly from that of a whole run; each time another process goes on to the end. What it
-leaves must be that of the run which nobody killed: masks and weights to the last bit.
+The model is CREPE's tiny network, a real one, of which three convolutions and the linear layer are pruned, on
+synthetic tones. A kill is ``kill -9`` after a time drawn evenly from that of a whole run; each time another process
+goes on to the end. What it leaves must be that of the run which nobody killed: masks and weights to the last bit.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ def job(kind: str, folder: str | None, answer: str) -> None:
     """In a process of its own: prune, and write the checksum of masks and weights."""
     import torch
 
+    import qubo_prune.journal
     from qubo_prune import prune
     from qubo_prune.bench.tones import make_tones, pitch_network
     from qubo_prune.bench.workloads import tone_losses
     from qubo_prune.data import TensorSamples
     from qubo_prune.run_folder import digest_of_batches, digest_of_model
-
-    import qubo_prune.journal
 
     torch.set_num_threads(1)
     qubo_prune.journal.CHECKPOINT_SECONDS = 0.2  # so that kills within layers find records of them
@@ -102,6 +101,11 @@ class Runs:
         return self._finished(run), layers
 
 
+def say(sentence: str) -> None:
+    sys.stdout.write(f"{sentence}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Print what became of each kill; exit code 1 if one result differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,14 +124,14 @@ def main() -> None:
             runs.whole()  # the first one compiles
             wanted, seconds = runs.whole()
             share = options.kills // len(kinds) + (number < options.kills % len(kinds))
-            print(f"{kind}: {share} kills of a run of {seconds:.1f} s", flush=True)
+            say(f"{kind}: {share} kills of a run of {seconds:.1f} s")
             for _ in range(share):
                 after = draw.uniform(0, seconds)
                 found, layers = runs.killed(after)
                 same += found == wanted
                 said = "the same bits" if found == wanted else "OTHER BITS"
-                print(f"  killed after {after:5.2f} s with {layers} layers done: {said}", flush=True)
-    print(f"{same} of {options.kills} results are the same to the last bit.")
+                say(f"  killed after {after:5.2f} s with {layers} layers done: {said}")
+    say(f"{same} of {options.kills} results are the same to the last bit.")
     sys.exit(same != options.kills)
 
 

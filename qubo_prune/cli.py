@@ -177,7 +177,7 @@ def prune_command(
     """Prune a language model, or an image classifier, and save it as a folder that transformers loads.
 
     Ctrl-C ends a descent on the loss with the best masks so far; before that it leaves everything as it was. With
-    --run-folder, what was decided stays in a folder, whatever ends the process, and the same call with --resume goes on.
+    --run-folder, what was decided stays there, whatever ends the process, and the same call with --resume goes on.
 
     Example: qubo-prune prune smollm2-135m --density 0.5 --output pruned --run-folder pruned-run
     """

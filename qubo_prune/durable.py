@@ -60,9 +60,9 @@ def flush_all(folder: Path) -> None:
 
 
 def disk_full(error: BaseException) -> bool:
-    """True if it says that no space was left."""
+    """True if it says that no space was left, or none that a limit allows."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     # the writer of safetensors is compiled and gives the reason as text only
     return "No space left on device" in str(error)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 
-def rendered(table: Table, width: int) -> str:
-    """A table as plain text."""
+def rendered(shown: RenderableType, width: int) -> str:
+    """A table, or what else rich can show, as plain text."""
     stream = io.StringIO()
-    Console(file=stream, width=width).print(table)
+    Console(file=stream, width=width).print(shown)
     return stream.getvalue().rstrip()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +20,7 @@ import torch
 from qubo_prune_solvers.greedy import Greedy
 from torch import Tensor, nn
 
-from qubo_prune import prune
+from qubo_prune import InputError, prune
 from qubo_prune.report import Report
 from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
 
@@ -174,3 +178,209 @@ def test_a_run_that_is_done_can_be_asked_for_again(tmp_path: Path) -> None:
     job = llama(hessian="compensated")
     first = job.run(run_folder=tmp_path / "run")
     is_the_same(job.run(run_folder=tmp_path / "run", resume=True), first)
+
+
+# -- what a folder is refused for, and what it forgives
+
+
+def interrupted(job: Job, folder: Path, calls: int) -> None:
+    global left
+    left = calls
+    with pytest.raises(Killed):
+        job.run(run_folder=folder)
+    left = -1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"density": 0.4}, "configuration: density was 0.5 and is 0.4"),
+        ({"solver": Batched()}, "configuration: .*OneByOne"),
+        ({"seed": 1}, "configuration: seed was 0 and is 1"),
+        ({"exclude": ["*.mlp.*"]}, "configuration: exclude"),
+        ({"warm_start": "magnitude"}, "configuration: warm_start"),
+    ],
+)
+def test_another_configuration_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    job = llama(solver=OneByOne())
+    interrupted(job, tmp_path / "run", 30)
+    with pytest.raises(InputError, match=said):
+        job.run(run_folder=tmp_path / "run", resume=True, **changes)
+    is_the_same(job.run(run_folder=tmp_path / "run", resume=True), job.run())
+
+
+def test_another_model_or_calibration_is_refused(tmp_path: Path) -> None:
+    job = llama(solver=OneByOne())
+    interrupted(job, tmp_path / "run", 30)
+    with pytest.raises(InputError, match="another model"):
+        replace(job, make=lambda: tiny.llama(hidden_size=32)).run(run_folder=tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="another calibration"):
+        replace(job, data=lambda: tiny.tokens(5)).run(run_folder=tmp_path / "run", resume=True)
+
+
+def test_another_number_of_workers_is_the_same_run(tmp_path: Path) -> None:
+    job = llama(solver=OneByOne())
+    interrupted(job, tmp_path / "run", 30)
+    is_the_same(job.run(run_folder=tmp_path / "run", resume=True, workers=2), job.run())
+
+
+def test_resume_takes_a_folder() -> None:
+    with pytest.raises(InputError, match="run_folder"):
+        llama().run(resume=True)
+
+
+@pytest.mark.parametrize("settings", [{"solver": Batched()}, {"solver": Batched(), "hessian": "compensated"}])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_layer_is_pruned_again_and_says_so(tmp_path: Path, settings: dict[str, Any], damage: str) -> None:
+    job = llama(**settings)
+    whole = job.run(run_folder=tmp_path / "run")
+    file = tmp_path / "run" / "records" / "layer-00004.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-20] ^= 4
+    file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    state, report = job.run(run_folder=tmp_path / "run", resume=True)
+    for name, tensor in whole[0].items():
+        assert torch.equal(state[name], tensor)
+    said = [layer for layer in report.layers if any("damaged" in note for note in layer.notes)]
+    assert len(said) == 1
+    # what was redone is kept again
+    is_the_same(job.run(run_folder=tmp_path / "run", resume=True), (state, report))
+
+
+def test_a_record_of_another_layer_is_refused(tmp_path: Path) -> None:
+    job = llama(solver=Batched())
+    job.run(run_folder=tmp_path / "run")
+    records = tmp_path / "run" / "records"
+    (records / "layer-00000.safetensors").replace(records / "layer-00001.safetensors")
+    with pytest.raises(InputError, match="start the run anew"):
+        job.run(run_folder=tmp_path / "run", resume=True)
+
+
+def test_answers_that_are_damaged_are_asked_for_again(tmp_path: Path) -> None:
+    job = llama(solver=OneByOne())
+    interrupted(job, tmp_path / "run", 30)
+    (file,) = (tmp_path / "run" / "records").glob("*-answers.safetensors")
+    file.write_bytes(file.read_bytes()[:-3])
+    is_the_same(job.run(run_folder=tmp_path / "run", resume=True), job.run())
+
+
+def test_a_model_that_failed_has_its_weights_back_and_the_folder_what_was_decided(tmp_path: Path) -> None:
+    global left
+    model, job = tiny.llama(), llama(solver=OneByOne())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    left = 60
+    with pytest.raises(Killed):
+        prune(model, tiny.tokens(), **job.settings, run_folder=tmp_path / "run")
+    left = -1
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert (tmp_path / "run" / "records" / "layer-00000.safetensors").is_file()
+
+
+def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
+    job = llama(solver=OneByOne())
+    interrupted(job, tmp_path / "run", 60)
+    (state,) = (tmp_path / "run" / "records").glob("progress.safetensors")
+    assert state.is_file()
+    first = time.perf_counter()
+    _, report = job.run(run_folder=tmp_path / "run", resume=True)
+    assert report.seconds["total"] > time.perf_counter() - first - 1e-9
+    assert report.seconds["search"] >= sum(layer.seconds for layer in report.layers) * (1 - 1e-9)
+
+
+# -- a real model, killed for good
+
+KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+
+
+@pytest.mark.heavy
+def test_runs_that_are_killed_go_on_to_the_same_bits() -> None:
+    done = subprocess.run([sys.executable, KILLS, "--kills", "6"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 6 results are the same" in done.stdout
+
+
+# -- what the system may do to a command
+
+SCRIPT = """
+import sys
+import qubo_prune.journal
+from qubo_prune.cli import main
+qubo_prune.journal.CHECKPOINT_SECONDS = 0.0
+sys.argv[0] = "qubo-prune"
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Slow(OneByOne):
+    """Greedy that takes its time."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        time.sleep(0.01)
+        return Greedy().solve(request)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    (tmp_path / "text.txt").write_text(tiny.text(), encoding="utf-8")
+    model = tiny.save(tmp_path / "dense")
+    return ["prune", str(model), "--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--sequence-length",
+            "16", "--solver", "test_resume:Slow", "--workers", "0", "--block-time", "none", "--quiet",
+            "--run-folder", str(tmp_path / "run")]  # fmt: skip
+
+
+def begin(command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *command], stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def first_layer(folder: Path) -> None:
+    """Wait until a run has decided something."""
+    for _ in range(1200):
+        if (folder / "records" / "layer-00001.safetensors").is_file():
+            return
+        time.sleep(0.05)
+    raise AssertionError("no layer was decided within a minute")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "said"),
+    [(signal.SIGTERM, 143, "Terminated; "), (signal.SIGINT, 130, "Interrupted; "), (signal.SIGKILL, -9, "")],
+)
+def test_a_command_that_is_ended_goes_on_with_resume(
+    tmp_path: Path, command: list[str], sent: signal.Signals, code: int, said: str
+) -> None:
+    process = begin([*command, "--output", str(tmp_path / "pruned")])
+    first_layer(tmp_path / "run")
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.startswith(said)
+    assert "Traceback" not in error
+    if said:
+        assert "--resume goes on" in error
+    assert not (tmp_path / "pruned").exists()
+    assert not list(tmp_path.glob(".pruned*"))
+    again = begin([*command, "--output", str(tmp_path / "pruned"), "--resume"])
+    _, error = again.communicate(timeout=120)
+    assert again.returncode == 0, error
+    whole = begin([*(word for word in command[:-2]), "--output", str(tmp_path / "whole")])
+    _, error = whole.communicate(timeout=120)
+    assert whole.returncode == 0, error
+    for name in ("model.safetensors", "masks.safetensors"):
+        assert (tmp_path / "pruned" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_commands_on_one_folder_are_one_too_many(tmp_path: Path, command: list[str]) -> None:
+    process = begin([*command, "--output", str(tmp_path / "pruned")])
+    first_layer(tmp_path / "run")
+    second = begin([*command, "--output", str(tmp_path / "other"), "--resume"])
+    _, error = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "Another process works in the run folder" in error
+    process.communicate(timeout=120)
+    assert process.returncode == 0
