@@ -46,7 +46,7 @@ from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_of, task_of
 from qubo_prune.progress import Progress
 from qubo_prune.records import Decided, Records, settings_of
-from qubo_prune.report import LayerReport, Report
+from qubo_prune.report import LayerReport, Report, versions
 from qubo_prune.run_folder import EVENTS, RunFolder, digest_of_model, opened
 from qubo_prune.solver import Deadline, Solver, derive_seed
 from qubo_prune.update import update as update_weights
@@ -227,6 +227,7 @@ def prune(
             "given_masks": None if isinstance(warm_start, str) else warm_start,
         }  # fmt: skip
         _identify(folder, "configuration", lambda: settings_of(plan.settings() | configuration))
+        _identify(folder, "software", _software)
         loaded = _loaded(model, tokenizer, dtype, device, trust_remote_code, target, bars)
         layers = find_layers(loaded.model, include, exclude, prune_head)
         if task is not None:
@@ -252,7 +253,7 @@ def prune(
             trace = run.descend_loss(bars, on_step) if task is not None else None
             after = _perplexity(loaded.model, judges, bars)
             judged = None if before is None or after is None else (before, after)
-            seconds = vars(run.seconds) | {"total": run.elapsed}
+            seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
             report = Report(
                 tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace,
                 judged,
@@ -280,9 +281,15 @@ def taken(run_folder: str | Path | None, resume: bool) -> Iterator[RunFolder | N
             raise
 
 
+def _software() -> dict[str, str]:
+    """Versions without which the bits may be others."""
+    found = versions()
+    return {package: found[package] for package in ("qubo-prune", "torch", "numpy", "transformers")}
+
+
 def _identify(folder: RunFolder | None, part: str, given: Callable[[], Mapping[str, Any]]) -> None:
     if folder is not None:
-        folder.identify(part, given())
+        folder.identify(part, given)
 
 
 def _loaded(

@@ -130,7 +130,8 @@ class Report:
         model: name of the model.
         settings: the arguments of the run, seed included.
         calibration: source, windows and token count.
-        seconds: ``forward``, ``hessian``, ``search``, ``loss``, ``bounds`` and ``total`` wall-clock seconds.
+        seconds: ``forward``, ``hessian``, ``search``, ``loss``, ``bounds`` and ``total`` wall-clock seconds, and
+            ``checkpoints``, what the run's folder took of this process.
         masks: the keep masks by parameter name (saved apart, not part of :meth:`to_dict`).
         loss: the steps of a descent on the loss, if there was one.
         held_out_perplexity: of the dense and of the pruned model on the held-out windows of a calibration text, if

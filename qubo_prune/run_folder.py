@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,42 @@ _log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """A run's folder while this process has it; see :func:`opened`."""
+    """A run's folder while this process has it; see :func:`opened`.
+
+    Attributes:
+        path: where it is.
+        resumed: it held a run already.
+        seconds: that this process has spent on it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.seconds = path, 0.0
         self.resumed = (path / MANIFEST).exists()
         self._identity = _read_manifest(path / MANIFEST) if self.resumed else {}
         (path / "records").mkdir(exist_ok=True)
 
-    def identify(self, part: str, given: Mapping[str, Any]) -> None:
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def identify(self, part: str, given: Callable[[], Mapping[str, Any]]) -> None:
         """Say what the run is begun with, or check that it is what it was begun with.
 
         Args:
             part: what of it, such as ``configuration``.
-            given: plain data.
+            given: makes plain data.
 
         Raises:
             InputError: it is another run; the first difference is named.
         """
-        plain = json.loads(json.dumps(given))
+        with self._timed():
+            self._identify(part, json.loads(json.dumps(given())))
+
+    def _identify(self, part: str, plain: dict[str, Any]) -> None:
         if part in self._identity:
             difference = _difference(self._identity[part], plain)
             if difference:
@@ -63,7 +81,8 @@ class RunFolder:
 
     def put(self, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep plain data and tensors under a name, in place of what was there."""
-        write_sealed(self._file(name), _RECORD, Sealed(tensors or {}, dict(info)))
+        with self._timed():
+            write_sealed(self._file(name), _RECORD, Sealed(tensors or {}, dict(info)))
         _log.debug("Record %s was written.", name)
 
     def get(self, name: str) -> Sealed | None:
@@ -72,10 +91,11 @@ class RunFolder:
         Raises:
             Damaged: it is there and cannot be trusted.
         """
-        try:
-            return read_sealed(self._file(name), _RECORD)
-        except FileNotFoundError:
-            return None
+        with self._timed():
+            try:
+                return read_sealed(self._file(name), _RECORD)
+            except FileNotFoundError:
+                return None
 
     def get_or_lost(self, name: str) -> tuple[Sealed | None, bool]:
         """What is kept under a name, and whether it is there but damaged, which is then as if there were nothing."""

@@ -28,7 +28,7 @@ from qubo_prune.sealed import Damaged
 
 def begun(folder: Path, **configuration: Any) -> Path:
     with opened(folder, resume=False) as run:
-        run.identify("configuration", configuration)
+        run.identify("configuration", lambda: configuration)
         run.put("thing", {"value": 1}, {"tensor": torch.arange(3)})
     return folder
 
@@ -71,15 +71,15 @@ def test_the_difference_to_another_run_is_named(tmp_path: Path, given: dict[str,
     usual = {"density": 0.5, "solver": "greedy", "densities": {}, "include": ()}
     begun(tmp_path / "run", **usual)
     with opened(tmp_path / "run", resume=True) as run:
-        run.identify("configuration", usual)
+        run.identify("configuration", lambda: usual)
         with pytest.raises(InputError, match=said):
-            run.identify("configuration", usual | given)
+            run.identify("configuration", lambda: usual | given)
 
 
 def test_nan_is_no_difference_to_itself(tmp_path: Path) -> None:
     begun(tmp_path / "run", value=float("nan"))
     with opened(tmp_path / "run", resume=True) as run:
-        run.identify("configuration", {"value": float("nan")})
+        run.identify("configuration", lambda: {"value": float("nan")})
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from qubo_prune.watch import RunState
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     with opened(tmp_path / "run", resume=False) as folder:
-        folder.identify("configuration", {"model": "a-model"})
+        folder.identify("configuration", lambda: {"model": "a-model"})
     return tmp_path / "run"
 
 
@@ -111,7 +111,7 @@ def test_names_are_no_markup(run: Path) -> None:
 def test_whatever_the_events_hold_something_is_shown(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("run")
     with opened(folder, resume=False) as run:
-        run.identify("configuration", {"model": "a-model"})
+        run.identify("configuration", lambda: {"model": "a-model"})
         (folder / EVENTS).write_bytes(content)
         assert "a-model: running" in rendered(RunState.read(folder), 100)
 
