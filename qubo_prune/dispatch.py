@@ -44,6 +44,8 @@ from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
 PENALTY_FACTOR = 0.25
+#: What a result's ``info`` says of how it came about, which reports repeat.
+_TOLD = ("isolation", "disbelieved", "workers")
 
 
 @dataclass(frozen=True)
@@ -450,7 +452,7 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
     notes: Counter[str] = Counter()
     for row, result in _in_flight(call, request):
         if result is not None:
-            notes.update(str(result.info[kind]) for kind in ("isolation", "disbelieved") if kind in result.info)
+            notes.update(str(result.info[kind]) for kind in _TOLD if kind in result.info)
         if result is None:
             failures[row] = (Status.TIME_LIMIT, "")
         elif result.status.kept_warm_start:
