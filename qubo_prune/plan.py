@@ -17,7 +17,7 @@ from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent
 from qubo_prune.correction import CORRECTION_DAMPING, SHARE
 from qubo_prune.descent import Descent
-from qubo_prune.dispatch import Handling, check_size, workers_for
+from qubo_prune.dispatch import check_size, handling_of, parse_workers
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import Layer
 from qubo_prune.loss_descent import LossDescent
@@ -142,7 +142,7 @@ class Plan:
     @classmethod
     def checked(
         cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor] | None = None,
-        blocks: Blocks = _USUAL, workers: int | None = None, max_sweeps: int | None = None,
+        blocks: Blocks = _USUAL, workers: int | str | None = None, max_sweeps: int | None = None,
         max_time: float | str | None = None, seed: int = 0, task: Task | None = None, hessian: str = "gram",
         update: str | None = None, damping: float | None = None, correction: float | None = None,
         allocation: str = "uniform", densities: Mapping[str, float] | None = None, protect: float = 0.0,
@@ -206,9 +206,12 @@ class Plan:
                 f"block_size is {block_size}, which holds no group of {chosen.name}; give {chosen.of} or more."
             )
         check_size(made, name, block_size)
-        if workers is not None and workers < 0:
-            raise InputError(f"workers is {workers}; pass a number of processes, or 0 to solve in this one.")
-        handling = Handling(blocks.polish, workers=workers_for(made, workers))
+        if task is not None and isinstance(parse_workers(workers), str):
+            raise InputError(
+                f"workers is {workers!r}, and blocks of the loss are decided one after another in this process; leave "
+                "workers out."
+            )
+        handling = handling_of(made, name, workers, blocks.polish)
         descent: Descent | CompensatedDescent | None = None
         if compensated:
             descent = CompensatedDescent(

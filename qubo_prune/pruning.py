@@ -71,7 +71,7 @@ def prune(
     certify: str | None = None,
     block_size: int | None = None,
     block_time: float | str | None = "60s",
-    workers: int | None = None,
+    workers: int | str | None = None,
     polish: bool = True,
     max_sweeps: int | None = None,
     max_time: float | str | None = None,
@@ -144,7 +144,8 @@ def prune(
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
             ignores it is ended and loses that block. ``None`` for no limit.
-        workers: processes for solvers that take one block at a time on one core; by default one per core.
+        workers: processes for solvers that take one block at a time on one core; by default one per core. Or a
+            cluster for them: ``dask:ADDRESS`` or ``ray:ADDRESS`` (see :mod:`qubo_prune.clusters`).
         polish: swap within the blocks that the solver has decided. What the solver brought and what
             the swaps did stand apart in the report.
         max_sweeps: most blocks each row takes, by default 1; without ``compensated``, swaps over the whole row follow.

@@ -1,4 +1,4 @@
-"""Solver calls in processes of their own, which are ended when they overrun their time.
+"""Solver calls in processes of their own, here or on a cluster, which are ended when they overrun their time.
 
 The processes start from a clean interpreter and never run the caller's main module again, so that
 scripts need no guard; what a notebook defines travels by value. The clock starts when the solver's
@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,7 @@ import cloudpickle
 from loky.backend import get_context
 from pebble import ProcessExpired, ProcessPool
 
+from qubo_prune.clusters import Cluster, ClusterLost, WorkerDied
 from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, shortest
 
 #: Seconds for what comes before the solving: reading the request, importing the solver's modules.
@@ -81,26 +83,38 @@ class Call:
 
 
 class Workers:
-    """Runs one solver's calls, ``count`` at a time, in the shared pool of that many processes.
+    """Runs one solver's calls, ``count`` at a time.
+
+    Args:
+        solver: the solver.
+        count: processes of this machine; each number of them is one pool, which all share.
+        cluster: where to run them instead, as many at a time as its workers have threads. If it is lost, those
+            that it has not answered run on this machine, and so does all that comes after.
 
     Raises:
         TypeError: the solver cannot be sent to another process.
     """
 
-    def __init__(self, solver: Solver, count: int) -> None:
+    def __init__(self, solver: Solver, count: int, cluster: Cluster | None = None) -> None:
         try:
             self._solver = cloudpickle.dumps(solver)
         except Exception as error:  # whatever an object says when it cannot be copied
             raise TypeError(f"it cannot be sent to another process: {type(error).__name__}: {error}") from error
-        self._anytime, self.count = solver.capabilities.anytime, count
-        self._begun: set[Future[bytes]] = set()
+        self._anytime, self._cluster = solver.capabilities.anytime, cluster
+        away = cluster is not None and cluster.lost is None
+        self.count = cluster.count if cluster is not None and away else count
+        self._own = (os.cpu_count() or 1) if cluster is not None else count
+        self._here: set[Future[bytes]] = set()
+        self._there: dict[int, Any] = {}
+        self._run = uuid.uuid4().hex
 
     def submit(self, request: SolveRequest, clock: Deadline | None = None) -> Callable[[], SolveResult]:
         """Start one solve; the returned function waits for its answer.
 
         The solver is ended at the request's time limit, or when the ``clock`` that it shares with
         others runs out; one that watches the clock itself gets half as much again and a second. If
-        its process dies, it is begun once more, which the result's ``info["workers"]`` tells.
+        its process dies, it is begun once more, and if the cluster is lost, on this machine; the
+        result's ``info["workers"]`` tells.
 
         That function raises what the solver raised, :class:`Overrun` if it was ended at its limit,
         :class:`NotBegun` if the clock ran out before its turn, or :class:`Crash` if its process died
@@ -112,26 +126,47 @@ class Workers:
 
     def cancel(self) -> None:
         """End every solve that is not done."""
-        for future in list(self._begun):
+        for future in list(self._here):
             future.cancel()
+        if self._there and self._cluster is not None and self._cluster.lost is None:
+            self._cluster.cancel(list(self._there.values()), end_solves, self._run)
+        self._there.clear()
 
     def _begin(self, call: Call, clock: Deadline) -> Callable[[], bytes]:
         call = dataclasses.replace(call, left=clock.remaining)
-        future = _begin(call, self.count)
-        self._begun.add(future)
-        future.add_done_callback(self._begun.discard)
+        if self._cluster is not None and self._cluster.lost is None:
+            with suppress(ClusterLost):
+                ticket = self._cluster.submit(solve_there, call, self._run)
+                self._there[id(ticket)] = ticket
+                return functools.partial(self._outcome_there, self._cluster, ticket)
+        future = _begin(call, self._own)
+        self._here.add(future)
+        future.add_done_callback(self._here.discard)
         return functools.partial(_outcome, call, future)
 
+    def _outcome_there(self, cluster: Cluster, ticket: Any) -> bytes:
+        try:
+            outcome: bytes = cluster.result(ticket)
+        except Exception as error:  # not an interrupt: then it goes on until it is cancelled
+            self._there.pop(id(ticket), None)
+            if isinstance(error, WorkerDied):
+                raise Crash(f"process died ({error})") from error
+            raise
+        self._there.pop(id(ticket), None)
+        return outcome
+
     def _answer(self, call: Call, clock: Deadline, wait: Callable[[], bytes]) -> SolveResult:
-        """Wait for the answer, and begin again what was lost with its process."""
+        """Wait for the answer, and begin again what was lost with its process or its cluster."""
         died, deaths, breaks = "", 0, 0
         while True:
             try:
-                return _with_note(_unpacked(wait()), died)
+                return self._with_note(_unpacked(wait()), died)
             except NotBegun:
                 if died:
                     raise Crash(f"its {died}, and there was no time to begin again") from None
                 raise
+            except ClusterLost:
+                pass  # the note tells
             except (Crash, PoolBroke) as error:
                 deaths, breaks = deaths + isinstance(error, Crash), breaks + isinstance(error, PoolBroke)
                 died = str(error)
@@ -141,14 +176,14 @@ class Workers:
                     raise Crash(f"its {died}, again and again") from error
             wait = self._begin(call, clock)
 
-
-def _with_note(result: SolveResult, died: str) -> SolveResult:
-    """The result, which tells that it took a second process."""
-    if not died or not isinstance(result, SolveResult):
-        return result
-    return dataclasses.replace(
-        result, info={**dict(result.info), "workers": f"The block was solved again: its {died}."}
-    )
+    def _with_note(self, result: SolveResult, died: str) -> SolveResult:
+        """The result, which tells what happened to the processes, if anything did."""
+        told = [f"The block was solved again: its {died}."] if died else []
+        if self._cluster is not None and self._cluster.lost is not None:
+            told.append(f"{self._cluster.name} was lost ({self._cluster.lost}); the rest was solved on this machine.")
+        if not told or not isinstance(result, SolveResult):
+            return result
+        return dataclasses.replace(result, info={**dict(result.info), "workers": " ".join(told)})
 
 
 def _patience(limit: float, anytime: bool) -> float:
@@ -234,6 +269,42 @@ def _solve(call: Call, end: float | None) -> bytes:
     except BaseException as error:  # a worker that dies costs seconds; the parent raises this again
         packed = _packed(error)
     return packed
+
+
+#: In a worker of a cluster: the solves of each run that it has begun, and the runs that are over.
+_solves: dict[str, set[Future[bytes]]] = {}
+_over: set[str] = set()
+
+
+def solve_there(call: Call, run: str, slots: int) -> bytes:
+    """In a worker of a cluster: the same as here, in processes of its own.
+
+    Args:
+        call: what to solve.
+        run: whose solve it is, for :func:`end_solves`.
+        slots: solves that this worker is given at a time, at most.
+
+    Raises:
+        Overrun, Crash, PoolBroke: as they are raised here.
+    """
+    future = _begin(call, slots)
+    begun = _solves.setdefault(run, set())
+    begun.add(future)
+    if run in _over:
+        future.cancel()
+    try:
+        return _outcome(call, future)
+    finally:
+        begun.discard(future)
+        if not begun:
+            _solves.pop(run, None)
+
+
+def end_solves(run: str) -> None:
+    """In a worker of a cluster: end what a run has begun there, or is about to."""
+    _over.add(run)
+    for future in list(_solves.get(run, ())):
+        future.cancel()
 
 
 @contextmanager

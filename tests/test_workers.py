@@ -256,14 +256,15 @@ def test_a_solve_whose_process_dies_twice_keeps_its_start_and_the_others_do_not(
 
 def test_a_death_with_no_time_left_is_a_death(rng):
     request = SolveRequest(random_problem(rng, 6, 3), random_feasible(rng, random_problem(rng, 6, 3)))
-    solver = Workers(Sleeping(1.0), 1)
-    wait = solver.submit(request, Deadline(0.5))
-    (future,) = solver._begun
+    solver, clock = Workers(Sleeping(1000.0), 1), Deadline(4.0)
+    wait = solver.submit(request, clock)
+    (future,) = solver._here
     while not future.running():
         time.sleep(0.01)
     for process in worker_processes():
         process.kill()
-    time.sleep(0.5)
+    while not clock.expired:
+        time.sleep(0.1)
     with pytest.raises(Crash, match=r"exit code -9.*no time to begin again"):
         wait()
 
