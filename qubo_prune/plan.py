@@ -22,6 +22,7 @@ from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import Layer
 from qubo_prune.loss_descent import LossDescent
 from qubo_prune.masks import Pattern
+from qubo_prune.models import usable_device
 from qubo_prune.objective import Loss, LossFunction, NextToken, make_loss
 from qubo_prune.peers import PEERS
 from qubo_prune.registry import make_solver
@@ -138,6 +139,7 @@ class Plan:
     protect: float
     certify: str | None = None
     task: Task | None = None
+    gram_devices: tuple[str, ...] = ()
 
     @classmethod
     def checked(
@@ -146,7 +148,7 @@ class Plan:
         max_time: float | str | None = None, seed: int = 0, task: Task | None = None, hessian: str = "gram",
         update: str | None = None, damping: float | None = None, correction: float | None = None,
         allocation: str = "uniform", densities: Mapping[str, float] | None = None, protect: float = 0.0,
-        certify: str | None = None,
+        certify: str | None = None, gram_devices: Sequence[str] = (),
     ) -> Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
@@ -224,6 +226,7 @@ class Plan:
         return cls(
             density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed, hessian,
             update, damping, correction, allocation, dict(densities or {}), protect, certify, task,
+            tuple(str(usable_device(device)) for device in gram_devices),
         )  # fmt: skip
 
     @property

@@ -91,6 +91,7 @@ def prune(
     tokenizer: Any = None,
     dtype: str = "auto",
     device: str = "cpu",
+    gram_devices: Sequence[str] = (),
     trust_remote_code: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -174,6 +175,9 @@ def prune(
         tokenizer: needed if ``model`` is a module and ``calibration`` a text source.
         dtype: of the loaded weights, if ``model`` is a name.
         device: where a named model is loaded.
+        gram_devices: devices that multiply the layers' inputs, batch by batch in turn, such as
+            ``("cuda:0", "cuda:1")``; the Grams do not depend on their number. By default each batch is multiplied
+            where it is.
         trust_remote_code: run model code that comes with a named checkpoint.
         output: folder for the pruned model, its report and its masks (language models).
         overwrite: replace an output folder that is not empty.
@@ -205,6 +209,7 @@ def prune(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
         max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
         correction=correction, allocation=allocation, densities=densities, protect=protect, certify=certify,
+        gram_devices=gram_devices,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -341,7 +346,7 @@ class _Run:
                 def visit(layer: Layer, gram: Gram) -> None:
                     outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
 
-                stream(model, self._layers, data.inputs, visit, self.seconds)
+                stream(model, self._layers, data.inputs, visit, self.seconds, gram_devices=plan.gram_devices)
                 shares = owl(outliers, plan.density, sizes={name: math.prod(shape) for name, shape in shapes.items()})
             else:
                 assert loss is not None
@@ -370,7 +375,9 @@ class _Run:
 
             if self._plan.needs_inputs:
                 dense = self._dense if self._plan.correction else None
-                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense)
+                stream(
+                    model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._plan.gram_devices
+                )
             else:
                 for layer in self._layers:
                     d_in, device = layer.shape[1], layer.parameter.device
