@@ -102,8 +102,8 @@ class Workers:
             raise TypeError(f"it cannot be sent to another process: {type(error).__name__}: {error}") from error
         self._anytime, self._cluster = solver.capabilities.anytime, cluster
         away = cluster is not None and cluster.lost is None
-        self.count = cluster.count if cluster is not None and away else count
         self._own = (os.cpu_count() or 1) if cluster is not None else count
+        self.count = cluster.count if cluster is not None and away else self._own
         self._here: set[Future[bytes]] = set()
         self._there: dict[int, Any] = {}
         self._run = uuid.uuid4().hex

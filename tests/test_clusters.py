@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -326,3 +328,103 @@ def test_a_cluster_that_cannot_be_reached_is_an_input_error(on_dask: dict[str, A
     assert said["message"].count(".") == said["message"].rstrip(".").count(".") + 1
     assert said["seconds"] < 60
     assert said["exit code"] == 2
+
+
+# --- Ray --------------------------------------------------------------------------------------------
+
+
+class FakeRay(ModuleType):
+    """What is asked of Ray, in this thread; ``get`` raises what it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        kinds = ("RayTaskError", "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError")
+        base = type("RayError", (Exception,), {})
+        errors = {name: type(name, (base,), {"cause": ValueError("too cold")}) for name in kinds}
+        late = type("GetTimeoutError", (base, TimeoutError), {})
+        self.exceptions = SimpleNamespace(RayError=base, GetTimeoutError=late, **errors)
+        self.asked: list[Any] = []
+        self.next: list[BaseException] = []
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **settings: Any) -> None:
+        self.asked.append(settings)
+        if "moon" in str(settings.get("address")):
+            raise ConnectionError("Failed to connect to Ray cluster at moon\nand more")
+
+    def remote(self, function: Callable[..., Any]) -> Any:
+        return SimpleNamespace(options=lambda **more: SimpleNamespace(remote=function))
+
+    def get(self, ticket: Any, timeout: float) -> Any:
+        if self.next:
+            raise self.next.pop(0)
+        return ticket
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 3.0}
+
+    def cancel(self, ticket: Any, force: bool) -> None:
+        self.asked.append((ticket, force))
+
+    def shutdown(self) -> None:
+        self.asked.append("shutdown")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(clusters, "_open", {})
+    return fake
+
+
+def test_what_ray_raises_is_what_a_cluster_raises(ray: FakeRay) -> None:
+    cluster = connect("ray")
+    assert ray.asked == [{"address": "local", "include_dashboard": False, "log_to_driver": False}]
+    assert cluster.count == 3
+    ticket = cluster.submit(lambda number, slots: (number, slots), 7)
+    problems = ray.exceptions
+    ray.next = [problems.GetTimeoutError()]
+    assert cluster.result(ticket) == (7, 1)
+    died = (problems.WorkerCrashedError, WorkerDied), (problems.OutOfMemoryError, WorkerDied)
+    for kind, raised in ((problems.RayTaskError, ValueError), *died):
+        ray.next = [kind()]
+        with pytest.raises(raised):
+            cluster.result(ticket)
+    assert cluster.lost is None
+    cluster.cancel([ticket], print)
+    assert ray.asked[-1] == (ticket, True)
+    ray.next = [problems.NodeDiedError("node 3")]
+    with pytest.raises(ClusterLost, match="NodeDiedError: node 3"):
+        cluster.result(ticket)
+    assert ray.asked[-1] == "shutdown"
+    assert cluster.lost == "NodeDiedError: node 3"
+
+
+def test_a_ray_cluster_that_cannot_be_reached_is_an_input_error(ray: FakeRay) -> None:
+    with pytest.raises(InputError, match=r"^The cluster ray:moon:1 cannot be reached .Failed .* at moon.; give"):
+        connect("ray:moon:1")
+
+
+ON_RAY = """
+import sys
+import on_dask
+from qubo_prune import clusters
+from pathlib import Path
+
+trial = on_dask.Trial(Path(sys.argv[1]))
+assert trial.run(2)["solvers"] == 1
+away = trial.run("ray")
+assert away["same"] and away["solvers"] > 1, away
+"""
+
+
+@pytest.mark.skipif(util.find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.heavy
+def test_masks_are_the_same_on_a_ray_cluster(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", ON_RAY, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
