@@ -19,8 +19,9 @@ import threading
 import time
 import traceback
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from typing import Any
 
 import cloudpickle
 from loky.backend import get_context
-from pebble import ProcessExpired, ProcessPool
+from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from qubo_prune.clusters import Cluster, ClusterLost, WorkerDied
 from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, shortest
@@ -191,16 +192,11 @@ def _patience(limit: float, anytime: bool) -> float:
     return 1.5 * limit + 1 if anytime else limit
 
 
-def _begin(call: Call, count: int) -> Future[bytes]:
+def _begin(call: Call, count: int) -> Solve:
     """Begin it in the pool of so many processes of this machine."""
     # this clock does not jump, and all processes of a machine read the same
     end = None if call.left is None else time.monotonic() + call.left
-    try:
-        future: Future[bytes] = _pool(count).schedule(_solve, args=(call, end))
-    except RuntimeError as error:  # the pool broke just now
-        future = Future()
-        future.set_exception(BrokenProcessPool(str(error)))
-    return future
+    return _pool(count).submit(call, end)
 
 
 def _outcome(call: Call, future: Future[bytes]) -> bytes:
@@ -345,6 +341,8 @@ def _warm_up(parent: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # whoever may hold the locks of its pipes for longer was killed with them in its hands
+    CONSTS.channel_lock_timeout = 2
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -355,29 +353,118 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-_pools: dict[int, Any] = {}
+class Solve(Future[bytes]):
+    """One call in a pool; cancelling it ends its process if it has begun."""
+
+    def __init__(self, call: Call, end: float | None, change: threading.RLock) -> None:
+        super().__init__()
+        self.call, self.end, self._change = call, end, change
+        self.inner: Future[bytes] | None = None
+
+    def running(self) -> bool:
+        """True while a process is at it."""
+        return not self.done() and self.inner is not None and self.inner.running()
+
+    def cancel(self) -> bool:
+        """End it; true unless it was done."""
+        with self._change:
+            if self.done():
+                return False
+            return super().cancel() if self.inner is None else self.inner.cancel()
+
+    def settle(self, inner: Future[bytes]) -> None:
+        """Take over what became of it."""
+        if inner.cancelled():
+            self.set_exception(CancelledError())
+        elif inner.exception() is not None:
+            self.set_exception(inner.exception())
+        else:
+            self.set_result(inner.result())
+
+
+class Pool:
+    """So many processes of this machine, one call at a time each.
+
+    Each has pipes and locks of its own, so that one which is killed while it holds them takes nothing with it that the
+    others need.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._change = threading.RLock()
+        self._idle = [_process() for _ in range(count)]
+        self._all = list(self._idle)
+        self._waiting: deque[Solve] = deque()
+
+    def submit(self, call: Call, end: float | None) -> Solve:
+        """Begin a call, or have it wait for its turn."""
+        solve = Solve(call, end, self._change)
+        self._waiting.append(solve)
+        self._go_on()
+        return solve
+
+    def _go_on(self) -> None:
+        """Give calls to processes as long as there are some of both."""
+        with self._change:
+            while self._idle and self._waiting:
+                solve = self._waiting.popleft()
+                if solve.set_running_or_notify_cancel():
+                    self._start(self._idle.pop(), solve)
+
+    def _start(self, process: ProcessPool, solve: Solve) -> None:
+        if not process.active:  # it was killed while it had nothing to do
+            process = self._replaced(process)
+        inner: Future[bytes]
+        try:
+            inner = process.schedule(_solve, args=(solve.call, solve.end))
+        except RuntimeError as error:  # it was killed just now
+            inner = Future()
+            inner.set_exception(BrokenProcessPool(str(error)))
+        solve.inner = inner
+        inner.add_done_callback(functools.partial(self._ended, process, solve))
+
+    def _ended(self, process: ProcessPool, solve: Solve, inner: Future[bytes]) -> None:
+        with self._change:
+            self._idle.append(process)
+        solve.settle(inner)
+        self._go_on()
+
+    def _replaced(self, process: ProcessPool) -> ProcessPool:
+        new = _process()
+        self._all[self._all.index(process)] = new
+        # apart, since this may be called from a thread of the process's own, which is waited for
+        threading.Thread(target=_stop, args=(process,), daemon=True).start()
+        return new
+
+    def stop(self) -> None:
+        """End all processes."""
+        with self._change:
+            self._idle.clear()
+        for process in self._all:
+            _stop(process)
+
+
+def _process() -> ProcessPool:
+    return ProcessPool(max_workers=1, context=get_context("loky"), initializer=_warm_up, initargs=[os.getpid()])
+
+
+def _stop(process: ProcessPool) -> None:
+    process.stop()  # type: ignore[no-untyped-call]
+    process.join()
+
+
+_pools: dict[int, Pool] = {}
 _pools_change = threading.Lock()
 
 
-def _pool(count: int) -> Any:
+def _pool(count: int) -> Pool:
     """The pool of so many processes, started at the first use and stopped with the interpreter."""
     with _pools_change:
-        if count in _pools and not _pools[count].active:
-            _stop(count)
         if count not in _pools:
-            _pools[count] = ProcessPool(
-                max_workers=count, context=get_context("loky"), initializer=_warm_up, initargs=[os.getpid()]
-            )
+            _pools[count] = Pool(count)
         return _pools[count]
 
 
 @atexit.register
 def _stop_all() -> None:
     for count in list(_pools):
-        _stop(count)
-
-
-def _stop(count: int) -> None:
-    pool = _pools.pop(count)
-    pool.stop()
-    pool.join()
+        _pools.pop(count).stop()

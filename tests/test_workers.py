@@ -12,6 +12,8 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from concurrent.futures import CancelledError, Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,11 +330,12 @@ def test_processes_killed_between_solves_cost_nothing(rng):
 
 
 def test_processes_that_cannot_be_had_are_a_crash(rng, monkeypatch):
-    class Broken:
-        def schedule(self, *arguments: Any, **more: Any) -> Any:
-            raise RuntimeError("no more processes")
+    def broken(call: Any, count: int) -> Any:
+        future: Future[bytes] = Future()
+        future.set_exception(BrokenProcessPool("no more processes"))
+        return future
 
-    monkeypatch.setattr(workers, "_pool", lambda count: Broken())
+    monkeypatch.setattr(workers, "_begin", broken)
     with pytest.raises(Crash, match=r"processes were lost \(no more processes\), again and again"):
         Workers(Sleeping(0.0), 1).submit(SolveRequest(random_problem(rng, 6, 3)))()
 
@@ -489,32 +492,22 @@ def test_an_interrupt_ends_what_was_begun(rng, monkeypatch):
     problems = random_batch(rng, 6, 6, [3])
     request = BatchRequest(problems, random_starts(rng, problems))
     begun: list[Any] = []
-    schedule = workers.ProcessPool.schedule
+    begin = workers._begin
 
-    def watched(pool: Any, *arguments: Any, **more: Any) -> Any:
-        begun.append(schedule(pool, *arguments, **more))
+    def watched(*arguments: Any) -> Any:
+        begun.append(begin(*arguments))
         return begun[-1]
 
     def interrupted(future: Any, most: float | None) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.ProcessPool, "schedule", watched)
+    monkeypatch.setattr(workers, "_begin", watched)
     monkeypatch.setattr(workers, "_watched", interrupted)
     with pytest.raises(KeyboardInterrupt):
         solve_batch(Sleeping(1000.0), request, Handling(workers=1))
     assert len(begun) == 2
-    assert all(future.cancelled() for future in begun)
-
-
-@pytest.mark.heavy
-def test_a_pool_that_broke_is_replaced(rng):
-    request = SolveRequest(random_problem(rng, 6, 3))
-    solver = Workers(Sleeping(0.0), 1)
-    solver.submit(request)()
-    broken = workers._pools[1]
-    broken.stop()
-    assert solver.submit(request)().status is Status.FEASIBLE
-    assert workers._pools[1] is not broken
+    for future in begun:
+        assert future.cancelled() or isinstance(future.exception(timeout=30), CancelledError)
 
 
 def test_crashes_without_a_limit_are_seen(rng):
@@ -575,8 +568,9 @@ print(result.status.name, result.energy)
 def test_processes_end_when_the_one_that_began_them_is_killed():
     script = """
         import os, time
-        from qubo_prune.workers import _pool
-        print(_pool(1).schedule(os.getpid).result(), flush=True)
+        from qubo_prune.workers import _process
+        process = _process()
+        print(process.schedule(os.getpid).result(), flush=True)
         time.sleep(600)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
