@@ -98,7 +98,11 @@ def prune_command(
         str, typer.Option(help="Most time for one block such as 500ms or 10s; none for no limit.")
     ] = "60s",
     workers: Annotated[
-        int | None, typer.Option(help="Processes for solvers that take one block at a time; one per core.")
+        str | None,
+        typer.Option(
+            help="Processes for solvers that take one block at a time; one per core. Or a cluster for them: "
+            "dask:ADDRESS or ray:ADDRESS."
+        ),
     ] = None,
     no_polish: NoPolish = False,
     max_sweeps: Annotated[

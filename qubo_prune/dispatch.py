@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from qubo_prune.clusters import Cluster, connect, split_name
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
@@ -45,6 +47,8 @@ from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
 PENALTY_FACTOR = 0.25
+#: What a result's ``info`` says of how it came about, which reports repeat.
+_TOLD = ("isolation", "disbelieved", "workers")
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,14 @@ class Handling:
         penalty: ``lambda`` for solvers without counts, in units of energy; estimated if ``None``.
         workers: processes for solvers that use one core and know no batches; 0 for this process.
         journal: keeps the answers to batches, and knows those of a run that goes on.
+        cluster: where such solvers run instead; ``workers`` is then how many solves it takes at a time.
     """
 
     polish: bool = True
     penalty: float | None = None
     workers: int = 0
     journal: Journal | None = field(default=None, repr=False, compare=False)
+    cluster: Cluster | None = None
 
 
 def solve(
@@ -126,6 +132,45 @@ def workers_for(solver: Solver, workers: int | None) -> int:
     if solver.capabilities.parallel:
         return min(1, 1 if workers is None else workers)
     return (os.cpu_count() or 1) if workers is None else workers
+
+
+def parse_workers(given: int | str | None) -> int | str | None:
+    """A number of processes, the name of a cluster, or ``None`` for as many processes as there are cores.
+
+    Args:
+        given: what a caller or the command line said: a number, ``local``, or a cluster's name.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(given, str) and re.fullmatch(r"-?\d+", given):
+        given = int(given)
+    if given is None or given == "local":
+        return None
+    if (isinstance(given, int) and given < 0) or (isinstance(given, str) and split_name(given) is None):
+        raise InputError(
+            f"workers is {given!r}; pass a number of processes, 0 to solve in this one, local for one per core, or a "
+            "cluster: dask, dask:ADDRESS, ray or ray:ADDRESS."
+        )
+    return given
+
+
+def handling_of(solver: Solver, name: str, workers: int | str | None, polish: bool) -> Handling:
+    """The handling that a run asks for, connected to its cluster if it names one.
+
+    Raises:
+        InputError: the cluster cannot be used, or there is nothing that it could do.
+    """
+    asked = parse_workers(workers)
+    if not isinstance(asked, str):
+        return Handling(polish, workers=workers_for(solver, asked))
+    if solver.capabilities.batched:
+        raise InputError(
+            f"workers is {asked!r}, and the solver {name!r} decides many blocks at once in this process, which leaves "
+            "nothing to a cluster; leave workers out, or take a solver of single blocks such as 'neal'."
+        )
+    cluster = connect(asked)
+    return Handling(polish, workers=cluster.count, cluster=cluster)
 
 
 def check_size(solver: Solver, name: str, num_variables: int) -> None:
@@ -239,7 +284,7 @@ class _Call:
         wanted = self._handling.workers or (0 if self._solver.capabilities.anytime or limit is None else 1)
         if wanted and self._workers is None and self._not_isolated is None:
             try:
-                self._workers = Workers(self._solver, wanted)
+                self._workers = Workers(self._solver, wanted, self._handling.cluster)
             except TypeError as error:
                 self._not_isolated = f"{error}; it ran in this process, without a limit"
         return self._workers if wanted else None
@@ -468,7 +513,7 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
         if result is None:  # another run may have the time for it
             late[row] = (Status.TIME_LIMIT, "")
             continue
-        said = [str(result.info[kind]) for kind in ("isolation", "disbelieved") if kind in result.info]
+        said = [str(result.info[kind]) for kind in _TOLD if kind in result.info]
         if said:
             known.notes[row] = said
         if result.status.kept_warm_start:

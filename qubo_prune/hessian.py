@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -143,17 +144,25 @@ class GramAccumulator:
     Each batch is multiplied in its own precision (float32 for half precision inputs) and added
     up in float64, so that the sum over many batches loses nothing.
 
+    Batches can be multiplied on several devices in turn, each busy with one while the next is read. Products are
+    added up in the order of their batches, so that the sum is the same for any number of devices of one kind.
+
     Args:
         name: of the layer, for error messages.
         groups: of the layer.
         own_drift: take the drift's ``own`` too.
+        devices: where batches are multiplied; where they are, if empty.
     """
 
     name: str
     groups: int = 1
     own_drift: bool = False
+    devices: tuple[str, ...] = ()
     tokens: int = 0
+    _batches: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _under_way: deque[dict[str, Tensor]] = field(default_factory=deque, repr=False)
+    _home: torch.device = field(default=torch.device("cpu"), repr=False)
 
     def add(self, inputs: Tensor, dense: Tensor | None = None, behind: Tensor | None = None) -> None:
         """Add rows ``(..., d_in)``, or ``(..., groups, d_in)`` if there are several groups.
@@ -164,43 +173,61 @@ class GramAccumulator:
             behind: rows ``(..., d_out)`` by which what the outputs are added to lags behind the dense model's.
 
         Raises:
-            InputError: they are not finite.
+            InputError: they are not finite, or earlier ones were not, whose products were still under way.
         """
+        self._home = _hessian_device(inputs.device)
         rows = self._rows(inputs)
-        product = self._add("gram", rows, rows)
+        products = {"gram": rows.mT @ rows}
+        if dense is not None:
+            moved = self._rows(dense) - rows
+            if behind is not None:
+                behind = behind.detach().reshape(1, -1, behind.shape[-1])
+                moved = torch.cat([moved, behind.to(moved.device, moved.dtype)], 2)
+            products["cross"] = moved.mT @ rows
+            if self.own_drift:
+                products["own"] = moved.mT @ moved
+        self.tokens += rows.shape[1]
+        self._batches += 1
+        self._under_way.append(products)
+        while len(self._under_way) >= max(1, len(self.devices)):
+            self._add_up(self._under_way.popleft())
+
+    def _rows(self, inputs: Tensor) -> Float[Tensor, "groups n d_in"]:
+        rows = inputs.detach().reshape(-1, self.groups, inputs.shape[-1]).transpose(0, 1)
+        if self.devices:
+            rows = rows.to(self.devices[self._batches % len(self.devices)])
+        return rows if rows.dtype == torch.float64 else rows.float()
+
+    def _add_up(self, products: dict[str, Tensor]) -> None:
+        """Add the products of one batch to the sums; here a device is waited for."""
+        for name, product in products.items():
+            product = product.to(self._home, torch.float64)
+            if name == "gram":
+                self._check(product)
+            if name in self._sums:
+                self._sums[name].add_(product)
+            else:
+                self._sums[name] = product
+
+    def _check(self, product: Float[Tensor, "groups d_in d_in"]) -> None:
         # a NaN or infinity anywhere in a column makes its diagonal entry NaN or infinite
         finite = torch.isfinite(product.diagonal(dim1=1, dim2=2))
         if not finite.all():
             group, feature = (~finite).nonzero()[0].tolist()
             raise InputError(
                 f"The inputs of layer {self.name!r} hold NaN or infinite values (first in feature "
-                f"{group * inputs.shape[-1] + feature}); check the model in a wider dtype such as float32 and the "
+                f"{group * product.shape[-1] + feature}); check the model in a wider dtype such as float32 and the "
                 "calibration data."
             )
-        self.tokens += rows.shape[1]
-        if dense is not None:
-            moved = self._rows(dense) - rows
-            if behind is not None:
-                moved = torch.cat([moved, behind.detach().reshape(1, -1, behind.shape[-1]).to(moved.dtype)], 2)
-            self._add("cross", moved, rows)
-            if self.own_drift:
-                self._add("own", moved, moved)
-
-    def _rows(self, inputs: Tensor) -> Float[Tensor, "groups n d_in"]:
-        rows = inputs.detach().reshape(-1, self.groups, inputs.shape[-1]).transpose(0, 1)
-        return rows if rows.dtype == torch.float64 else rows.float()
-
-    def _add(self, name: str, left: Tensor, right: Tensor) -> Float[Tensor, "groups k d_in"]:
-        """Add ``left' right`` to a sum, and return it."""
-        product = (left.mT @ right).to(_hessian_device(left.device), torch.float64)
-        if name in self._sums:
-            self._sums[name].add_(product)
-        else:
-            self._sums[name] = product
-        return product
 
     def finish(self, d_in: int, device: torch.device | None = None) -> Gram:
-        """The Gram of everything added; all zeros if nothing was."""
+        """The Gram of everything added; all zeros if nothing was.
+
+        Raises:
+            InputError: some of it was not finite.
+        """
+        while self._under_way:
+            self._add_up(self._under_way.popleft())
         sums, self._sums = self._sums, {}
         if self.tokens == 0:
             where = _hessian_device(device or torch.device("cpu"))

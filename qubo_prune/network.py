@@ -92,6 +92,7 @@ class _Pass:
     counted: int
     dense: Mapping[str, Tensor] | None
     needs_gram: Callable[[Layer], bool]
+    gram_devices: tuple[str, ...] = ()
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
@@ -111,7 +112,7 @@ class _Pass:
 def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
     held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
-    needs_gram: Callable[[Layer], bool] = lambda layer: True,
+    needs_gram: Callable[[Layer], bool] = lambda layer: True, gram_devices: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -128,9 +129,10 @@ def stream(
             it the dense model is run beside the other, and a Gram has the drift between the two, unless there is
             none yet or they do not send the same tokens to the layer, as experts do.
         needs_gram: says of a layer whether its visit will need the Gram.
+        gram_devices: where the layers' inputs are multiplied, batch by batch in turn; where they are, if empty.
     """
     calls = [as_call(batch) for batch in (*batches, *held_out)]
-    run = _Pass(visit, seconds, len(batches), dense, needs_gram)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram, gram_devices)
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
@@ -479,8 +481,8 @@ def _accumulate(
 ) -> Gram:
     """The Gram of a stage's common input over all batches; each pass stops once it is seen."""
     leader = stage.layers[0]
-    counted = GramAccumulator(leader.name, leader.groups)
-    held_out = GramAccumulator(leader.name, leader.groups, own_drift=True)
+    counted = GramAccumulator(leader.name, leader.groups, devices=run.gram_devices)
+    held_out = GramAccumulator(leader.name, leader.groups, own_drift=True, devices=run.gram_devices)
     paired = bool(run.dense)  # with no layer changed so far there is no drift
     for number, call in enumerate(calls):
         into, dense = (counted if number < run.counted else held_out), list[Given]()

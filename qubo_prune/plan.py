@@ -17,11 +17,12 @@ from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent
 from qubo_prune.correction import CORRECTION_DAMPING, SHARE
 from qubo_prune.descent import Descent
-from qubo_prune.dispatch import Handling, check_size, workers_for
+from qubo_prune.dispatch import check_size, handling_of, parse_workers
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import Layer
 from qubo_prune.loss_descent import LossDescent
 from qubo_prune.masks import Pattern
+from qubo_prune.models import usable_device
 from qubo_prune.objective import Loss, LossFunction, NextToken, make_loss
 from qubo_prune.peers import PEERS
 from qubo_prune.registry import make_solver
@@ -138,15 +139,16 @@ class Plan:
     protect: float
     certify: str | None = None
     task: Task | None = None
+    gram_devices: tuple[str, ...] = ()
 
     @classmethod
     def checked(
         cls, *, density: float, pattern: str, method: str, warm_start: str | Mapping[str, Tensor] | None = None,
-        blocks: Blocks = _USUAL, workers: int | None = None, max_sweeps: int | None = None,
+        blocks: Blocks = _USUAL, workers: int | str | None = None, max_sweeps: int | None = None,
         max_time: float | str | None = None, seed: int = 0, task: Task | None = None, hessian: str = "gram",
         update: str | None = None, damping: float | None = None, correction: float | None = None,
         allocation: str = "uniform", densities: Mapping[str, float] | None = None, protect: float = 0.0,
-        certify: str | None = None,
+        certify: str | None = None, gram_devices: Sequence[str] = (),
     ) -> Plan:  # fmt: skip
         chosen = Pattern.parse(pattern)
         chosen.check(density)
@@ -206,9 +208,12 @@ class Plan:
                 f"block_size is {block_size}, which holds no group of {chosen.name}; give {chosen.of} or more."
             )
         check_size(made, name, block_size)
-        if workers is not None and workers < 0:
-            raise InputError(f"workers is {workers}; pass a number of processes, or 0 to solve in this one.")
-        handling = Handling(blocks.polish, workers=workers_for(made, workers))
+        if task is not None and isinstance(parse_workers(workers), str):
+            raise InputError(
+                f"workers is {workers!r}, and blocks of the loss are decided one after another in this process; leave "
+                "workers out."
+            )
+        handling = handling_of(made, name, workers, blocks.polish)
         descent: Descent | CompensatedDescent | None = None
         if compensated:
             descent = CompensatedDescent(
@@ -221,6 +226,7 @@ class Plan:
         return cls(
             density, chosen, method, start, descent, name if descent else "", parse_seconds(max_time), seed, hessian,
             update, damping, correction, allocation, dict(densities or {}), protect, certify, task,
+            tuple(str(usable_device(device)) for device in gram_devices),
         )  # fmt: skip
 
     @property

@@ -77,7 +77,7 @@ def prune(
     certify: str | None = None,
     block_size: int | None = None,
     block_time: float | str | None = "60s",
-    workers: int | None = None,
+    workers: int | str | None = None,
     polish: bool = True,
     max_sweeps: int | None = None,
     max_time: float | str | None = None,
@@ -97,6 +97,7 @@ def prune(
     tokenizer: Any = None,
     dtype: str = "auto",
     device: str = "cpu",
+    gram_devices: Sequence[str] = (),
     trust_remote_code: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -152,7 +153,8 @@ def prune(
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that
             ignores it is ended and loses that block. ``None`` for no limit.
-        workers: processes for solvers that take one block at a time on one core; by default one per core.
+        workers: processes for solvers that take one block at a time on one core; by default one per core. Or a
+            cluster for them: ``dask:ADDRESS`` or ``ray:ADDRESS`` (see :mod:`qubo_prune.clusters`).
         polish: swap within the blocks that the solver has decided. What the solver brought and what
             the swaps did stand apart in the report.
         max_sweeps: most blocks each row takes, by default 1; without ``compensated``, swaps over the whole row follow.
@@ -181,6 +183,9 @@ def prune(
         tokenizer: needed if ``model`` is a module and ``calibration`` a text source.
         dtype: of the loaded weights, if ``model`` is a name.
         device: where a named model is loaded.
+        gram_devices: devices that multiply the layers' inputs, batch by batch in turn, such as
+            ``("cuda:0", "cuda:1")``; the Grams do not depend on their number. By default each batch is multiplied
+            where it is.
         trust_remote_code: run model code that comes with a named checkpoint.
         output: folder for the pruned model, its report and its masks (language models).
         overwrite: replace an output folder that is not empty.
@@ -216,6 +221,7 @@ def prune(
         density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
         max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
         correction=correction, allocation=allocation, densities=densities, protect=protect, certify=certify,
+        gram_devices=gram_devices,
     )  # fmt: skip
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
@@ -417,7 +423,7 @@ class _Run:
                 def visit(layer: Layer, gram: Gram) -> None:
                     outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
 
-                stream(model, self._layers, data.inputs, visit, self.seconds)
+                stream(model, self._layers, data.inputs, visit, self.seconds, gram_devices=plan.gram_devices)
                 shares = owl(outliers, plan.density, sizes={name: math.prod(shape) for name, shape in shapes.items()})
             else:
                 assert loss is not None
@@ -449,7 +455,10 @@ class _Run:
 
             if self._plan.needs_inputs:
                 dense = self._dense if self._plan.correction else None
-                stream(model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks)
+                stream(
+                    model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks,
+                    self._plan.gram_devices,
+                )  # fmt: skip
             else:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))

@@ -54,3 +54,17 @@ def test_texts_are_made_of_the_packages(script: ModuleType, tmp_path: Path) -> N
     found = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.txt")}
     assert found == {"sotu-calibration/a.txt", "sotu-calibration/c.txt", "sotu-held-out/b.txt", "brown/ca01.txt"}
     assert (tmp_path / "out/brown/ca01.txt").read_text(encoding="utf-8") == "One.\nTwo."
+
+
+@pytest.mark.parametrize("script", ["worker_scaling"], indirect=True)
+def test_two_workers_are_timed_against_one(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--size", "16", "--rows", "4", "--repeats", "2"]
+    arguments = ["--layer", "random", *sizes, "--solvers", "neal,tabu(steps=5)"]
+    monkeypatch.setattr(sys, "argv", ["worker_scaling.py", *arguments])
+    script.main()
+    shown = capsys.readouterr().out
+    assert "neal" in shown
+    assert "tabu(steps=5)" in shown
+    assert shown.count("reached") + shown.count("below 1.6") == 2

@@ -107,3 +107,30 @@ def test_one_group_is_a_plain_gram(rng):
     assert gram.groups == 1
     assert torch.equal(gram.parts()[0].matrix, gram.matrix)
     assert gram.for_rows(gram.dead, 7).shape == (1, 4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_the_sum_does_not_depend_on_the_number_of_devices(rng, count):
+    batches = [torch.tensor(rng.normal(size=(size, 4)), dtype=torch.float32) for size in (5, 1, 9, 4, 7)]
+    dense = [batch + torch.tensor(rng.normal(size=batch.shape), dtype=torch.float32) for batch in batches]
+    behind = [torch.tensor(rng.normal(size=(len(batch), 3)), dtype=torch.float32) for batch in batches]
+
+    def total(devices: tuple[str, ...]):
+        accumulator = GramAccumulator("layer", own_drift=True, devices=devices)
+        for parts in zip(batches, dense, behind, strict=True):
+            accumulator.add(*parts)
+        return accumulator.finish(4)
+
+    alone, shared = total(()), total(("cpu",) * count)
+    assert shared.tokens == alone.tokens == 26
+    assert torch.equal(shared.matrix, alone.matrix)
+    assert torch.equal(shared.drift.cross, alone.drift.cross)
+    assert torch.equal(shared.drift.own, alone.drift.own)
+
+
+def test_inputs_that_are_not_finite_are_found_when_their_device_is_waited_for(rng):
+    accumulator = GramAccumulator("layer", devices=("cpu", "cpu", "cpu"))
+    accumulator.add(torch.tensor([[1.0, np.nan]]))
+    accumulator.add(torch.ones(1, 2))
+    with pytest.raises(InputError, match=r"'layer'.*feature 1"):
+        accumulator.finish(2)

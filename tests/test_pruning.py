@@ -274,6 +274,8 @@ def test_infinite_activations_name_the_layer_and_lose_nothing() -> None:
         ({"solver": Small(), "block_size": 64}, "'Small' takes at most 28 variables"),
         ({"block_time": "soon"}, "'soon' is not understood"),
         ({"workers": -1}, "workers is -1"),
+        ({"workers": "two"}, "workers is 'two'"),
+        ({"gram_devices": ("cpu", "cuda:99")}, "'cuda:99'"),
         ({"block_size": 1}, "block_size is 1"),
         ({"include": ["*.nothing"]}, "matches none"),
     ],
@@ -284,6 +286,13 @@ def test_bad_arguments_are_one_sentence(settings: dict[str, Any], message: str) 
     with pytest.raises(InputError, match=message):
         run(model, **settings)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_masks_do_not_depend_on_how_many_devices_multiply_the_inputs() -> None:
+    alone, shared = run(tiny.llama()), run(tiny.llama(), gram_devices=("cpu", "cpu"))
+    for name, mask in alone.masks.items():
+        assert torch.equal(mask, shared.masks[name])
+    assert shared.error_after == alone.error_after
 
 
 def test_bad_calibration() -> None:

@@ -7,9 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
+from collections import Counter
+from concurrent.futures import CancelledError, Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,12 +22,14 @@ from typing import Any, ClassVar
 import numpy as np
 import psutil
 import pytest
+import tiny
 import torch
 from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts
 
 from qubo_prune import workers
 from qubo_prune.dispatch import Handling, solve, solve_batch
 from qubo_prune.errors import InputError, SolverError
+from qubo_prune.pruning import prune
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -53,6 +60,21 @@ def local() -> Any:
     return Local()
 
 
+def use_up_the_memory() -> None:
+    """All that a limit leaves, which is lifted in the end for those who come after in this process."""
+    import resource
+
+    used, limits = psutil.Process().memory_info().vms, resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
+    hoard = []
+    try:
+        while True:
+            hoard.append(bytearray(2**24))
+    finally:
+        hoard.clear()
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 def misbehave(how: str, request: SolveRequest) -> SolveResult:
     """One of the ways in which a solver can go wrong."""
     start = request.warm_start
@@ -70,6 +92,12 @@ def misbehave(how: str, request: SolveRequest) -> SolveResult:
         os._exit(7)
     if how == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "crashes":
+        import ctypes
+
+        ctypes.string_at(0)
+    if how == "uses up the memory":
+        use_up_the_memory()
     if how == "times out by itself":
         raise TimeoutError("the annealer is busy")
     if how == "leaves":
@@ -79,6 +107,9 @@ def misbehave(how: str, request: SolveRequest) -> SolveResult:
     if how == "answers what cannot be copied":
         return single_answer(request.problem, start, Status.FEASIBLE, info={"lock": threading.Lock()})
     answer = single_answer(request.problem, start, Status.FEASIBLE, info={"local": local()})
+    if how == "is worse":
+        points = feasible_points(request.problem)
+        return single_answer(request.problem, points[request.problem.energy(points).argmax()], Status.FEASIBLE)
     spoilt = {
         "NaN": np.full((1, len(start)), np.nan),
         "too short": start[None, 1:],
@@ -93,8 +124,10 @@ TROUBLE = {
     "sleeps": (Status.OVERRAN, "at its time limit"),
     "computes on": (Status.OVERRAN, "at its time limit"),
     "hangs in native code": (Status.OVERRAN, "at its time limit"),
-    "dies": (Status.FAILED, "its process died .* exit code 7"),
-    "is killed": (Status.FAILED, "its process died .* exit code -9"),
+    "dies": (Status.FAILED, "its process died .* exit code 7.* twice"),
+    "is killed": (Status.FAILED, "its process died .* exit code -9.* twice"),
+    "crashes": (Status.FAILED, "its process died .* exit code -11.* twice"),
+    "uses up the memory": (Status.FAILED, "MemoryError"),
     "times out by itself": (Status.FAILED, "TimeoutError: the annealer is busy"),
     "leaves": (Status.FAILED, "SystemExit: 3"),
     "raises what cannot be copied": (Status.FAILED, "Stubborn: this and that"),
@@ -102,6 +135,7 @@ TROUBLE = {
     "NaN": (Status.INFEASIBLE, "no answer is binary"),
     "too short": (Status.INFEASIBLE, "no answer is binary"),
     "wrong counts": (Status.INFEASIBLE, "no answer meets the counts"),
+    "is worse": (Status.NOT_IMPROVED, ""),
 }
 
 
@@ -169,6 +203,183 @@ def test_the_result_does_not_depend_on_the_number_of_processes(rng):
         assert torch.equal(here.assignments, other.assignments)
         assert torch.equal(here.change, other.change)
         assert here.failures == other.failures
+
+
+@dataclass(frozen=True)
+class Recorded(Drawing):
+    """Writes down its process, then takes a moment; one of some solves kills its process, so often."""
+
+    folder: Path
+    deaths: tuple[tuple[int, int], ...] = ()
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        handle, _ = tempfile.mkstemp(prefix=f"{request.seed}-{os.getpid()}-", dir=self.folder)
+        os.close(handle)
+        for row, times in self.deaths:
+            if request.seed == derive_seed(3, row) and len(list(self.folder.glob(f"{request.seed}-*"))) <= times:
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1)
+        return super().solve(request)
+
+    def processes(self) -> list[int]:
+        """Those that it has run in, the last last."""
+        files = sorted(self.folder.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        return [int(file.name.split("-")[1]) for file in files]
+
+
+AGAIN = "The block was solved again: its process died (Abnormal termination, exit code -9)."
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_solve_whose_process_was_killed_is_begun_again_and_the_answer_is_the_same(rng, tmp_path, count):
+    problems = random_batch(rng, 5, 12, [6])
+    request = BatchRequest(problems, random_starts(rng, problems), seed=3)
+    plain = solve_batch(Drawing(), request, Handling(False))
+    solver = Recorded(tmp_path, ((1, 1), (3, 1)))
+    killed = solve_batch(solver, request, Handling(False, workers=count))
+    assert torch.equal(killed.assignments, plain.assignments)
+    assert killed.failures == plain.failures
+    assert killed.notes == {AGAIN: 2}
+    assert len(solver.processes()) == 7
+
+
+def test_a_solve_whose_process_dies_twice_keeps_its_start_and_the_others_do_not(rng, tmp_path):
+    problems = random_batch(rng, 4, 12, [6])
+    request = BatchRequest(problems, random_starts(rng, problems), seed=3)
+    plain = solve_batch(Drawing(), request, Handling(False))
+    answer = solve_batch(Recorded(tmp_path, ((2, 2),)), request, Handling(False, workers=2))
+    expected = plain.assignments.clone()
+    expected[2] = request.warm_start[2]
+    assert torch.equal(answer.assignments, expected)
+    assert answer.failures[2] == (
+        Status.FAILED, "its process died (Abnormal termination, exit code -9) twice"
+    )  # fmt: skip
+
+
+def test_a_death_with_no_time_left_is_a_death(rng):
+    request = SolveRequest(random_problem(rng, 6, 3), random_feasible(rng, random_problem(rng, 6, 3)))
+    solver, clock = Workers(Sleeping(1000.0), 1), Deadline(4.0)
+    wait = solver.submit(request, clock)
+    (future,) = solver._here
+    while not future.running():
+        time.sleep(0.01)
+    for process in worker_processes():
+        process.kill()
+    while not clock.expired:
+        time.sleep(0.1)
+    with pytest.raises(Crash, match=r"exit code -9.*no time to begin again"):
+        wait()
+
+
+def worker_processes() -> list[psutil.Process]:
+    """The processes that solve for this one."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any("popen_loky" in word for word in child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.mark.heavy
+def test_masks_are_the_same_when_processes_are_killed_in_mid_run(tmp_path):
+    def pruned(solver: Solver) -> dict[str, torch.Tensor]:
+        inputs = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+        report = prune(tiny.mlp(), inputs, solver=solver, block_size=8, workers=2, polish=False)
+        notes.append(Counter[str]())
+        for layer in report.layers:
+            notes[-1].update(layer.notes)
+        return dict(report.masks)
+
+    notes: list[Counter[str]] = []
+    quick = pruned(Drawing())
+    ended = threading.Event()
+    solver = Recorded(tmp_path)
+    killed: list[int] = []
+
+    def kill() -> None:
+        # a second between two deaths, so that no solve has both
+        while not ended.wait(1.0):
+            busy = [process for process in worker_processes() if process.pid in solver.processes()[-2:]]
+            if busy and len(killed) < 3:
+                busy[0].kill()
+                killed.append(busy[0].pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        masks = pruned(solver)
+    finally:
+        ended.set()
+        killer.join()
+    assert killed
+    assert masks.keys() == quick.keys()
+    for name in quick:
+        assert torch.equal(masks[name], quick[name])
+    assert not any("warm start was kept" in note for note in (notes[1] - notes[0]))
+
+
+def test_processes_killed_between_solves_cost_nothing(rng):
+    request = SolveRequest(random_problem(rng, 6, 3), seed=1)
+    solver = Workers(Sleeping(0.0), 2)
+    before = solver.submit(request)().assignment.tolist()
+    for process in worker_processes():
+        process.kill()
+    waits = [solver.submit(request) for _ in range(3)]
+    assert [wait().assignment.tolist() for wait in waits] == [before] * 3
+
+
+def test_processes_that_cannot_be_had_are_a_crash(rng, monkeypatch):
+    def broken(call: Any, count: int) -> Any:
+        future: Future[bytes] = Future()
+        future.set_exception(BrokenProcessPool("no more processes"))
+        return future
+
+    monkeypatch.setattr(workers, "_begin", broken)
+    with pytest.raises(Crash, match=r"processes were lost \(no more processes\), again and again"):
+        Workers(Sleeping(0.0), 1).submit(SolveRequest(random_problem(rng, 6, 3)))()
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_clock_that_is_set_while_a_run_goes_on_changes_nothing(rng, monkeypatch, hours):
+    problems = random_batch(rng, 5, 12, [6])
+    request = BatchRequest(problems, random_starts(rng, problems), seed=3, time_limit=100.0, row_time_limit=50.0)
+    plain = solve_batch(Drawing(), request, Handling(False))
+    real, began = time.time, time.monotonic()
+
+    def set_again_and_again() -> float:
+        return real() + 3600 * hours * int(20 * (time.monotonic() - began))
+
+    monkeypatch.setattr(time, "time", set_again_and_again)
+    answer = solve_batch(Pausing(), request, Handling(False, workers=2))
+    assert torch.equal(answer.assignments, plain.assignments)
+    assert answer.failures == plain.failures
+    assert not answer.notes
+
+
+@dataclass(frozen=True)
+class Pausing(Drawing):
+    """Takes a moment."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        time.sleep(0.3)
+        return super().solve(request)
+
+
+@dataclass(frozen=True)
+class Deaf(Solver):
+    """Hears no alarm."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        time.sleep(1000)
+        raise AssertionError
+
+
+def test_a_solver_that_ignores_the_alarm_is_ended_too(rng, monkeypatch):
+    monkeypatch.setattr(workers, "LOADING", 2.0)
+    with pytest.raises(Overrun, match="long after its time limit"):
+        Workers(Deaf(), 1).submit(SolveRequest(random_problem(rng, 6, 3), time_limit=0.1))()
 
 
 @dataclass(frozen=True)
@@ -281,32 +492,22 @@ def test_an_interrupt_ends_what_was_begun(rng, monkeypatch):
     problems = random_batch(rng, 6, 6, [3])
     request = BatchRequest(problems, random_starts(rng, problems))
     begun: list[Any] = []
-    schedule = workers.ProcessPool.schedule
+    begin = workers._begin
 
-    def watched(pool: Any, *arguments: Any, **more: Any) -> Any:
-        begun.append(schedule(pool, *arguments, **more))
+    def watched(*arguments: Any) -> Any:
+        begun.append(begin(*arguments))
         return begun[-1]
 
-    def interrupted(future: Any, limited: bool) -> SolveResult:
+    def interrupted(future: Any, most: float | None) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers.ProcessPool, "schedule", watched)
-    monkeypatch.setattr(workers, "_wait", interrupted)
+    monkeypatch.setattr(workers, "_begin", watched)
+    monkeypatch.setattr(workers, "_watched", interrupted)
     with pytest.raises(KeyboardInterrupt):
         solve_batch(Sleeping(1000.0), request, Handling(workers=1))
     assert len(begun) == 2
-    assert all(future.cancelled() for future in begun)
-
-
-@pytest.mark.heavy
-def test_a_pool_that_broke_is_replaced(rng):
-    request = SolveRequest(random_problem(rng, 6, 3))
-    solver = Workers(Sleeping(0.0), 1)
-    solver.submit(request)()
-    broken = workers._pools[1]
-    broken.stop()
-    assert solver.submit(request)().status is Status.FEASIBLE
-    assert workers._pools[1] is not broken
+    for future in begun:
+        assert future.cancelled() or isinstance(future.exception(timeout=30), CancelledError)
 
 
 def test_crashes_without_a_limit_are_seen(rng):
@@ -367,8 +568,9 @@ print(result.status.name, result.energy)
 def test_processes_end_when_the_one_that_began_them_is_killed():
     script = """
         import os, time
-        from qubo_prune.workers import _pool
-        print(_pool(1).schedule(os.getpid).result(), flush=True)
+        from qubo_prune.workers import _process
+        process = _process()
+        print(process.schedule(os.getpid).result(), flush=True)
         time.sleep(600)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)

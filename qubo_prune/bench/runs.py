@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from qubo_prune.bench.solvers import Entrant
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite, write_whole
+from qubo_prune.clusters import joblib_backend
 from qubo_prune.dispatch import solve
 from qubo_prune.errors import InputError, QuboPruneError
 from qubo_prune.problem import BlockQubo
@@ -38,6 +39,8 @@ from qubo_prune.solver import Solver, Status, derive_seed
 
 TABLE = "rows.csv"
 INFO = "run.json"
+#: joblib's back-ends of this machine.
+LOCAL = ("loky", "threading", "sequential")
 #: Everywhere beside the solvers: a descent by single swaps from Wanda's choice, and from a random one.
 BASELINES = ("wanda+swaps", "random+swaps")
 
@@ -231,7 +234,7 @@ def run_suite(
     rows = {row.key: row for row in table.rows()}
     _check_suite(table.folder, suite)
     total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
-    with _backend(backend, count), (progress or Progress()).task("solving", total) as advance:
+    with joblib_backend(backend, count, LOCAL), (progress or Progress()).task("solving", total) as advance:
         table.open()
         _describe(table.folder, suite, solvers, chosen, limits, seeds, count, backend)
         for limit in limits:
@@ -325,41 +328,6 @@ def _done(tasks: Iterable[Task], workers: int) -> Iterator[Row]:
             yield from parallel(joblib.delayed(solve_task)(task) for task in waiting)
             waiting = []
     yield from parallel(joblib.delayed(solve_task)(task) for task in waiting)
-
-
-@contextmanager
-def _backend(text: str, workers: int) -> Iterator[None]:
-    """joblib's, by name, with the address of a cluster where there is one."""
-    name, _, address = text.partition(":")
-    try:
-        if name == "dask":
-            from distributed import Client
-
-            # a cluster of our own has one thread for each solve
-            own = {"n_workers": workers, "threads_per_worker": 1}
-            with Client(address) if address else Client(**own), joblib.parallel_config("dask", n_jobs=workers):
-                yield
-        elif name == "ray":
-            import ray
-            from ray.util.joblib import register_ray
-
-            ray.init(address=address or None, ignore_reinit_error=True)
-            register_ray()
-            with joblib.parallel_config("ray", n_jobs=workers):
-                yield
-        elif name in ("loky", "threading", "sequential"):
-            with joblib.parallel_config(name, n_jobs=workers):
-                yield
-        else:
-            raise InputError(
-                f"There is no back-end {text!r}; use loky, threading, sequential, dask, dask:ADDRESS, ray or "
-                "ray:ADDRESS."
-            )
-    except ModuleNotFoundError as error:
-        packages = {"dask": "'dask[distributed]'", "ray": "ray"}
-        if error.name is None or error.name.split(".")[0] not in ("dask", "distributed", "ray"):
-            raise
-        raise InputError(f"The back-end {name!r} needs one more package: pip install {packages[name]}.") from None
 
 
 def _settings(solver: Solver) -> str:
