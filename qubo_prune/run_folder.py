@@ -156,6 +156,8 @@ def opened(path: str | Path, resume: bool) -> Iterator[RunFolder]:
 
 def is_running(path: Path) -> bool:
     """True if a process works in the folder now."""
+    if not (path / _LOCK).exists():
+        return False
     lock = filelock.FileLock(path / _LOCK)
     try:
         lock.acquire(timeout=0)

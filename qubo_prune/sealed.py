@@ -17,6 +17,8 @@ from qubo_prune.errors import InputError
 
 #: Bytes of a file's header at most: names, shapes and the plain data.
 MOST_HEADER = 2**26
+#: Name of the metadata that holds kind, plain data and checksum.
+_SEAL = "qubo_prune"
 
 
 class Damaged(InputError):
@@ -51,9 +53,10 @@ def write_sealed(path: str | Path, kind: str, content: Sealed) -> None:
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
     info = json.dumps(content.info)
-    metadata = {"format": kind, "info": info, "sha256": _digest(kind, info, tensors)}
+    seal = json.dumps({"format": kind, "info": info, "sha256": _digest(kind, info, tensors)})
     with written_whole(path) as aside:
-        save_file(tensors, aside, metadata=metadata)
+        # one entry, since several come in an order that is another one every time
+        save_file(tensors, aside, metadata={_SEAL: seal})
 
 
 def read_sealed(path: str | Path, kind: str) -> Sealed:
@@ -68,17 +71,17 @@ def read_sealed(path: str | Path, kind: str) -> Sealed:
     _check_header(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != kind:
+            seal = json.loads((file.metadata() or {}).get(_SEAL, "{}"))
+            if not isinstance(seal, dict) or seal.get("format") != kind:
                 raise Damaged(f"{path} is not a file of the kind {kind}, or of another version of it.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-        info, written = metadata["info"], metadata["sha256"]
+        info, written = seal["info"], seal["sha256"]
         if _digest(kind, info, tensors) != written:
             raise Damaged(f"{path} was changed or damaged since it was written: its checksum is another one.")
         plain = json.loads(info)
         if not isinstance(plain, dict):
             raise Damaged(f"{path} holds no plain data by names.")
-    except (SafetensorError, KeyError, ValueError, OverflowError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         if isinstance(error, Damaged):
             raise
         reason = " ".join(str(error).split())[:200]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from qubo_prune import InputError, prune
 from qubo_prune.report import Report
+from qubo_prune.run_folder import is_running
 from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
 
 #: Calls that solvers take before they are interrupted; none if negative.
@@ -375,12 +376,26 @@ def test_a_command_that_is_ended_goes_on_with_resume(
         assert (tmp_path / "pruned" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@dataclass(frozen=True)
+class Stuck(OneByOne):
+    """It never ends."""
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        time.sleep(3600)
+        raise AssertionError
+
+
 def test_two_commands_on_one_folder_are_one_too_many(tmp_path: Path, command: list[str]) -> None:
-    process = begin([*command, "--output", str(tmp_path / "pruned")])
-    first_layer(tmp_path / "run")
-    second = begin([*command, "--output", str(tmp_path / "other"), "--resume"])
-    _, error = second.communicate(timeout=60)
+    stuck = ["test_resume:Stuck" if word == "test_resume:Slow" else word for word in command]
+    process = begin([*stuck, "--output", str(tmp_path / "pruned")])
+    try:
+        while not is_running(tmp_path / "run"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        second = begin([*stuck, "--output", str(tmp_path / "other"), "--resume"])
+        _, error = second.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
     assert second.returncode == 2
     assert "Another process works in the run folder" in error
-    process.communicate(timeout=120)
-    assert process.returncode == 0

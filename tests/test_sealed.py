@@ -94,6 +94,12 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
         read_sealed(tmp_path / "file", KIND)
 
 
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    for number in range(5):
+        write_sealed(tmp_path / str(number), KIND, CONTENT)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(5)}) == 1
+
+
 def test_a_change_of_order_is_none(tmp_path: Path, rng: np.random.Generator) -> None:
     tensors = {name: torch.tensor(rng.normal(size=3)) for name in "abc"}
     write_sealed(tmp_path / "one", KIND, Sealed(tensors, {}))
