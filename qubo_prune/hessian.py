@@ -135,8 +135,9 @@ class Gram:
 class GramAccumulator:
     """Adds up ``X X'`` over batches of layer inputs.
 
-    Each batch is multiplied in its own precision (float32 for half precision inputs) and added
-    up in float64, so that the sum over many batches loses nothing.
+    Each batch is multiplied in its own precision (float32 for half precision inputs, float64 for a
+    batch whose squares leave that range) and added up in float64, so that the sum over many batches
+    loses nothing.
 
     Args:
         name: of the layer, for error messages.
@@ -167,8 +168,11 @@ class GramAccumulator:
         finite = torch.isfinite(product.diagonal(dim1=1, dim2=2))
         if not finite.all():
             group, feature = (~finite).nonzero()[0].tolist()
+            what = "NaN or infinite values"
+            if torch.isfinite(rows[group, :, feature]).all():
+                what = "values whose squares are beyond 1.8e308"
             raise InputError(
-                f"The inputs of layer {self.name!r} hold NaN or infinite values (first in feature "
+                f"The inputs of layer {self.name!r} hold {what} (first in feature "
                 f"{group * inputs.shape[-1] + feature}); check the model in a wider dtype such as float32 and the "
                 "calibration data."
             )
@@ -187,7 +191,11 @@ class GramAccumulator:
 
     def _add(self, name: str, left: Tensor, right: Tensor) -> Float[Tensor, "groups k d_in"]:
         """Add ``left' right`` to a sum, and return it."""
-        product = (left.mT @ right).to(_hessian_device(left.device), torch.float64)
+        where = _hessian_device(left.device)
+        if _leaves_single(left) or (right is not left and _leaves_single(right)):
+            product = left.to(where, torch.float64).mT @ right.to(where, torch.float64)
+        else:
+            product = (left.mT @ right).to(where, torch.float64)
         if name in self._sums:
             self._sums[name].add_(product)
         else:
@@ -211,6 +219,19 @@ class GramAccumulator:
 
     def _shaped(self, stack: Tensor) -> Tensor:
         return stack if self.groups > 1 else stack[0]
+
+
+#: Sizes from which, and up to which, float32 holds the squares of inputs and their sums with room to spare.
+_SINGLE = (1e-15, 1e15)
+
+
+def _leaves_single(rows: Float[Tensor, "groups n k"]) -> bool:
+    """Whether squares of float32 rows overflow, or those of a whole feature vanish though it is not zero."""
+    if rows.dtype == torch.float64 or not rows.numel():
+        return False
+    low, high = rows.aminmax(dim=1)
+    largest = torch.maximum(-low, high)
+    return bool(((largest > _SINGLE[1]) | ((largest > 0) & (largest < _SINGLE[0]))).any())
 
 
 def _hessian_device(device: torch.device) -> torch.device:
