@@ -94,7 +94,8 @@ def descend_compensated(
             descent = _Descent(*parts[number], pattern, tried, left, settings.damping)
             try:
                 return descent.result()
-            except torch.linalg.LinAlgError:  # rounding made a part of the inverse indefinite
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                # rounding made a part of the inverse indefinite
                 tried = descent.steadier()
 
     return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
