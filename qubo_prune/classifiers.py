@@ -58,8 +58,9 @@ def _from_transformers(name: str) -> ImageClassifier:
         raise InputError(f"There is no folder {name!r}; give one saved by save_pretrained, a hub id or timm:NAME.")
     source = str(path) if path.is_dir() else name
     try:
-        processor = AutoImageProcessor.from_pretrained(source)
-        model = AutoModelForImageClassification.from_pretrained(source, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+        # without a word on this, transformers asks on the terminal whether to run a checkpoint's own code
+        model = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded(name, error) from error
 

@@ -33,6 +33,12 @@ from qubo_prune.submatrices import inverse_of, padded_columns, padded_square, sq
 #: Share of the mean diagonal that is added to the diagonal of a Gram before it is inverted.
 DAMPING = 0.01
 
+#: Of ``A_jj``, where ``1 - 1/A_jj`` is what the other inputs tell of input j: parts of A are inverted and subtracted
+#: again and again, for which single precision has too few digits beyond the first, and double beyond the second.
+_DEPENDENT, _SINGULAR = 1e4, 1e8
+#: Sizes of scaled weights, from and up to which single precision holds their squares with room to spare.
+_SINGLE = (1e-12, 1e12)
+
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
@@ -43,7 +49,8 @@ class Curvature:
         inverse: ``(d, d)`` ``A``, in the dtype of the search.
         scale: ``(d,)`` ``sqrt(H_jj)``, float64.
         damping: share of the mean diagonal that was added, as it came out.
-        raised: how often it had to be raised, tenfold each time, until the matrix could be factored.
+        raised: how often it had to be raised, tenfold each time, until the matrix could be factored and its inverse
+            relied on.
     """
 
     hessian: Float[Tensor, "d d"]
@@ -69,12 +76,20 @@ class Curvature:
             factor, failed = torch.linalg.cholesky_ex(unit)
             if not failed:
                 inverse = torch.cholesky_inverse(factor)
-                if torch.isfinite(inverse).all():
+                # NaN and infinity are not below it either
+                if (inverse.diagonal() < _SINGULAR).all():
                     return cls(unit, inverse.to(dtype), scale, damping, raised)
             damping = max(10 * damping, 1e-8)
             if damping > 1:
                 break
         raise InputError(f"The layer's Gram is not positive definite, even with {damping / 10:g} of its mean diagonal.")
+
+
+def sufficient(curvature: Curvature, weight: Float[Tensor, "r d"]) -> torch.dtype:
+    """The least dtype that a search with these scaled weights can rely on: float32, or float64."""
+    size = float(weight.abs().amax()) if weight.numel() else 0.0
+    ordinary = size == 0 or _SINGLE[0] < size < _SINGLE[1]
+    return torch.float32 if ordinary and float(curvature.inverse.diagonal().amax()) < _DEPENDENT else torch.float64
 
 
 @dataclass(frozen=True, eq=False)

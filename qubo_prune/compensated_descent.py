@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.compensated import DAMPING, Blocks, Curvature, Support, Swaps
-from qubo_prune.descent import DescentResult, TracePoint, by_group, tell_sweep
+from qubo_prune.compensated import DAMPING, Blocks, Curvature, Support, Swaps, sufficient
+from qubo_prune.descent import UNFED, DescentResult, TracePoint, by_group, tell_sweep
 from qubo_prune.dispatch import Handling, solve_batch
+from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
 from qubo_prune.problem import BlockBatch
@@ -49,7 +50,8 @@ class CompensatedDescent:
         seed: of the solver.
         block_time: wall-clock seconds that the solver has for a block, or ``None``.
         handling: what is done around the solver.
-        dtype: of the search; the weights are fitted in float64 afterwards.
+        dtype: of the search, float64 where float32 does not do (see :func:`qubo_prune.compensated.sufficient`);
+            the weights are fitted in float64 afterwards.
     """
 
     solver: Solver
@@ -90,7 +92,14 @@ def descend_compensated(
     parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), gram.split(frozen), strict=True))
 
     def run(number: int, seed: int, left: Deadline) -> DescentResult:
-        return _Descent(*parts[number], pattern, replace(settings, seed=seed), left).result()
+        tried = replace(settings, seed=seed)
+        while True:
+            descent = _Descent(*parts[number], pattern, tried, left, settings.damping)
+            try:
+                return descent.result()
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                # rounding made a part of the inverse indefinite
+                tried = descent.steadier()
 
     return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
 
@@ -100,7 +109,7 @@ class _Descent:
 
     def __init__(
         self, weight: Tensor, gram: Gram, keep: Tensor, frozen: Tensor, pattern: Pattern,
-        settings: CompensatedDescent, deadline: Deadline,
+        settings: CompensatedDescent, deadline: Deadline, asked: float,
     ) -> None:  # fmt: skip
         self._pattern, self._settings, self._deadline = pattern, settings, deadline
         self._device = gram.matrix.device
@@ -111,14 +120,25 @@ class _Descent:
         self._trace: list[TracePoint] = []
         self._curvature: Curvature | None = None
         if not gram.diagonal.any():
-            self._notes["No calibration token reached this layer; its warm start stayed."] = 1
+            self._notes[UNFED] = 1
             return
-        self._curvature = Curvature.of(gram, settings.damping, settings.dtype)
-        if self._curvature.raised:
-            self._notes[f"Damping was raised to {self._curvature.damping:g} of the mean diagonal."] = 1
-        scaled = weight.to(self._device, torch.float64) * self._curvature.scale
-        self._weight = scaled.to(settings.dtype)
+        curvature = Curvature.of(gram, settings.damping, torch.float64)
+        if curvature.damping > asked:
+            self._notes[f"Damping was raised to {curvature.damping:g} of the mean diagonal."] = 1
+        scaled = weight.to(self._device, torch.float64) * curvature.scale
+        dtype = torch.promote_types(settings.dtype, sufficient(curvature, scaled))
+        self._curvature = replace(curvature, inverse=curvature.inverse.to(dtype))
+        self._weight = scaled.to(dtype)
         self._energy = torch.full((len(weight),), torch.nan, dtype=torch.float64, device=self._device)
+
+    def steadier(self) -> CompensatedDescent:
+        """Settings for another attempt where a factorisation failed: more digits, then more damping."""
+        assert self._curvature is not None
+        if self._weight.dtype != torch.float64:
+            return replace(self._settings, dtype=torch.float64)
+        if not self._curvature.damping < 1:
+            raise InputError("The layer's Gram is not positive definite, even with its whole mean diagonal as damping.")
+        return replace(self._settings, damping=min(1.0, max(10 * self._curvature.damping, 1e-8)))
 
     def result(self) -> DescentResult:
         """Run to the end or to the deadline."""

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qubo_prune.hessian import Gram
-from qubo_prune.update import cholesky, with_damping
+from qubo_prune.update import cholesky, fitting, with_damping
 
 #: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.
 SHARE, CORRECTION_DAMPING = 0.5, 0.3
@@ -39,7 +39,7 @@ def corrected(
         gram: of the layer's inputs, with their drift.
         share: of the way, from 0 to 1.
         damping: share of the Gram's mean diagonal that is added to its diagonal.
-        notes: to be filled, if the damping had to be raised.
+        notes: to be filled, if the damping had to be raised or a row overflows the dtype of the weights.
     """
     if gram.drift is None or not share:
         return weight
@@ -51,4 +51,4 @@ def corrected(
             continue
         step, _ = with_damping(part, damping, lambda h, aim=aim: torch.cholesky_solve(aim.mT, cholesky(h)), notes)  # type: ignore[misc]
         parts.append(own + share * step.mT)
-    return torch.cat(parts).to(weight.device, weight.dtype)
+    return fitting(torch.cat(parts), weight.detach(), torch.ones_like(weight, dtype=torch.bool), notes)

@@ -31,6 +31,9 @@ from qubo_prune.solver import BatchRequest, Deadline, Solver, Status, derive_see
 
 _log = logging.getLogger(__name__)
 
+#: What is said of a layer, or of a group of a convolution, that no input can tell masks apart for.
+UNFED = "All calibration inputs of this layer are zero; its warm start stayed."
+
 
 @dataclass(frozen=True)
 class Descent:
@@ -221,11 +224,10 @@ class _Run:
 
     def result(self) -> DescentResult:
         """Run to the end or to the deadline."""
-        self._sweeps()
-        if self._settings.row_swaps:
-            self._row_swaps(_everything(self._state))
-        if self._pattern.name == "layer" and self._state.x.numel():
-            self._exchange_between_rows()
+        if self._state.x.shape[1]:
+            self._search()
+        else:
+            self._kept_start[UNFED] = 1
         return DescentResult(
             self._state.keep_mask(),
             self._steps,
@@ -237,6 +239,13 @@ class _Run:
             dict(self._kept_start),
             tuple(self._trace),
         )
+
+    def _search(self) -> None:
+        self._sweeps()
+        if self._settings.row_swaps:
+            self._row_swaps(_everything(self._state))
+        if self._pattern.name == "layer" and self._state.x.numel():
+            self._exchange_between_rows()
 
     def _round(
         self, solve_part: Callable[[Tensor, int], _Outcome], rows: Int[Tensor, " r"], entries: int

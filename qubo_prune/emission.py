@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
+from qubo_prune.submatrices import square
 
 
 def emit(
@@ -137,9 +138,7 @@ def emit_rows(
         columns: the weights of each row's block.
         labels: their group numbers, 0 to num_groups-1, the same in all rows.
     """
-    # half as wide an index moves half the memory, the cost of this step
-    flat = (columns.int() * hessian.shape[0])[:, :, None] + columns.int()[:, None, :]
-    block = hessian.reshape(-1).index_select(0, flat.reshape(-1)).reshape(flat.shape)
+    block = square(hessian, columns, columns)
     u, x_block = weight.gather(1, columns), x.gather(1, columns)
     inside = u * x_block
     coupled = torch.bmm(block, inside.unsqueeze(2)).squeeze(2)

@@ -17,7 +17,6 @@ line by line with every number checked, and nothing in them is executed.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +28,19 @@ from numpy.typing import NDArray
 
 from qubo_prune import lp
 from qubo_prune.conversions import to_ising
+from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.strict import limited_text, strict_json
+from qubo_prune.strict import short as _short
 
 FORMATS = ("json", "coo", "qubo", "lp", "ising")
-#: Larger problems and larger files are refused.
+#: Larger problems and larger files are refused; a matrix takes ``8 n^2`` bytes however short its file is.
 MAX_VARIABLES = 20_000
+MAX_MATRIX_VARIABLES = 10_000
 MAX_BYTES = 2**30
+#: Characters of a decimal number; the longest that is written here has some 330.
+MAX_DIGITS = 1000
 
 _SCHEMA = "qubo_prune.problem"
 _VERSION = 1
@@ -56,15 +61,12 @@ def write_problem(problem: BlockQubo, path: str | Path, format: str | None = Non
     kind = _format(target, format)
     if problem.num_variables > MAX_VARIABLES:
         raise InputError(f"The problem has {problem.num_variables} variables; files hold at most {MAX_VARIABLES}.")
+    if kind != "json" or not isinstance(problem.q, FactorForm):
+        _check_matrix(problem.num_variables)
     if not target.parent.is_dir() or target.is_dir():
         raise InputError(f"{target} cannot be written: give a file in a folder that is there.")
-    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(_WRITERS[kind](problem))
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(target) as aside, aside.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(_WRITERS[kind](problem))
 
 
 def read_problem(
@@ -103,16 +105,26 @@ def _format(path: Path, format: str | None) -> str:
     return name
 
 
+def _check_matrix(n: int) -> None:
+    """Raise :class:`InputError` before a matrix is made that would fill the memory."""
+    if n > MAX_MATRIX_VARIABLES:
+        raise InputError(
+            f"a matrix of {n} variables takes {8 * n * n / 2**30:.1f} GiB; at most {MAX_MATRIX_VARIABLES} variables "
+            "are allowed, more only as 'diagonal' and 'factor' in a .json file."
+        )
+
+
 def _text(source: Path) -> str:
-    if not source.is_file():
-        raise InputError("there is no such file.")
-    size = source.stat().st_size
-    if size > MAX_BYTES:
-        raise InputError(f"the file has {size} bytes; at most {MAX_BYTES} are read.")
     try:
-        return source.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"byte {error.start} is not UTF-8; only text files are read.") from None
+        return limited_text(source, MAX_BYTES)
+    except FileNotFoundError:
+        raise InputError("there is no such file.") from None
+
+
+def _zeros(n: int) -> NDArray[np.float64]:
+    """A matrix to fill."""
+    _check_matrix(n)
+    return np.zeros((n, n))
 
 
 @dataclass
@@ -189,29 +201,13 @@ def _read_json(text: str) -> _Parts:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    def refuse(constant: str) -> Any:
-        raise InputError(f"{constant} is found; only finite numbers are allowed.")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(f"the key {key!r} stands twice; give it once.")
-        return dict(pairs)
-
-    try:
-        data = json.loads(text, parse_constant=refuse, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
-        raise InputError(f"line {error.lineno}, column {error.colno}: {error.msg}; this is no JSON.") from None
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"this JSON cannot be read: {error}.") from None
+    data = strict_json(text)
     if not isinstance(data, dict) or data.get("format") != _SCHEMA:
-        found = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise InputError(f'the format is {found!r}; an object with "format": "{_SCHEMA}" is needed.')
-    if data.get("version") != _VERSION:
-        raise InputError(f"the version is {data.get('version')!r}; this program reads version {_VERSION}.")
+        found = _short(data.get("format")) if isinstance(data, dict) else repr(type(data).__name__)
+        raise InputError(f'the format is {found}; an object with "format": "{_SCHEMA}" is needed.')
+    version = data.get("version")
+    if version != _VERSION or type(version) is not int:
+        raise InputError(f"the version is {_short(version)}; this program reads version {_VERSION}.")
     return data
 
 
@@ -222,7 +218,7 @@ def _json_known(data: Mapping[str, Any]) -> None:
     known = {"format", "version", "num_variables", "num_pruned", "labels", "offset", *sum(_JSON_FORMS, ())}
     for key in data:
         if key not in known:
-            raise InputError(f"the key {key!r} is unknown{did_you_mean(key, known)}.")
+            raise InputError(f"the key {_short(key)} is unknown{did_you_mean(key[:40], known)}.")
     given = tuple(key for key in ("upper", "entries", "diagonal", "factor") if key in data)
     if given not in _JSON_FORMS:
         raise InputError(
@@ -237,7 +233,7 @@ def _json_matrix(data: Mapping[str, Any], n: int) -> NDArray[np.float64] | Facto
         rank = len(rows[0]) if rows and isinstance(rows[0], list) else 0
         factor = [_json_numbers(f"factor, row {i}", row, rank) for i, row in enumerate(rows)]
         return FactorForm(diagonal, np.array(factor, dtype=np.float64).reshape(n, rank))
-    q = np.zeros((n, n))
+    q = _zeros(n)
     if "upper" in data:
         for i, row in enumerate(_json_rows("upper", data["upper"], n)):
             q[i, i:] = q[i:, i] = _json_numbers(f"upper, row {i}", row, n - i)
@@ -286,11 +282,6 @@ def _json_integers(name: str, value: Any) -> list[int]:
 
 def _json_integer(data: Mapping[str, Any], name: str) -> int:
     return _json_integers(name, [data.get(name)])[0]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 # --- coordinate lists -------------------------------------------------------------------------------
@@ -392,12 +383,14 @@ class _List:
     def parts(self, n: int | None = None) -> _Parts:
         """The problem of binary variables."""
         said = self._integers("num_variables")
+        if said and len(said) > 1:
+            raise InputError(f"the comment num_variables is {_short(self.remarks['num_variables'])}; one is needed.")
         n = n if n is not None else said[0] if said else self.most + 1
         if self.most >= n:
             raise InputError(f"the variable {self.most} is used, and there are {n}, from 0 on.")
         if n > MAX_VARIABLES:
             raise InputError(f"the variable {n - 1} is named; at most {MAX_VARIABLES} are allowed.")
-        q = np.zeros((n, n))
+        q = _zeros(n)
         for (i, j), value in self.quadratic.items():
             q[i, j] = q[j, i] = value / 2
         for i, value in self.linear.items():
@@ -410,9 +403,10 @@ class _List:
         parts = self.parts()
         assert not isinstance(parts.q, FactorForm)
         h = np.diagonal(parts.q).copy()
-        couplings = 2 * (parts.q - np.diag(h))
-        q = 2 * couplings + np.diag(2 * h - 2 * couplings.sum(axis=1))
-        offset = parts.offset + float(couplings.sum()) / 2 - float(h.sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused behind this
+            couplings = 2 * (parts.q - np.diag(h))
+            q = 2 * couplings + np.diag(2 * h - 2 * couplings.sum(axis=1))
+            offset = parts.offset + float(couplings.sum()) / 2 - float(h.sum())
         return _Parts(q, parts.num_pruned, parts.labels, offset)
 
     def _labels(self) -> list[int] | None:
@@ -440,7 +434,8 @@ def _index(number: int, word: str) -> int:
 
 
 def _number(where: str, word: str) -> float:
-    value = float(word) if _NUMBER.fullmatch(word) else np.nan
+    # a long word would keep the pattern busy for the square of its length
+    value = float(word) if len(word) <= MAX_DIGITS and _NUMBER.fullmatch(word) else np.nan
     if not np.isfinite(value):
         raise InputError(f"{where}: the value {_short(word)} is found; finite decimal numbers are allowed.")
     return value
@@ -504,7 +499,7 @@ def _qubo_head(number: int, words: list[str]) -> tuple[int, int, int]:
 
 
 def _read_lp(text: str) -> _Parts:
-    return _Parts(*lp.loads(text, MAX_VARIABLES))
+    return _Parts(*lp.loads(text, min(MAX_VARIABLES, MAX_MATRIX_VARIABLES)))
 
 
 def _write_lp(problem: BlockQubo) -> Iterator[str]:

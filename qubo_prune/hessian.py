@@ -141,8 +141,9 @@ class Gram:
 class GramAccumulator:
     """Adds up ``X X'`` over batches of layer inputs.
 
-    Each batch is multiplied in its own precision (float32 for half precision inputs) and added
-    up in float64, so that the sum over many batches loses nothing.
+    Each batch is multiplied in its own precision (float32 for half precision inputs, float64 for a
+    batch whose squares leave that range) and added up in float64, so that the sum over many batches
+    loses nothing.
 
     Batches can be multiplied on several devices in turn, each busy with one while the next is read. Products are
     added up in the order of their batches, so that the sum is the same for any number of devices of one kind.
@@ -177,15 +178,15 @@ class GramAccumulator:
         """
         self._home = _hessian_device(inputs.device)
         rows = self._rows(inputs)
-        products = {"gram": rows.mT @ rows}
+        products = {"gram": _product(rows, rows)}
         if dense is not None:
             moved = self._rows(dense) - rows
             if behind is not None:
                 behind = behind.detach().reshape(1, -1, behind.shape[-1])
                 moved = torch.cat([moved, behind.to(moved.device, moved.dtype)], 2)
-            products["cross"] = moved.mT @ rows
+            products["cross"] = _product(moved, rows)
             if self.own_drift:
-                products["own"] = moved.mT @ moved
+                products["own"] = _product(moved, moved)
         self.tokens += rows.shape[1]
         self._batches += 1
         self._under_way.append(products)
@@ -215,9 +216,9 @@ class GramAccumulator:
         if not finite.all():
             group, feature = (~finite).nonzero()[0].tolist()
             raise InputError(
-                f"The inputs of layer {self.name!r} hold NaN or infinite values (first in feature "
-                f"{group * product.shape[-1] + feature}); check the model in a wider dtype such as float32 and the "
-                "calibration data."
+                f"The inputs of layer {self.name!r} hold NaN or infinite values, or some whose squares are beyond "
+                f"1.8e308 (first in feature {group * product.shape[-1] + feature}); check the model in a wider dtype "
+                "such as float32 and the calibration data."
             )
 
     def finish(self, d_in: int, device: torch.device | None = None) -> Gram:
@@ -243,6 +244,27 @@ class GramAccumulator:
 
     def _shaped(self, stack: Tensor) -> Tensor:
         return stack if self.groups > 1 else stack[0]
+
+
+#: Sizes from which, and up to which, float32 holds the squares of inputs and their sums with room to spare.
+_SINGLE = (1e-15, 1e15)
+
+
+def _product(left: Float[Tensor, "groups n k"], right: Float[Tensor, "groups n d"]) -> Float[Tensor, "groups k d"]:
+    """``left' right`` in their own precision, or in float64 where the squares of one leave that."""
+    if _leaves_single(left) or (right is not left and _leaves_single(right)):
+        where = _hessian_device(left.device)
+        return left.to(where, torch.float64).mT @ right.to(where, torch.float64)
+    return left.mT @ right
+
+
+def _leaves_single(rows: Float[Tensor, "groups n k"]) -> bool:
+    """Whether squares of float32 rows overflow, or those of a whole feature vanish though it is not zero."""
+    if rows.dtype == torch.float64 or not rows.numel():
+        return False
+    low, high = rows.aminmax(dim=1)
+    largest = torch.maximum(-low, high)
+    return bool(((largest > _SINGLE[1]) | ((largest > 0) & (largest < _SINGLE[0]))).any())
 
 
 def _hessian_device(device: torch.device) -> torch.device:

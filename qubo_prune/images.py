@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,12 @@ from qubo_prune.errors import InputError, did_you_mean
 #: Images (n, 1, h, w) in 0..1 with their labels (n,).
 Labelled = tuple[Float[Tensor, "_ 1 _ _"], Int[Tensor, "_"]]
 
-_GZIP, _UBYTE = b"\x1f\x8b", 8
+#: Bytes of an idx file once it is unpacked; MNIST has 47 million.
+MAX_BYTES = 2**31
+#: Pixels of an image, which a small file can announce at will.
+MAX_PIXELS = 2**26
+
+_GZIP, _UBYTE, _MAX_DIMENSIONS = b"\x1f\x8b", 8, 8
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -41,9 +47,13 @@ def read_idx(path: str | Path) -> UInt8[Tensor, " *shape"]:
             f"{file} begins with {data[:4].hex(' ') or 'nothing'}; an idx file of unsigned bytes begins with "
             "00 00 08. Get the file anew."
         )
+    if data[3] > _MAX_DIMENSIONS:
+        raise InputError(f"{file} announces {data[3]} dimensions; at most {_MAX_DIMENSIONS} are read. Get it anew.")
     start = 4 + 4 * data[3]
     shape = struct.unpack(f">{data[3]}I", data[4:start]) if len(data) >= start else ()
-    if len(data) != start + math.prod(shape):
+    # beside a dimension of 0 the others could be anything
+    endless = math.prod(max(1, extent) for extent in shape) > MAX_BYTES
+    if len(data) != start + math.prod(shape) or endless:
         raise InputError(
             f"{file} has {len(data)} bytes, but its header announces {start + math.prod(shape)} (shape "
             f"{shape}); it is damaged, get it anew."
@@ -54,12 +64,19 @@ def read_idx(path: str | Path) -> UInt8[Tensor, " *shape"]:
 
 def _unpacked(file: Path) -> bytes:
     try:
-        data = file.read_bytes()
-        return gzip.decompress(data) if data.startswith(_GZIP) else data
+        if not file.is_file():
+            raise FileNotFoundError("there is no such file")
+        with file.open("rb") as stream:
+            packed = stream.read(len(_GZIP)) == _GZIP
+        with gzip.open(file) if packed else file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{file} cannot be read ({error}); give an idx file, as it is or compressed by gzip."
         ) from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{file} holds more than {MAX_BYTES} bytes once unpacked, which are the most; get it anew.")
+    return data
 
 
 def idx_folder(folder: str | Path) -> tuple[Labelled, Labelled]:
@@ -202,7 +219,11 @@ def _is_image(file: Path) -> bool:
 def read_image(file: Path) -> Image.Image:
     """The image as RGB; raises :class:`InputError` naming the file if it is none."""
     try:
-        with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # all of them by Pillow for damaged files
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit, which is above ours, and oddities of metadata
+            with Image.open(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+                return image.convert("RGB")
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
         raise InputError(f"The image {file} cannot be read ({error}); repair or remove it.") from error

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from qubo_prune.conversions import to_cqm
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo
+from qubo_prune.strict import short
 
 
 def dumps(problem: BlockQubo) -> str:
@@ -61,7 +62,8 @@ def loads(text: str, max_variables: int) -> tuple[NDArray[np.float64], tuple[int
     if parts["general"]:
         raise _unexpected(parts["general"][0], "only binary variables are")
     objective = _Objective(index)
-    objective.read(_Tokens(parts["objective"][1:]))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused behind this
+        objective.read(_Tokens(parts["objective"][1:]))
     q = np.diag(objective.linear)
     for (i, j), value in objective.quadratic.items():
         # a bracket is halved, and Q holds half of a pair's coefficient on either side
@@ -79,7 +81,7 @@ class _Token(NamedTuple):
 
 
 def _unexpected(token: _Token, allowed: str) -> InputError:
-    found = "the end of the section" if token.kind == "end" else repr(token.text)
+    found = "the end of the section" if token.kind == "end" else short(token.text)
     return InputError(f"line {token.line}: {found} is found; {allowed} allowed here.")
 
 
@@ -255,7 +257,7 @@ class _Objective:
 def _variable(tokens: _Tokens, index: dict[str, int]) -> int:
     token = tokens.need("name", "a variable")
     if token.text not in index:
-        raise InputError(f"line {token.line}: the variable {token.text!r} is not declared under 'Binary'.")
+        raise InputError(f"line {token.line}: the variable {short(token.text)} is not declared under 'Binary'.")
     return index[token.text]
 
 
@@ -276,18 +278,18 @@ def _counts(tokens: _Tokens, index: dict[str, int]) -> tuple[tuple[int, ...] | N
             at = tokens.peek()
             member = _variable(tokens, index)
             if labels[member] >= 0:
-                raise InputError(f"line {at.line}: {at.text!r} is counted a second time; groups must be disjoint.")
+                raise InputError(f"line {at.line}: {short(at.text)} is counted a second time; groups must be disjoint.")
             labels[member] = len(counts)
         sense = tokens.take()
         if sense.text != "=" or first:
             raise _unexpected(sense, "only 'x + y + ... = count' is")
         at, value = tokens.peek(), tokens.sign(True) * tokens.number()
-        if value != int(value):
+        if value != int(value) or abs(value) > 2**31:
             raise _unexpected(at, "a whole number is")
         counts.append(int(value))
     if -1 in labels:
         name = list(index)[[*index.values()].index(labels.index(-1))]
-        raise InputError(f"The variable {name!r} is in no constraint; give every variable a count, or none.")
+        raise InputError(f"The variable {short(name)} is in no constraint; give every variable a count, or none.")
     return tuple(counts), labels
 
 

@@ -58,6 +58,11 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            raise InputError(
+                f"The model {name!r} comes with code of its own, which is run only if you say so; read that code, then "
+                "pass trust_remote_code=True (--trust-remote-code), or give another model."
+            ) from error
         raise InputError(
             f"The model {name!r} could not be loaded ({type(error).__name__}: {reason}); give a hub id, a folder "
             f"saved by save_pretrained, a .gguf file or one of {', '.join(PACKAGED)}."

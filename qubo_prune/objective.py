@@ -187,9 +187,30 @@ class Objective:
             wrong = int(indices[(~torch.isfinite(losses)).nonzero()[0, 0]])
             raise InputError(
                 f"The loss is NaN or infinite in sample {wrong} (batch of samples {int(indices[0])} to "
-                f"{int(indices[-1])}); check that sample and the model, or use a wider dtype such as float32."
+                f"{int(indices[-1])}{self._origin(batch)}); check that sample and the model, or use a wider dtype such "
+                "as float32."
             )
         return prediction, losses
+
+    def _origin(self, batch: Any) -> str:
+        """Which module's output is the first that is not finite, for a message; empty if all are finite."""
+        found: list[str] = []
+
+        def look(name: str) -> Callable[..., None]:
+            def see(module: nn.Module, args: Any, output: Any) -> None:
+                if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                    found.append(name)
+
+            return see
+
+        handles = [module.register_forward_hook(look(name)) for name, module in self.model.named_modules() if name]
+        try:
+            with torch.no_grad():
+                self.loss.predict(self.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return f"; the first output that is not finite is that of module {found[0]!r}" if found else ""
 
 
 def logits_of(output: Any) -> Tensor:

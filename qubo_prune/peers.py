@@ -31,7 +31,9 @@ from qubo_prune.update import (
     admm,
     check_layer,
     conjugate_gradients,
+    fitting,
     inverse_factor,
+    roomy,
     sweep,
     with_damping,
     work_dtype,
@@ -134,12 +136,11 @@ def choose(
     unseen = int(gram.dead.all(-1).sum())
     if unseen:
         notes[UNSEEN] = unseen
-    keep, updated = PEERS[name].method(
-        Task(weight.detach().to(gram.matrix.device), gram, pattern, density, damping, notes)
-    )
+    given = roomy(weight.detach().to(gram.matrix.device), gram)
+    keep, updated = PEERS[name].method(Task(given, gram, pattern, density, damping, notes))
     keep = keep.to(weight.device)
     if updated is not None:
-        updated = updated.to(weight.device, weight.dtype).masked_fill(~keep, 0)
+        updated = fitting(updated, weight.detach(), keep, notes).masked_fill(~keep, 0)
     return Choice(keep, updated, dict(notes))
 
 

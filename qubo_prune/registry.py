@@ -155,11 +155,19 @@ def check_settings(name: str, settings: Iterable[str], known: Iterable[str]) -> 
 
 
 def setting_value(text: str) -> Any:
-    """A setting from the command line: JSON, or the text itself where it is none."""
+    """A setting from the command line: JSON, or the text itself where it is none.
+
+    Raises:
+        InputError: it is JSON that is nested without end, or a number of thousands of digits.
+    """
     try:
         return json.loads(text)
-    except ValueError:
+    except json.JSONDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"The value {text[:40]!r}... of a setting cannot be read ({error}); give a shorter one."
+        ) from None
 
 
 def _adapter(name: str) -> type[Adapter]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.masks import KeepMasks
 
@@ -263,29 +263,13 @@ def _write(target: Path, parts: dict[str, Tensor], table: dict[str, Any]) -> Non
 
     text = json.dumps(table, default=asdict)
     metadata = {"format": FORMAT, "tensors": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        aside.touch()
-        mode = aside.stat().st_mode  # safetensors makes its files private
-        save_file(parts, aside, metadata=metadata)
-        aside.chmod(mode)
-        _flush(aside)
-        aside.replace(target)
-        _flush(target.parent)
+        with written_whole(target) as aside:
+            save_file(parts, aside, metadata=metadata)
     except KeyError as error:
         raise InputError(f"Tensors of type {error} cannot be stored in safetensors; convert them first.") from error
     except (OSError, SafetensorError) as error:
         raise InputError(f"{target} cannot be written ({error}); free some space or give another file.") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.strict import limited_text, short
 
 Purpose = Literal["calibration", "evaluation"]
 _JOIN = "\n\n"
+#: Larger texts, or folders of texts, are refused: their tokens would fill the memory.
+MAX_BYTES = 2**30
 
 
 def read_text(source: str, purpose: Purpose) -> str:
@@ -33,13 +37,15 @@ def read_text(source: str, purpose: Purpose) -> str:
     if source == "pydoc":
         return _pydoc(purpose)
     path = Path(source).expanduser()
-    if path.is_file():
-        return _read_file(path)
-    if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
-        if not files:
-            raise InputError(f"The folder {source!r} holds no .txt file; give a folder of text files.")
-        return _JOIN.join(_read_file(file) for file in files)
+    try:
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.is_file())
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or that no system takes
+        raise InputError(f"The text {short(source)} cannot be read ({error}); give the name of a file.") from None
+    if files:
+        return _JOIN.join(_read_files(files))
+    if folder:
+        raise InputError(f"The folder {source!r} holds no .txt file; give a folder of text files.")
     if path.is_absolute() or source.startswith(".") or path.suffix in (".txt", ".md", ".json", ".csv"):
         raise InputError(
             f"There is no text {source!r}; give a text file, a folder of .txt files, a data set id or 'pydoc'."
@@ -54,11 +60,18 @@ def _pydoc(purpose: Purpose) -> str:
     return _JOIN.join(topics[name] for name in names)
 
 
-def _read_file(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); convert it.") from error
+def _read_files(files: Sequence[Path]) -> Iterator[str]:
+    """The texts of some files, which together may not be larger than :data:`MAX_BYTES`."""
+    left = MAX_BYTES
+    for path in files:
+        try:
+            text = limited_text(path, left)
+            left -= path.stat().st_size
+        except InputError as error:
+            raise InputError(
+                f"{path} is not UTF-8 text of at most {MAX_BYTES} bytes, with the files before it: {error}"
+            ) from None
+        yield text
 
 
 def _data_set(source: str) -> str:

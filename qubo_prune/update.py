@@ -28,6 +28,9 @@ UPDATES = ("none", "refit", "admm", "sparsegpt")
 #: What is said of a layer, or of a group of a convolution, without calibration data.
 UNSEEN = "no calibration token reached these weights: the kept ones stay as they are"
 
+#: What is said of rows whose updated weights the layer's dtype cannot hold.
+OVERFLOWS = "the updated weights of a row overflow {}, so its kept weights stay as they are"
+
 #: Columns after which SparseGPT's sweep carries its errors to the rest of the matrix.
 SLAB = 128
 
@@ -87,7 +90,8 @@ def update(
     device, notes, largest, parts = gram.matrix.device, Counter[str](), damping, []
     masks = gram.split(keep.to(device))
     # detached: threads of this module would record gradients
-    for dense, part, mask in zip(gram.split(weight.detach().to(device)), gram.parts(), masks, strict=True):
+    given = roomy(weight.detach().to(device), gram)
+    for dense, part, mask in zip(gram.split(given), gram.parts(), masks, strict=True):
         if part.dead.all():
             parts.append(dense.masked_fill(~mask, 0).double())
             notes[UNSEEN] += 1
@@ -95,7 +99,7 @@ def update(
         result, used = with_damping(part, damping, _attempt(kind, dense, mask, notes), notes)
         parts.append(result.double().masked_fill(~mask, 0))
         largest = max(largest, used)
-    return Updated(torch.cat(parts).to(weight.device, weight.dtype), largest, dict(notes))
+    return Updated(fitting(torch.cat(parts), weight.detach(), keep, notes), largest, dict(notes))
 
 
 def _attempt(
@@ -312,6 +316,34 @@ def conjugate_gradients(
 
 
 # published updates
+
+
+#: Sizes of weights, and of their inputs, from and up to which single precision holds products of both, squared.
+_SINGLE = (1e-6, 1e6)
+
+
+def roomy(weight: Float[Tensor, "r d"], gram: Gram) -> Float[Tensor, "r d"]:
+    """The weights, as float64 where squares of weights and inputs may leave the range of float32.
+
+    Methods iterate in :func:`work_dtype`, and bfloat16 holds numbers whose squares float32 does not.
+    """
+    sizes = [float(weight.abs().amax()) if weight.numel() else 0.0, float(gram.diagonal.amax().sqrt())]
+    return weight if all(size == 0 or _SINGLE[0] < size < _SINGLE[1] for size in sizes) else weight.double()
+
+
+def fitting(
+    updated: Float[Tensor, "r d"], dense: Float[Tensor, "r d"], keep: Bool[Tensor, "r d"], notes: Counter[str]
+) -> Float[Tensor, "r d"]:
+    """Updated weights in the dtype of the dense ones; a row that overflows it keeps its masked dense weights.
+
+    A note says so, with the number of rows.
+    """
+    found = updated.to(dense.device, dense.dtype)
+    lost = ~torch.isfinite(found).all(1)
+    if not lost.any():
+        return found
+    notes[OVERFLOWS.format(str(dense.dtype).removeprefix("torch."))] += int(lost.sum())
+    return torch.where(lost[:, None], dense.masked_fill(~keep.to(dense.device), 0), found)
 
 
 def work_dtype(weight: Tensor) -> torch.dtype:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import builtins
+import json
+import shutil
 from pathlib import Path
 
 import pictures
@@ -56,3 +58,28 @@ def test_timm_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match="pip install timm"):
         load_classifier("timm:resnet18")
+
+
+@pytest.mark.parametrize("model_type", ["own", "keep"])
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "own.Config", "AutoModelForImageClassification": "own.Model"}
+    if model_type == "own":
+        config["model_type"] = "own"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
+
+    def asked(*prompt: object) -> str:
+        raise AssertionError("it asked on the terminal")
+
+    monkeypatch.setattr(builtins, "input", asked)
+    if model_type == "own":
+        with pytest.raises(InputError, match="could not be loaded"):
+            load_classifier(str(folder))
+    else:
+        assert load_classifier(str(folder)).label2id == {"cat": 0, "dog": 1}
+    assert not (tmp_path / "was-run").exists()

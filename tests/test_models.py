@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +110,60 @@ def test_the_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
         (folder / "fresh").write_text("new")
     assert [p.name for p in old.iterdir()] == ["fresh"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+EVIL = """
+import pathlib
+pathlib.Path({marker!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def with_code(folder: Path, marker: Path, model_type: str) -> Path:
+    """A checkpoint that brings a file of code, which leaves a trace when it is run."""
+    tiny.save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type, "auto_map": names}))
+    (folder / "own.py").write_text(EVIL.format(marker=str(marker)))
+    return folder
+
+
+LOADS = """
+import sys
+from pathlib import Path
+from qubo_prune.models import load_model
+from qubo_prune.errors import InputError
+marker = Path(sys.argv[1])
+for folder, trust in zip(sys.argv[2::2], sys.argv[3::2]):
+    try:
+        said = type(load_model(folder, trust_remote_code=trust == "trusted").model).__module__
+    except InputError as error:
+        said = str(error)
+    print(marker.exists(), said)
+"""
+
+
+def test_code_of_a_checkpoint_runs_only_if_the_user_says_so(tmp_path: Path) -> None:
+    marker = tmp_path / "was-run"
+    own, known = (with_code(tmp_path / kind, marker, kind) for kind in ("own", "llama"))
+    # a pipe that nobody writes to and nobody closes: whoever asks there waits until the time is over
+    unanswered, writer = os.pipe()
+    loads = [str(own), "untrusted", str(known), "untrusted", str(own), "trusted"]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", LOADS, str(marker), *loads], stdin=unanswered, capture_output=True, text=True,
+            timeout=120, env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}, check=True,
+        )  # fmt: skip
+    finally:
+        os.close(unanswered)
+        os.close(writer)
+    refused, plain, trusted = done.stdout.strip().splitlines()
+    assert re.match("False The model '.*own' comes with code of its own, which is run only if you say so", refused)
+    assert plain.startswith("False transformers.models.llama")  # the library's own class takes it
+    assert trusted.startswith("True transformers_modules")
+    assert "[y/N]" not in done.stdout + done.stderr

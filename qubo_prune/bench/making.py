@@ -24,6 +24,7 @@ from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions
 from qubo_prune.solver import SolveResult, Status
+from qubo_prune.strict import strict_json
 
 #: Up to so many variables each row has a shift of its own; up to so many there is one for the Gram. Beyond, where Q has
 #: a low rank, no shift is left to find.
@@ -116,10 +117,13 @@ class _Notebook:
         if whole != text:  # a kill cut a line short
             self._path.write_text(whole, encoding="utf-8")
         for line in whole.splitlines():
-            entry = json.loads(line)
-            if entry["settings"] == self._settings:
-                instance = Instance.of(entry["instance"])
-                self._known[instance.name] = instance
+            try:
+                entry = strict_json(line, constants=True)
+                if entry["settings"] == self._settings:
+                    instance = Instance.of(entry["instance"])
+                    self._known[instance.name] = instance
+            except (AttributeError, KeyError, TypeError, ValueError):
+                continue  # what cannot be understood is searched for again
 
     def known(self, name: str, digest: str) -> Instance | None:
         """What was found for the very same problem."""

@@ -16,7 +16,6 @@ A solver that ended by itself counts with that answer at all longer limits too. 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import binomtest
 
-from qubo_prune.bench.runs import INFO, Row, RunTable, latest
+from qubo_prune.bench.runs import Row, RunTable, latest, read_calls
 from qubo_prune.bench.suite import Instance, Suite
 from qubo_prune.errors import InputError
 
@@ -70,7 +69,7 @@ class Results:
         calls: list[Mapping[str, Any]] = []
         instances: dict[str, Instance] = {}
         for folder in map(Path, folders):
-            calls += _calls(folder)
+            calls += read_calls(folder)
             own = {instance.name: instance for instance in Suite.read(folder).instances}
             for name, instance in own.items():
                 if instances.setdefault(name, instance).sha256 != instance.sha256:
@@ -269,17 +268,6 @@ class Results:
                 }
             )  # fmt: skip
         return pd.DataFrame(lines)
-
-
-def _calls(folder: Path) -> list[Mapping[str, Any]]:
-    """What was asked of the run in a folder."""
-    file = folder / INFO
-    if not file.is_file():
-        raise InputError(f"There is no run in {folder}: {INFO} is missing; give the output of bench solvers.")
-    try:
-        return list(json.loads(file.read_text(encoding="utf-8"))["calls"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file} cannot be understood ({error}); run bench solvers into another folder.") from None
 
 
 def gap_of(difference: pd.Series, scale: pd.Series) -> pd.Series:

@@ -32,6 +32,12 @@ def _look(results: Results, solver: str) -> dict[str, Any]:
     return {"color": f"C{(place - len(baselines)) % 10}", "linestyle": _STYLES[(place - len(baselines)) // 10 % 4]}
 
 
+def _plain(name: str) -> str:
+    """A name as text: no formula between two dollar signs, and not left out of the legend as those with ``_`` are."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _plain_axis(axis: Any, values: Sequence[float]) -> None:
     """A logarithmic x axis with these values written out, every second one where they are many."""
     axis.set_xscale("log")
@@ -61,7 +67,7 @@ def anytime(results: Results, classes: Sequence[tuple[str, pd.DataFrame]]) -> Fi
         taken = solves.groupby("solver").instance.nunique()
         for solver in curves.columns[taken[curves.columns] == solves.instance.nunique()]:
             values = curves[solver].clip(lower=_FLOOR)
-            axis.plot(values.index, values, label=solver, marker="o", markersize=3, **_look(results, solver))
+            axis.plot(values.index, values, label=_plain(solver), marker="o", markersize=3, **_look(results, solver))
         axis.set(title=title, xlabel="time limit, s", yscale="log")
         _plain_axis(axis, results.limits)
     axes[0].set_ylabel("mean gap to the best known, %")
@@ -79,7 +85,12 @@ def by_size(results: Results) -> Figure:
             own = table[table.solver == solver].groupby("n").gap.mean() * 100
             if len(own):
                 axis.plot(
-                    own.index, own.clip(lower=_FLOOR), label=solver, marker="o", markersize=3, **_look(results, solver)
+                    own.index,
+                    own.clip(lower=_FLOOR),
+                    label=_plain(solver),
+                    marker="o",
+                    markersize=3,
+                    **_look(results, solver),
                 )
         axis.set(title=kind, xlabel="n", yscale="log")
         _plain_axis(axis, sorted(table.n.unique().tolist()))
@@ -94,7 +105,7 @@ def distributions(results: Results) -> Figure:
         for axis, points in zip(axes, (results.ecdf(solver), results.profile(solver)), strict=True):
             if points:
                 xs, ys = zip(*points, strict=True)
-                axis.step(xs, ys, where="post", label=solver, **_look(results, solver))
+                axis.step(xs, ys, where="post", label=_plain(solver), **_look(results, solver))
     axes[0].set(
         title="share of solves with at most this gap", xlabel="gap to the best known", xlim=(0, 0.3), ylim=(0, 1.02)
     )

@@ -14,7 +14,7 @@ import pandas as pd
 from qubo_prune.bench import run_plots
 from qubo_prune.bench.metrics import SUCCESS, Results, gap_of
 from qubo_prune.bench.runs import BASELINES
-from qubo_prune.bench.suite import write_whole
+from qubo_prune.durable import write_whole
 
 _TEMPLATE = Path(__file__).with_name("run_report.html.j2")
 

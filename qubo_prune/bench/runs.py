@@ -10,9 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
@@ -28,19 +30,26 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from qubo_prune.bench.solvers import Entrant
-from qubo_prune.bench.suite import MANIFEST, Instance, Suite, write_whole
+from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.clusters import joblib_backend
 from qubo_prune.dispatch import solve
+from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, QuboPruneError
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions
 from qubo_prune.solver import Solver, Status, derive_seed
+from qubo_prune.strict import is_plain, limited_text, one_line, short, strict_json
 
 TABLE = "rows.csv"
 INFO = "run.json"
 #: joblib's back-ends of this machine.
 LOCAL = ("loky", "threading", "sequential")
+#: Larger files of these names are refused.
+MAX_TABLE_BYTES, MAX_INFO_BYTES = 2**30, 2**26
+#: Characters of a note, and of any text of a row.
+MAX_NOTE, MAX_TEXT = 10_000, 100_000
+_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 #: Everywhere beside the solvers: a descent by single swaps from Wanda's choice, and from a random one.
 BASELINES = ("wanda+swaps", "random+swaps")
 
@@ -123,20 +132,29 @@ class RunTable:
         Raises:
             InputError: the file is no such table.
         """
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        reader = csv.DictReader(io.StringIO(whole))
-        names = [field.name for field in fields(Row)]
-        if whole and reader.fieldnames != names:
-            raise InputError(f"{self.path} is no table of a run: its first line does not name {', '.join(names)}.")
         try:
+            text = limited_text(self.path, MAX_TABLE_BYTES)
+        except FileNotFoundError:
+            text = ""
+        except InputError as error:
+            raise InputError(f"{self.path} is no table of a run: {error}") from None
+        whole = text[: text.rfind("\n") + 1]
+        reader = csv.DictReader(io.StringIO(whole), strict=True)
+        names = [field.name for field in fields(Row)]
+        try:
+            if whole and reader.fieldnames != names:
+                raise InputError(f"{self.path} is no table of a run: its first line does not name {', '.join(names)}.")
             return [_row(line) for line in reader]
-        except (TypeError, ValueError) as error:
+        except InputError:
+            raise
+        except (TypeError, ValueError, csv.Error) as error:
             raise InputError(f"{self.path} is no table of a run: line {reader.line_num} is no row ({error}).") from None
 
     def open(self) -> None:
         """Make the folder and the header; cut off what a kill left of a line."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_symlink():
+            raise InputError(f"{self.path} is a link, and rows are written into the run's folder only; remove it.")
         if not self.path.is_file() or not self.path.stat().st_size:
             self._write(",".join(field.name for field in fields(Row)) + "\n")
             return
@@ -148,7 +166,7 @@ class RunTable:
     def append(self, row: Row) -> None:
         """One row, whole and on the disk before this returns."""
         # notes are of strangers; with several lines, a row that a kill cut short could not be told from a whole one
-        values = asdict(row) | {"note": " ".join(row.note.split())}
+        values = asdict(row) | {"note": one_line(row.note, MAX_NOTE)}
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([_text(value) for value in values.values()])
         self._write(line.getvalue())
@@ -176,12 +194,71 @@ def _row(line: Mapping[str, str]) -> Row:
     for field in fields(Row):
         text, kind = line[field.name], str(field.type)
         if kind == "bool":
-            values[field.name] = text == "True"
+            values[field.name] = {"True": True, "False": False}.get(text)
         elif kind == "int":
-            values[field.name] = int(text)
+            values[field.name] = int(text) if _WHOLE.fullmatch(text) else None
         elif kind.startswith("float"):
             values[field.name] = float(text) if text or kind == "float" else None
+        elif not is_plain(text, MAX_TEXT):
+            raise ValueError(f"{field.name} is {short(text)}, which has control characters or is too long")
+        if kind in ("bool", "int") and values[field.name] is None:
+            raise ValueError(f"{field.name} is {short(text)}")
+        if (kind == "float" and not math.isfinite(values[field.name])) or values[field.name] != values[field.name]:
+            raise ValueError(f"{field.name} is {short(text)}, which is no finite number")
     return Row(**values)
+
+
+def read_calls(folder: Path) -> list[dict[str, Any]]:
+    """What was asked of the run in a folder, one entry for each call that added rows.
+
+    Raises:
+        InputError: there is no run, or what it says of itself cannot be understood.
+    """
+    file = folder / INFO
+    try:
+        data = strict_json(limited_text(file, MAX_INFO_BYTES))
+        if not isinstance(data, dict) or not isinstance(data.get("calls"), list):
+            raise InputError("an object with the list 'calls' is needed.")
+        for call in data["calls"]:
+            _check_call(call)
+    except FileNotFoundError:
+        raise InputError(f"There is no run in {folder}: {INFO} is missing; give the output of bench solvers.") from None
+    except InputError as error:
+        raise InputError(f"{file} cannot be understood: {error} Run bench solvers into another folder.") from None
+    calls: list[dict[str, Any]] = data["calls"]
+    return calls
+
+
+def _check_call(call: Any) -> None:
+    """Raise :class:`InputError` if an entry of a run is not what :func:`run_suite` writes."""
+    if not isinstance(call, dict):
+        raise InputError(f"a call is {short(call)}; an object is needed.")
+    for name, fits in _CALL.items():
+        if name not in call or not fits(call[name]):
+            raise InputError(f"{name!r} of a call is {short(call.get(name))}, which is not what a run writes.")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_plain, value))
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 2**53
+
+
+def _limits(value: Any) -> bool:
+    return isinstance(value, list) and all(type(limit) in (int, float) and 0 < limit < 1e12 for limit in value)
+
+
+#: The entries of a call, and what each may be.
+_CALL: Mapping[str, Callable[[Any], bool]] = {
+    "began": is_plain, "suite": is_plain, "digest": is_plain, "backend": is_plain, "suite_version": _whole,
+    "seeds": _whole, "workers": _whole, "solvers": _texts, "instances": _texts, "time_limits": _limits,
+    "max_variables": lambda value: isinstance(value, dict) and all(n is None or _whole(n) for n in value.values()),
+    "stochastic": lambda value: isinstance(value, dict) and all(type(yes) is bool for yes in value.values()),
+    "machine": lambda value: isinstance(value, dict),
+    "versions": lambda value: isinstance(value, dict) and all(map(is_plain, value.values())),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -433,7 +510,7 @@ def _describe(
 ) -> None:  # fmt: skip
     """What the report needs beside the rows: the instances, and every call that added rows."""
     file = folder / INFO
-    calls = json.loads(file.read_text(encoding="utf-8"))["calls"] if file.is_file() else []
+    calls = read_calls(folder) if file.exists() else []
     calls.append(
         {
             "began": datetime.now(UTC).isoformat(timespec="seconds"), "suite": suite.name,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,55 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError
-from qubo_prune.files import read_problem
+from qubo_prune.files import MAX_VARIABLES, read_problem
 from qubo_prune.problem import BlockQubo
+from qubo_prune.strict import is_plain, limited_text, short, strict_json
 
 MANIFEST = "manifest.json"
 _FORMAT = "qubo_prune.suite"
+#: Larger manifests are refused.
+MAX_MANIFEST_BYTES = 2**28
 #: Share of the energies' size that rounding may take from a stored energy.
 _ROUNDING = 1e-9
 #: Share of the best known energy that a proof of optimality may leave open.
 _PROVEN = 1e-6
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 2**53
+
+
+def _is_real(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) <= 2**53)
+
+
+#: What a field of that type may hold in a manifest.
+_KINDS: Mapping[str, Callable[[Any], bool]] = {
+    "str": is_plain,
+    "int": _is_whole,
+    "float": _is_real,
+    "bool": lambda value: type(value) is bool,
+    "Mapping[str, float]": lambda value: isinstance(value, dict) and all(map(_is_real, value.values())),
+    "Mapping[str, Any]": lambda value: isinstance(value, dict),
+    "tuple[int, ...]": lambda value: isinstance(value, list) and all(map(_is_whole, value)),
+}
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name stays within its folder: no folders, no parents, nothing hidden."""
+    return is_plain(name, 200) and not set(name) & set("/\\:") and not name.startswith(".") and bool(name)
+
+
+def _check_suite(data: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise ``ValueError`` for what is wrong with a manifest besides its instances."""
+    if len(set(names)) < len(names):
+        raise ValueError("two instances have one name")
+    if not (is_plain(data["suite"]) and _is_whole(data["version"]) and isinstance(data["made"], dict)):
+        raise ValueError("suite, version or made is not what it should be")
+    if not isinstance(data["families"], list) or not all(isinstance(family, dict) for family in data["families"]):
+        raise ValueError("families is no list of objects")
 
 
 @dataclass(frozen=True)
@@ -90,7 +128,17 @@ class Instance:
         """From plain data; ``ValueError`` if a field is missing or unknown."""
         known = {field.name for field in fields(cls)}
         if entry.keys() != known:
-            raise ValueError(f"an instance has the fields {sorted(entry.keys() ^ known)} too few or too many")
+            raise ValueError(f"an instance has the fields {short(sorted(entry.keys() ^ known))} too few or too many")
+        for field in fields(cls):
+            if not _KINDS[str(field.type)](entry[field.name]):
+                raise ValueError(f"the field {field.name!r} of an instance is {short(entry[field.name])}")
+        if not _is_file_name(entry["file"]):
+            raise ValueError(
+                f"the file {short(entry['file'])} of an instance is no plain name within the suite's folder"
+            )
+        n = entry["num_variables"]
+        if n > MAX_VARIABLES or not all(0 <= i < n for name in ("start", "best") for i in entry[name]):
+            raise ValueError(f"an instance has {short(n)} variables, or a start or best answer that goes beyond them")
         return cls(**{**entry, "start": tuple(entry["start"]), "best": tuple(entry["best"])})
 
     def assignment(self, pruned: Sequence[int]) -> NDArray[np.bool_]:
@@ -136,11 +184,14 @@ class Suite:
         if not file.is_file():
             raise InputError(f"There is no suite in {folder}: {MANIFEST} is missing; make one with: instances make.")
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = strict_json(limited_text(file, MAX_MANIFEST_BYTES), constants=True)
             if data["format"] != _FORMAT:
-                raise InputError(f"{file} is no manifest of a suite; give the folder that instances make wrote.")
+                raise InputError("it is no manifest of a suite; give the folder that instances make wrote.")
             instances = tuple(Instance.of(entry) for entry in data["instances"])
+            _check_suite(data, [instance.name for instance in instances])
             return cls(Path(folder), data["suite"], data["version"], tuple(data["families"]), instances, data["made"])
+        except InputError as error:
+            raise InputError(f"{file} cannot be understood: {error}") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} cannot be understood ({error}); make the suite again.") from None
 
@@ -167,11 +218,16 @@ class Suite:
             InputError: the file is missing, or not the one of the manifest.
         """
         path = self.folder / instance.file
+        if not _is_file_name(instance.file) or path.is_symlink():
+            raise InputError(f"The file {short(instance.file)} of the suite leads out of its folder; make it again.")
         if not path.is_file():
             raise InputError(f"The file {path} of the suite is missing; make the suite again.")
         if sha256(path) != instance.sha256:
             raise InputError(f"{path} is not the file that the manifest names: its checksum differs; make it again.")
-        return read_problem(path)
+        problem = read_problem(path)
+        if (problem.num_variables, problem.num_pruned) != (instance.num_variables, (instance.num_pruned,)):
+            raise InputError(f"{path} is not what the manifest says: the file has {problem!r}; make the suite again.")
+        return problem
 
     def select(self, names: Sequence[str] | None, sizes: Sequence[int] | None) -> tuple[Instance, ...]:
         """The instances of these families (or of these names) and sizes; all where ``None``.
@@ -244,21 +300,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A text file that appears only once complete."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 def faults(suite: Suite, instance: Instance) -> list[str]:
     """What is wrong with an instance; nothing if its file, its counts, its energies and its bounds agree."""
     try:
         problem = suite.problem(instance)
     except InputError as error:
         return [str(error)]
-    if problem.num_variables != instance.num_variables or problem.num_pruned != (instance.num_pruned,):
-        return [f"the file has {problem!r}"]
     found = []
     sizes = [abs(value) for value in (instance.start_energy, instance.best_energy, problem.offset)]
     # all comparisons are such that NaN is a fault

@@ -229,3 +229,41 @@ def test_the_report_is_written_and_written_again(found: Results, tmp_path: Path)
     assert {line["Problem"] for line in lines} == set("abcdefg")
     before = [file.read_bytes() for file in files[:3]]
     assert [file.read_bytes() for file in write_report(found, tmp_path / "new" / "folder")[:3]] == before
+
+
+FORMULAS = (
+    r"$\frac{$",
+    "$x$",
+    "_hidden",
+    "</script><script>alert(1)</script>",
+    '" onload="alert(1)',
+    "&lt;b&gt;",
+    "]]>",
+)
+
+
+def test_every_name_of_a_file_is_text_in_the_page(tmp_path: Path) -> None:
+    names = [f"{EVIL} {number}" for number in range(2)]
+    rows = [
+        row(name, solver, 2.0 + place / 10, machine=EVIL, settings=EVIL, note=EVIL, version=EVIL, status=EVIL)
+        for name in names
+        for place, solver in enumerate(("wanda+swaps", "random+swaps", *FORMULAS))
+    ]
+    known = results(
+        tmp_path, [instance(name, file="a.json", best_by=EVIL, layer=EVIL) for name in names], rows,
+        suite=EVIL, digest=EVIL, backend=EVIL, versions={EVIL: EVIL},
+    )  # fmt: skip
+    text = page(known)
+    parsed = Page(text)
+    tags = [tag for tag, _ in parsed.tags]
+    assert tags.count("script") == 1
+    assert "b" not in tags
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    words = " ".join(parsed.words)
+    for told in (*FORMULAS, *names):
+        assert told in words
+    legend = [word.strip() for word in parsed.words]
+    for solver in FORMULAS:
+        assert legend.count(solver) >= 2, solver  # of the pictures, as it is and not as a formula
+    for path in write_report(known, tmp_path / "report"):
+        assert path.parent == tmp_path / "report"

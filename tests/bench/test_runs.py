@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import util
 from pathlib import Path
@@ -17,10 +18,23 @@ import numpy as np
 import pytest
 import tiny_suite
 import torch
+from damage import damaged
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from reference import minimum
 
 from qubo_prune.bench import runs
-from qubo_prune.bench.runs import BASELINES, INFO, TABLE, Row, RunTable, entrants_with_baselines, run_suite
+from qubo_prune.bench.runs import (
+    BASELINES,
+    INFO,
+    MAX_NOTE,
+    TABLE,
+    Row,
+    RunTable,
+    entrants_with_baselines,
+    read_calls,
+    run_suite,
+)
 from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.bench.suites import Family
@@ -507,3 +521,98 @@ def test_the_processor_time_of_processes_below_counts() -> None:
         child.stdout.readline()
         assert runs._seconds_below() - before >= 0.25
         child.communicate()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("energy", "nan"), ("energy", "inf"), ("seconds", "1e999"), ("raw", "nan"), ("seed", "1_0"), ("seed", "9" * 30),
+     ("seed", "0x1"), ("optimal", "yes"), ("ended", ""), ("status", "a\x1b[2J"), ("note", "x" * 200_000)],
+)  # fmt: skip
+def test_a_row_with_a_value_that_no_run_writes_is_refused(tmp_path: Path, column: str, value: str) -> None:
+    table = RunTable(tmp_path)
+    table.open()
+    values = asdict(a_row()) | {column: value}
+    with (tmp_path / TABLE).open("a", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerow(["" if v is None else v for v in values.values()])
+    with pytest.raises(InputError, match=r"rows\.csv is no table of a run: line \d+ is no row") as caught:
+        table.rows()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_whatever_a_solver_says_in_a_note_is_read_again(tmp_path: Path) -> None:
+    table = RunTable(tmp_path)
+    table.open()
+    table.append(a_row(note="red \x1b[31m\0 and\u2028more" + "x" * 300_000))
+    (found,) = table.rows()
+    assert found.note.startswith("red [31m and more")
+    assert len(found.note) == MAX_NOTE
+
+
+def test_rows_are_not_written_through_a_link(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside.csv", tmp_path / "run"
+    folder.mkdir()
+    (folder / TABLE).symlink_to(outside)
+    with pytest.raises(InputError, match="is a link"):
+        RunTable(folder).open()
+    assert not outside.exists()
+
+
+def test_tables_beyond_the_limit_and_not_of_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = RunTable(tmp_path)
+    (tmp_path / TABLE).write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        table.rows()
+    table.path.unlink()
+    table.open()
+    monkeypatch.setattr("qubo_prune.bench.runs.MAX_TABLE_BYTES", 10)
+    with pytest.raises(InputError, match="at most 10 are read"):
+        table.rows()
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_tables_are_rows_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    table = RunTable(tmp_path / "run")
+    with suppress(FileNotFoundError):
+        table.path.unlink()
+    table.open()
+    for seed in range(3):
+        table.append(a_row(seed=seed, note='it said "no", twice'))
+    table.path.write_bytes(data.draw(damaged(table.path.read_bytes())))
+    with suppress(InputError):
+        for row in table.rows():
+            assert all(np.isfinite([row.energy, row.start, row.repaired, row.seconds, row.time_limit]))
+            assert isinstance(row.optimal, bool)
+
+
+CALL = {
+    "began": "now", "suite": "s", "suite_version": 1, "digest": "0", "solvers": ["a"], "max_variables": {"a": None},
+    "stochastic": {"a": True}, "instances": ["i"], "time_limits": [1.0], "seeds": 1, "workers": 1, "backend": "loky",
+    "machine": {}, "versions": {"python": "3"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"calls": 5}', '{"calls": [5]}', '{"calls": [{}]}', "[" * 100_000, '{"calls": [], "calls": []}',
+     *(json.dumps({"calls": [CALL | change]}) for change in (
+         {"suite": 5}, {"solvers": "a"}, {"solvers": [5]}, {"time_limits": [float("nan")]}, {"time_limits": ["1"]},
+         {"time_limits": [-1]}, {"seeds": -1}, {"seeds": True}, {"versions": {"a": 5}}, {"machine": None},
+         {"max_variables": {"a": "b"}}, {"stochastic": {"a": 1}}, {"backend": "a\nb"}))],
+)  # fmt: skip
+def test_what_a_run_does_not_say_of_itself_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / INFO).write_text(json.dumps({"calls": [CALL]}))
+    assert read_calls(tmp_path) == [CALL]
+    (tmp_path / INFO).write_text(text)
+    with pytest.raises(InputError, match=r"run\.json cannot be understood") as caught:
+        read_calls(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_accounts_of_a_run_are_understood_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    (tmp_path / INFO).write_bytes(data.draw(damaged(json.dumps({"calls": [CALL]}, indent=1).encode())))
+    with suppress(InputError):
+        assert all(call.keys() >= CALL.keys() for call in read_calls(tmp_path))

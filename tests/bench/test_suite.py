@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_suite
+from damage import damaged
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite, faults, sha256
 from qubo_prune.errors import InputError
@@ -227,3 +231,78 @@ def test_an_assignment_is_its_pruned_variables(made: Suite) -> None:
     instance = made.instances[0]
     x = instance.assignment((1, 4))
     assert (x.dtype, x.shape, np.flatnonzero(x).tolist()) == (np.bool_, (instance.num_variables,), [1, 4])
+
+
+def changed(**fields: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda data: data["instances"][0].update(fields)
+
+
+OUTSIDE = (
+    "../secret.json", "/etc/passwd", "a/b.json", "..", ".", "", ".hidden.json", "C:\\x.json", "a\nb.json", "x" * 300,
+)  # fmt: skip
+HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **{f"the file {name!r}": changed(file=name) for name in OUTSIDE},
+    "a file that is a number": changed(file=7),
+    "a name of two lines": changed(name="a\nb"),
+    "an escape sequence": changed(best_by="\x1b[2J"),
+    "variables without end": changed(num_variables=10**12),
+    "a negative size": changed(num_variables=-1),
+    "a size that is a text": changed(num_variables="8"),
+    "an energy that is a text": changed(best_energy="-1"),
+    "an energy of thousands of digits": changed(best_energy=10**400),
+    "a proof that is a number": changed(optimal=1),
+    "a start beyond the variables": changed(start=[10**6]),
+    "a start of fractions": changed(start=[0.5]),
+    "a start of texts": changed(start=["0"]),
+    "a spectrum that is a list": changed(spectrum=[1.0]),
+    "two of one name": lambda data: data["instances"].append(data["instances"][0]),
+    "a version that is a text": lambda data: data.update(version="1"),
+    "a name that is a list": lambda data: data.update(suite=["a"]),
+    "families that are texts": lambda data: data.update(families=["a"]),
+    "made by a list": lambda data: data.update(made=[]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_manifest_is_refused_in_one_sentence(suite: Suite, kind: str) -> None:
+    rewrite(suite.folder, HOSTILE[kind])
+    with pytest.raises(InputError, match="cannot be understood") as caught:
+        Suite.read(suite.folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"format": 1, "format": 2}', "9" * 10_000])
+def test_a_manifest_that_is_no_strict_json_is_refused(suite: Suite, text: str) -> None:
+    (suite.folder / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match="cannot be understood"):
+        Suite.read(suite.folder)
+
+
+def test_a_manifest_beyond_the_limit_is_refused(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qubo_prune.bench.suite.MAX_MANIFEST_BYTES", 100)
+    with pytest.raises(InputError, match="at most 100 are read"):
+        Suite.read(suite.folder)
+
+
+def test_no_instance_leads_out_of_the_folder(suite: Suite, tmp_path: Path) -> None:
+    instance = suite.instances[0]
+    secret = tmp_path / "secret.json"
+    shutil.copy(suite.folder / instance.file, secret)
+    for file in ("../secret.json", str(secret)):
+        with pytest.raises(InputError, match="leads out of its folder"):
+            suite.problem(replace(instance, file=file))
+    (suite.folder / "link.json").symlink_to(secret)  # of the right checksum even
+    with pytest.raises(InputError, match="leads out of its folder"):
+        suite.problem(replace(instance, file="link.json"))
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_manifests_are_suites_or_refused(made: Suite, tmp_path: Path, data: st.DataObject) -> None:
+    (tmp_path / MANIFEST).write_bytes(data.draw(damaged((made.folder / MANIFEST).read_bytes())))
+    with suppress(InputError):
+        found = Suite.read(tmp_path)
+        for instance in found.instances:
+            assert (found.folder / instance.file).parent == tmp_path
+            assert instance.assignment(instance.start).shape == (instance.num_variables,)

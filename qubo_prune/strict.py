@@ -1,0 +1,85 @@
+"""Text and JSON from files that anybody may have written: of limited size, every key once, numbers that are numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from qubo_prune.errors import InputError
+
+#: Characters of a value that a message shows.
+_SHOWN = 40
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def short(value: Any) -> str:
+    """The value's ``repr``, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def limited_text(path: Path, most: int) -> str:
+    """The text of a file of at most ``most`` bytes, UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file; folders, pipes and devices are none.
+        InputError: it is larger, it is no text, or it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        with path.open("rb") as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise InputError(f"the file has {path.stat().st_size} bytes; at most {most} are read.")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"the file cannot be read ({error.strerror}); check its name and its permissions.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"byte {error.start} is not UTF-8; only text files are read.") from None
+
+
+def strict_json(text: str, constants: bool = False) -> Any:
+    """The value of a JSON text in which every key of an object stands once.
+
+    Args:
+        text: the text.
+        constants: ``NaN``, ``Infinity`` and ``-Infinity`` are taken too, as Python writes them.
+
+    Raises:
+        InputError: it is no JSON, a key stands twice, or it is nested too deeply.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise InputError(f"{constant} is found; only finite numbers are allowed.")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"the key {short(key)} stands twice; give it once.")
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, parse_constant=None if constants else refuse, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise InputError(f"line {error.lineno}, column {error.colno}: {error.msg}; this is no JSON.") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this JSON cannot be read: {error}.") from None
+
+
+def is_plain(text: Any, most: int = 1000) -> bool:
+    """Whether something is a text of one line without control characters, and not longer than ``most``."""
+    return isinstance(text, str) and len(text) <= most and not _CONTROL.search(text)
+
+
+def one_line(text: str, most: int) -> str:
+    """A text in one line, without control characters, cut off after ``most`` characters."""
+    return " ".join(_CONTROL.sub(" ", text).split())[:most]
