@@ -234,7 +234,7 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(InputError, match="disk filled up"):
         save_sparse({"w": torch.ones(2, 2)}, tmp_path / "file")
     assert os.listdir(tmp_path) == ["file"]
     assert_same(load_sparse(tmp_path / "file"), {"w": torch.eye(2)})
@@ -299,7 +299,7 @@ def test_other_files(tmp_path):
     with pytest.raises(InputError, match=f"of the format None, not '{FORMAT}'"):
         load_sparse(tmp_path / "plain")
     KeepMasks({"w": torch.eye(2) == 1}).save(tmp_path / "masks")
-    with pytest.raises(InputError, match=r"keep_masks.v1"):
+    with pytest.raises(InputError, match=r"not .qubo_prune\.sparse\.v1."):
         load_sparse(tmp_path / "masks")
     write(tmp_path / "newer", {}, {}, format="qubo_prune.sparse.v2")
     with pytest.raises(InputError, match=r"sparse.v2"):
