@@ -162,6 +162,9 @@ def prune_command(
     device: Device = "cpu",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
+    weights: Annotated[
+        str, typer.Option(help="Where weights are: memory, or disk for a model larger than it (a local folder).")
+    ] = "memory",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -191,7 +194,7 @@ def prune_command(
             max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
             sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
             dtype=dtype, device=device, trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
-            progress=not quiet,
+            weights=weights, progress=not quiet,
         )  # fmt: skip
         show(report, as_json, quiet)
 
@@ -269,7 +272,7 @@ def compare_command(
             model, names(methods), calibration=calibration, text=names(text), density=names(density),
             pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
             sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
-            progress=not quiet,
+            weights=weights, progress=not quiet,
         )  # fmt: skip
         show(result, as_json, quiet)
         if output is not None and not quiet and not as_json:
