@@ -277,7 +277,7 @@ def load_on_disk(name: str, device: str, trust_remote_code: bool, scratch: Path)
         # buffers such as rotary frequencies are in no checkpoint, so they are made for real
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-            model.tie_weights()
+        model.tie_weights()  # each parameter came to meta for itself
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"The model {name!r} could not be made ({type(error).__name__}: {reason}).") from error

@@ -20,7 +20,7 @@ from qubo_prune.masks import KeepMasks
 from qubo_prune.report import Report
 
 
-def checkpoint(folder: Path, model: nn.Module, shards: str = "12KB") -> Path:
+def checkpoint(folder: Path, model: nn.Module, shards: str = "6KB") -> Path:
     """A model in several files, with its tokenizer."""
     model.save_pretrained(folder, max_shard_size=shards)
     tiny.tokenizer().save_pretrained(folder)
