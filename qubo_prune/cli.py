@@ -272,7 +272,7 @@ def compare_command(
             model, names(methods), calibration=calibration, text=names(text), density=names(density),
             pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
             sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
-            weights=weights, progress=not quiet,
+            progress=not quiet,
         )  # fmt: skip
         show(result, as_json, quiet)
         if output is not None and not quiet and not as_json:

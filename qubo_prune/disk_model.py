@@ -53,8 +53,8 @@ class OnDisk(Shelf):
         for parameter, names in _by_identity(model):
             self._stored[id(parameter)] = self._names.of(names, parameter)
         self._placeholders = list(model.parameters())  # while they live, nothing else has their identities
-        self.blocks = find_stack(model, find_layers(model)) or []
-        if not self.blocks:
+        self.blocks = find_stack(model, find_layers(model))
+        if self.blocks is None:
             raise InputError(
                 "The model has no stack of decoder layers that could be loaded one after another; give "
                 "weights='memory'."
@@ -65,6 +65,7 @@ class OnDisk(Shelf):
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raise :class:`InputError` if a layer to be pruned is outside the decoder layers."""
+        assert self.blocks is not None
         inside = {layer.name for block in self.blocks for layer in within(layers, block)}
         for layer in layers:
             if layer.name not in inside:
@@ -142,6 +143,7 @@ class OnDisk(Shelf):
         return layer.as_matrix(stored.to(self._device, dtype))
 
     def _load_outside(self) -> None:
+        assert self.blocks is not None
         inside = {id(part) for block in self.blocks for part in block.modules()}
         loaded: dict[int, nn.Parameter] = {}  # tied ones stay tied
         for part in self._model.modules():

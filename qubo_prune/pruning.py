@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ from qubo_prune.layers import Layer, Removed, check_finite, find_layers
 from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
-from qubo_prune.models import LoadedModel, check_output, evaluating, load_model, save_model
+from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate, resident_memory
+from qubo_prune.models import DTYPES, LoadedModel, check_output, evaluating, load_model, save_model
 from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
@@ -50,6 +51,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.records import Decided, Records, settings_of
 from qubo_prune.report import LayerReport, Report
 from qubo_prune.run_folder import EVENTS, RunFolder, opened
+from qubo_prune.shards import Checkpoint, is_checkpoint
 from qubo_prune.shelf import WEIGHTS, Shelf
 from qubo_prune.solver import Deadline, Solver, derive_seed
 from qubo_prune.update import update as update_weights
@@ -254,6 +256,10 @@ def prune(
         )  # fmt: skip
         _identify(folder, "model", lambda: {"sha256": loaded.shelf.digest()})
         _identify(folder, "calibration", lambda: data.described | {"sha256": data.digest()})
+        foreseen = estimate(
+            loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks
+        )
+        _tell_memory(foreseen, bars)
         records = Records(folder, layers)
         run = _Run(plan, layers, began, records, loaded.shelf)
         judges = data.held_out if isinstance(calibration, str) else []
@@ -269,6 +275,7 @@ def prune(
             seconds = vars(run.seconds) | {"total": run.elapsed}
             report = Report(
                 tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, run.masks, trace, judged,
+                None if foreseen is None else foreseen.total,
             )  # fmt: skip
             if target is not None:
                 save_pruned(loaded, target, report)
@@ -305,6 +312,22 @@ def taken(run_folder: str | Path | None, resume: bool, beside: Path | None = Non
             raise
 
 
+def _tell_memory(foreseen: MemoryEstimate | None, bars: Progress) -> None:
+    """Say how much memory the run will take, before it does."""
+    if foreseen is None:
+        return
+    available = available_memory() + resident_memory()
+    sentence = foreseen.sentence(available)
+    short = foreseen.total > available
+    if short:
+        sentence += " The system may end the run for it; fewer or shorter windows, or weights on the disk, take less."
+    event(
+        _log, "memory", sentence, logging.WARNING if short else logging.INFO,
+        estimate_bytes=foreseen.total, available_bytes=available, **asdict(foreseen),
+    )  # fmt: skip
+    bars.say(sentence)
+
+
 def _identify(folder: RunFolder | None, part: str, given: Callable[[], Mapping[str, Any]]) -> None:
     if folder is not None:
         folder.identify(part, given())
@@ -327,6 +350,22 @@ def _check_disk(model: str | nn.Module, plan: Plan, dtype: str, output: str | Pa
         )
 
 
+def _check_fits(model: str, dtype: str, device: str) -> None:
+    """Raise :class:`InputError` if the weights in a local folder alone are more than there is memory for."""
+    folder = Path(model).expanduser()
+    if device != "cpu" or not is_checkpoint(folder):
+        return
+    wanted = DTYPES.get(dtype)
+    places = Checkpoint(folder).places.values()
+    size = sum(place.bytes if wanted is None else math.prod(place.shape) * wanted.itemsize for place in places)
+    available = available_memory()
+    if size > available:
+        raise InputError(
+            f"The weights in {model!r} take {as_text(size)} and {as_text(available)} of memory are available; give "
+            "weights='disk' (--weights disk) to have one decoder layer in memory at a time."
+        )
+
+
 def _loaded(
     model: str | nn.Module, tokenizer: Any, dtype: str, device: str, trust: bool, target: Path | None, bars: Progress,
     scratch: RunFolder | None,
@@ -336,6 +375,7 @@ def _loaded(
         with bars.task(f"loading {model}", None):
             if scratch is not None:
                 return load_on_disk(model, device, trust, scratch.path)
+            _check_fits(model, dtype, device)
             return load_model(model, dtype, device, trust)
     if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
         raise InputError(

@@ -37,6 +37,8 @@ class Shelf(abc.ABC):
 
     #: All weights are in memory, so what was changed can be taken back there.
     in_memory: ClassVar[bool]
+    #: Parts of the model that are loaded one at a time; ``None`` if all is in memory.
+    blocks: Sequence[nn.Module] | None = None
 
     @abc.abstractmethod
     def check(self, layers: Sequence[Layer]) -> None:
