@@ -175,6 +175,9 @@ def prune_command(
         bool, typer.Option("--resume", help="Go on with the run in --run-folder, if it holds one.")
     ] = False,
     log_file: LogFile = None,
+    weights: Annotated[
+        str, typer.Option(help="Where weights are: memory, or disk for a model larger than it (a local folder).")
+    ] = "memory",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -209,7 +212,7 @@ def prune_command(
             max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
             sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
             dtype=dtype, device=device, trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
-            run_folder=run_folder, resume=resume, progress=not quiet,
+            run_folder=run_folder, resume=resume, weights=weights, progress=not quiet,
         )  # fmt: skip
         show(report, as_json, quiet)
 

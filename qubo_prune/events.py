@@ -19,16 +19,17 @@ from qubo_prune.errors import InputError
 _ROOT = "qubo_prune"
 
 
-def event(logger: logging.Logger, kind: str, sentence: str, **fields: Any) -> None:
+def event(logger: logging.Logger, kind: str, sentence: str, level: int = logging.INFO, **fields: Any) -> None:
     """Log a sentence with its data.
 
     Args:
         logger: of the module that it happens in.
         kind: of the event, one word.
         sentence: for people.
+        level: of the record.
         **fields: plain data.
     """
-    logger.info("%s", sentence, extra={"event": {"kind": kind, **fields}})
+    logger.log(level, "%s", sentence, extra={"event": {"kind": kind, **fields}})
 
 
 class JsonLines(logging.Formatter):

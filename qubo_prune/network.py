@@ -14,7 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
 from qubo_prune.models import evaluating
+from qubo_prune.shelf import InMemory, Shelf, States
 
 
 @dataclass
@@ -92,6 +93,7 @@ class _Pass:
     counted: int
     dense: Mapping[str, Tensor] | None
     needs_gram: Callable[[Layer], bool]
+    shelf: Shelf
     gram_devices: tuple[str, ...] = ()
 
     @contextmanager
@@ -112,7 +114,8 @@ class _Pass:
 def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
     held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
-    needs_gram: Callable[[Layer], bool] = lambda layer: True, gram_devices: tuple[str, ...] = (),
+    needs_gram: Callable[[Layer], bool] = lambda layer: True, shelf: Shelf | None = None,
+    gram_devices: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -129,10 +132,12 @@ def stream(
             it the dense model is run beside the other, and a Gram has the drift between the two, unless there is
             none yet or they do not send the same tokens to the layer, as experts do.
         needs_gram: says of a layer whether its visit will need the Gram.
+        shelf: where the weights are; in memory by default.
         gram_devices: where the layers' inputs are multiplied, batch by batch in turn; where they are, if empty.
     """
+    shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
-    run = _Pass(visit, seconds, len(batches), dense, needs_gram, gram_devices)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices)
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
@@ -142,7 +147,7 @@ def stream(
             if ahead:
                 _visit_block(model, ahead, layers, calls, _States.inputs(calls), run)
                 left = [layer for layer in left if layer not in ahead]
-            recorded = _timed(seconds, lambda: _record_stack(stack, model, calls))
+            recorded = _timed(seconds, lambda: _record_stack(stack, model, calls, shelf))
             if recorded is not None:
                 inside = {id(layer) for block in stack for layer in within(layers, block)}
                 left = [layer for layer in left if id(layer) not in inside]
@@ -154,12 +159,14 @@ def stream(
 def _dense_start(
     stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], recorded: _Recording,
     run: _Pass,
-) -> list[Tensor]:  # fmt: skip
+) -> States:  # fmt: skip
     """What the dense model gives to the stack: the same as the other, unless layers ahead of it have changed."""
+    if run.dense is None:
+        return recorded.hidden  # nobody will ask
     if not run.dense:
-        return list(recorded.hidden)
+        return run.shelf.states(recorded.hidden)
     with run.undone(layers):
-        again = _timed(run.seconds, lambda: _record_stack(stack, model, calls))
+        again = _timed(run.seconds, lambda: _record_stack(stack, model, calls, run.shelf))
     assert isinstance(again, _Recording)
     return again.hidden
 
@@ -215,17 +222,17 @@ def _ahead_of(first: nn.Module, model: nn.Module, layers: Sequence[Layer], call:
 class _Recording:
     """What the model gives to each block of its stack, for every batch."""
 
-    hidden: list[Tensor] = field(default_factory=list)
-    calls: list[list[Call]] = field(default_factory=list)
+    hidden: States
+    calls: list[list[Call]]
 
 
-def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Call]) -> _Recording | None:
+def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Call], shelf: Shelf) -> _Recording | None:
     """Capture the calls of every block; ``None`` if the blocks are not a chain of like maps.
 
     The first batch runs in full to learn the order of the blocks and the form of their outputs.
     For the others each block is replaced by a pass-through, so recording costs next to nothing.
     """
-    recording = _Recording(calls=[[] for _ in blocks])
+    recording = _Recording(shelf.states(), [[] for _ in blocks])
     order: list[int] = []
     forms: list[tuple[Any, ...] | None] = []  # what a block returns besides its hidden states
 
@@ -339,8 +346,8 @@ def _first_tensor(output: Any) -> Tensor | None:
 class _States:
     """Hidden states that a block is given, one for each call: in the model as it is, and in the dense one."""
 
-    now: list[Tensor | None]
-    dense: list[Tensor | None]
+    now: States | list[None]
+    dense: States | list[None]
 
     @classmethod
     def inputs(cls, calls: Sequence[Call]) -> _States:
@@ -349,27 +356,30 @@ class _States:
 
 
 def _stream_stack(
-    blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, dense: list[Tensor], run: _Pass
+    blocks: list[nn.Module], layers: Sequence[Layer], recorded: _Recording, dense: States, run: _Pass
 ) -> None:
-    states = _States([*recorded.hidden], [*dense])
+    hidden, states = recorded.hidden, _States(recorded.hidden, dense)
     last = max(n for n, block in enumerate(blocks) if any(True for _ in within(layers, block)))
     for number, block in enumerate(blocks[: last + 1]):
         calls, recorded.calls[number] = recorded.calls[number], []
         inside = list(within(layers, block))
-        if inside:
-            _visit_block(block, inside, inside, calls, states, run)
-        if number < last:
-            if run.dense is not None:
-                with run.undone(inside):
-                    _advance(block, calls, states.dense, run)
-            _advance(block, calls, states.now, run)
+        with run.shelf.resident(block):
+            if inside:
+                _visit_block(block, inside, inside, calls, states, run)
+            if number < last:
+                if run.dense is not None:
+                    with run.undone(inside):
+                        _advance(block, calls, dense, run)
+                _advance(block, calls, hidden, run)
 
 
-def _advance(block: nn.Module, calls: Sequence[Call], hidden: list[Tensor | None], run: _Pass) -> None:
+def _advance(block: nn.Module, calls: Sequence[Call], hidden: States, run: _Pass) -> None:
     """From what a block is given to what the next one is."""
     for batch, call in enumerate(calls):
         output = _timed(run.seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]
-        hidden[batch] = _first_tensor(output)
+        tensor = _first_tensor(output)
+        assert tensor is not None
+        hidden[batch] = tensor
 
 
 def _visit_block(

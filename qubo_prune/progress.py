@@ -16,11 +16,16 @@ class Progress:
     """Where long steps report to.
 
     Args:
-        enabled: show bars on standard error, if that is a terminal or a notebook.
+        enabled: show bars on standard error, if that is a terminal or a notebook, and say things there.
     """
 
     def __init__(self, enabled: bool = False) -> None:
         self._enabled = enabled
+
+    def say(self, sentence: str) -> None:
+        """A line on standard error, to a terminal or not."""
+        if self._enabled:
+            Console(stderr=True, soft_wrap=True).print(sentence, markup=False, highlight=False)
 
     @contextmanager
     def task(self, description: str, total: float | None) -> Iterator[Advance]:

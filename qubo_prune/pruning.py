@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from qubo_prune.compensated_descent import CompensatedDescent, descend_compensat
 from qubo_prune.correction import corrected
 from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
-from qubo_prune.errors import InputError
+from qubo_prune.disk_model import load_on_disk
+from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.events import event, logged_to
 from qubo_prune.gradients import moments
@@ -39,7 +41,8 @@ from qubo_prune.layers import Layer, Removed, check_finite, find_layers
 from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
-from qubo_prune.models import LoadedModel, check_output, evaluating, load_model, save_model
+from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate, resident_memory
+from qubo_prune.models import DTYPES, LoadedModel, check_output, evaluating, load_model, save_model
 from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
@@ -47,7 +50,9 @@ from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_o
 from qubo_prune.progress import Progress
 from qubo_prune.records import Decided, Records, settings_of
 from qubo_prune.report import LayerReport, Report, versions
-from qubo_prune.run_folder import EVENTS, RunFolder, digest_of_model, opened
+from qubo_prune.run_folder import EVENTS, RunFolder, opened
+from qubo_prune.shards import Checkpoint, is_checkpoint
+from qubo_prune.shelf import WEIGHTS, Shelf
 from qubo_prune.solver import Deadline, Solver, derive_seed
 from qubo_prune.update import update as update_weights
 
@@ -103,6 +108,7 @@ def prune(
     overwrite: bool = False,
     run_folder: str | Path | None = None,
     resume: bool = False,
+    weights: str = "memory",
     progress: bool = False,
 ) -> Report:
     """Prune a model's linear and 2-D convolution layers to an exact density.
@@ -193,6 +199,9 @@ def prune(
             happens, for ``qubo-prune watch``.
         resume: go on with the run that the folder holds, if it holds one; the result is that of a run that was never
             interrupted, to the last bit, unless a time limit cut it.
+        weights: where they are: ``memory``, or ``disk`` for a model that is larger than it. Then one decoder layer is
+            loaded at a time, hidden states are in a file, and ``output`` is written shard by shard; ``model`` is a
+            folder of safetensors. The result is the same.
         progress: show progress bars.
 
     Returns:
@@ -223,9 +232,13 @@ def prune(
         correction=correction, allocation=allocation, densities=densities, protect=protect, certify=certify,
         gram_devices=gram_devices,
     )  # fmt: skip
+    if weights not in WEIGHTS:
+        raise InputError(f"weights is {weights!r}{did_you_mean(weights, WEIGHTS)}; give 'memory' or 'disk'.")
+    if weights == "disk":
+        _check_disk(model, plan, dtype, output)
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
-    with taken(run_folder, resume) as folder:
+    with taken(run_folder, resume, None if weights == "memory" else target) as folder:
         configuration: dict[str, Any] = {
             "model": model if isinstance(model, str) else type(model).__name__, "dtype": dtype, "device": device,
             "include": include, "exclude": exclude, "prune_head": prune_head, "samples": samples, "guard": guard,
@@ -234,8 +247,11 @@ def prune(
         }  # fmt: skip
         _identify(folder, "configuration", lambda: settings_of(plan.settings() | configuration))
         _identify(folder, "software", _software)
-        loaded = _loaded(model, tokenizer, dtype, device, trust_remote_code, target, bars)
+        loaded = _loaded(
+            model, tokenizer, dtype, device, trust_remote_code, target, bars, folder if weights == "disk" else None
+        )
         layers = find_layers(loaded.model, include, exclude, prune_head)
+        loaded.shelf.check(layers)
         if task is not None:
             plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
         reading = reading_of(task, loss)
@@ -245,10 +261,14 @@ def prune(
             calibration, loaded, samples, sequence_length, reading, loss_length, gram_samples,
             guard if plan.updates or guard is not None else 0,
         )  # fmt: skip
-        _identify(folder, "model", lambda: {"sha256": digest_of_model(loaded.model)})
+        _identify(folder, "model", lambda: {"sha256": loaded.shelf.digest()})
         _identify(folder, "calibration", lambda: data.described | {"sha256": data.digest()})
+        foreseen = estimate(
+            loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks
+        )
+        _tell_memory(foreseen, bars)
         records = Records(folder, layers)
-        run = _Run(plan, layers, began, records)
+        run = _Run(plan, layers, began, records, loaded.shelf)
         judges = data.held_out if isinstance(calibration, str) else []
         with run.undone_on_failure():
             before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
@@ -261,8 +281,8 @@ def prune(
             judged = None if before is None or after is None else (before, after)
             seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
             report = Report(
-                tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, KeepMasks(run.masks), trace,
-                judged,
+                tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, run.masks, trace, judged,
+                None if foreseen is None else foreseen.total,
             )  # fmt: skip
             if target is not None:
                 save_pruned(loaded, target, report)
@@ -271,12 +291,25 @@ def prune(
 
 
 @contextmanager
-def taken(run_folder: str | Path | None, resume: bool) -> Iterator[RunFolder | None]:
-    """A run's folder, if there is to be one, with a log of events in it; how a run that fails ends is told there."""
+def taken(run_folder: str | Path | None, resume: bool, beside: Path | None = None) -> Iterator[RunFolder | None]:
+    """A run's folder, if there is to be one, with a log of events in it; how a run that fails ends is told there.
+
+    Args:
+        run_folder: the folder, if one was named.
+        resume: go on with the run in it.
+        beside: a run that needs a folder gets one for the time being beside this.
+    """
     if run_folder is None:
         if resume:
             raise InputError("resume is given and no run_folder; name the folder of the run to go on with.")
-        yield None
+        if beside is None:
+            yield None
+            return
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{beside.name}.run-", dir=beside.parent) as passing,
+            taken(passing, False) as folder,
+        ):
+            yield folder
         return
     with opened(run_folder, resume) as folder, logged_to(folder.path / EVENTS, only_events=True):
         event(_log, "began", "The run goes on." if folder.resumed else "The run begins.", resumed=folder.resumed)
@@ -293,17 +326,70 @@ def _software() -> dict[str, str]:
     return {package: found[package] for package in ("qubo-prune", "torch", "numpy", "transformers")}
 
 
+def _tell_memory(foreseen: MemoryEstimate | None, bars: Progress) -> None:
+    """Say how much memory the run will take, before it does."""
+    if foreseen is None:
+        return
+    available = available_memory() + resident_memory()
+    sentence = foreseen.sentence(available)
+    short = foreseen.total > available
+    if short:
+        sentence += " The system may end the run for it; fewer or shorter windows, or weights on the disk, take less."
+    event(
+        _log, "memory", sentence, logging.WARNING if short else logging.INFO,
+        estimate_bytes=foreseen.total, available_bytes=available, **asdict(foreseen),
+    )  # fmt: skip
+    bars.say(sentence)
+
+
 def _identify(folder: RunFolder | None, part: str, given: Callable[[], Mapping[str, Any]]) -> None:
     if folder is not None:
         folder.identify(part, given)
 
 
+def _check_disk(model: str | nn.Module, plan: Plan, dtype: str, output: str | Path | None) -> None:
+    """Raise :class:`InputError` if a run needs all weights in memory."""
+    if not isinstance(model, str):
+        raise InputError("weights is 'disk' and the model is a module, which is in memory; give a folder's name.")
+    if output is None:
+        raise InputError("weights is 'disk' and no output is given, where the pruned weights would go; name a folder.")
+    if plan.task is not None or plan.allocation == "fisher":
+        raise InputError(
+            "weights is 'disk', and gradients of the loss need the whole model in memory; give the Hessian 'gram' or "
+            "'compensated', and the allocation 'uniform' or 'owl'."
+        )
+    if dtype != "auto":
+        raise InputError(
+            f"weights is 'disk', which keeps the checkpoint's own type, and dtype is {dtype!r}; leave it out."
+        )
+
+
+def _check_fits(model: str, dtype: str, device: str) -> None:
+    """Raise :class:`InputError` if the weights in a local folder alone are more than there is memory for."""
+    folder = Path(model).expanduser()
+    if device != "cpu" or not is_checkpoint(folder):
+        return
+    wanted = DTYPES.get(dtype)
+    places = Checkpoint(folder).places.values()
+    size = sum(place.bytes if wanted is None else math.prod(place.shape) * wanted.itemsize for place in places)
+    available = available_memory()
+    if size > available:
+        raise InputError(
+            f"The weights in {model!r} take {as_text(size)} and {as_text(available)} of memory are available; give "
+            "weights='disk' (--weights disk) to have one decoder layer in memory at a time."
+        )
+
+
 def _loaded(
-    model: str | nn.Module, tokenizer: Any, dtype: str, device: str, trust: bool, target: Path | None, bars: Progress
-) -> LoadedModel:
-    """The model, loaded if it is a name."""
+    model: str | nn.Module, tokenizer: Any, dtype: str, device: str, trust: bool, target: Path | None, bars: Progress,
+    scratch: RunFolder | None,
+) -> LoadedModel:  # fmt: skip
+    """The model, loaded if it is a name; its weights stay on the disk if there is a folder for hidden states."""
     if isinstance(model, str):
         with bars.task(f"loading {model}", None):
+            if scratch is not None:
+                return load_on_disk(model, device, trust, scratch.path)
+            _check_fits(model, dtype, device)
             return load_model(model, dtype, device, trust)
     if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
         raise InputError(
@@ -328,20 +414,20 @@ def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mappin
 class _Run:
     """One pass over the layers: what was decided, how to take it back, where the time went."""
 
-    def __init__(self, plan: Plan, layers: Sequence[Layer], began: float, records: Records) -> None:
-        self._plan, self._layers, self._records = plan, layers, records
+    def __init__(self, plan: Plan, layers: Sequence[Layer], began: float, records: Records, shelf: Shelf) -> None:
+        self._plan, self._layers, self._records, self._shelf = plan, layers, records, shelf
         self._began = began - records.elapsed
         self._removed: list[Removed] = []
         self.reports: list[LayerReport] = []
-        self.masks: dict[str, Tensor] = {}
+        self.masks = KeepMasks()
         self.seconds = records.seconds
         self._densities = densities_by_name(plan.densities, [layer.name for layer in layers], plan.density)
         for layer in layers:
             plan.pattern.check(self._densities[layer.name], layer.name, layer.shape[1])
         self._left = sum(layer.parameter.numel() for layer in layers)
         self._gradient_masks: Mapping[str, Tensor] = {}
-        self._dense: dict[str, Tensor] = {}
-        check_finite(layers)
+        self._dense = shelf.dense_weights()
+        check_finite(layers, shelf.resident)
 
     @property
     def elapsed(self) -> float:
@@ -354,6 +440,8 @@ class _Run:
         try:
             yield
         except BaseException:
+            if not self._shelf.in_memory:  # nothing of it was changed on the disk
+                raise
             for removed in self._removed:
                 removed.restore()
             for layer in self._layers:
@@ -423,7 +511,10 @@ class _Run:
                 def visit(layer: Layer, gram: Gram) -> None:
                     outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
 
-                stream(model, self._layers, data.inputs, visit, self.seconds, gram_devices=plan.gram_devices)
+                stream(
+                    model, self._layers, data.inputs, visit, self.seconds, shelf=self._shelf,
+                    gram_devices=plan.gram_devices,
+                )  # fmt: skip
                 shares = owl(outliers, plan.density, sizes={name: math.prod(shape) for name, shape in shapes.items()})
             else:
                 assert loss is not None
@@ -457,6 +548,7 @@ class _Run:
                 dense = self._dense if self._plan.correction else None
                 stream(
                     model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks,
+                    self._shelf,
                     self._plan.gram_devices,
                 )  # fmt: skip
             else:
@@ -515,15 +607,26 @@ class _Run:
 
     def _put(self, layer: Layer, keep: Tensor, weight: Tensor | None) -> None:
         """Prune the layer in the model, or give it new weights if the run changes those."""
+        undoable = self._shelf.in_memory
         if self._plan.updates:
             assert weight is not None
-            self._dense[layer.name] = layer.matrix().clone()
+            if undoable or self._plan.correction:
+                self._dense[layer.name] = layer.matrix().clone()
             layer.assign(weight)
         else:
-            self._removed.append(layer.remember(keep))
+            if undoable:
+                self._removed.append(layer.remember(keep))
             layer.prune(keep)
+        self._shelf.changed(layer, lambda stored: self._again(layer, stored))
         self.masks[layer.parameter_name] = layer.stored(keep).cpu()
         self._left -= layer.parameter.numel()
+
+    def _again(self, layer: Layer, stored: Tensor) -> Tensor:
+        """What was decided of a layer, done to its weight as stored."""
+        decided = self._records.take(layer)
+        if decided.weight is not None:
+            return layer.stored(decided.weight)
+        return stored.masked_fill(~layer.stored(decided.keep), 0)
 
     def _tell(self, report: LayerReport) -> None:
         sentence = f"{report.name}: relative error {report.relative_before:.5f} to {report.relative_after:.5f}."

@@ -136,6 +136,7 @@ class Report:
         loss: the steps of a descent on the loss, if there was one.
         held_out_perplexity: of the dense and of the pruned model on the held-out windows of a calibration text, if
             there are any.
+        memory_estimate_bytes: what was foreseen of that before the run; ``None`` where it is not known.
         peak_memory_bytes: highest resident memory of the process so far.
         versions: of Python and the packages that matter.
         machine: processor and operating system.
@@ -149,6 +150,7 @@ class Report:
     masks: KeepMasks = field(default_factory=KeepMasks, repr=False)
     loss: LossTrace | None = None
     held_out_perplexity: tuple[float, float] | None = None
+    memory_estimate_bytes: int | None = None
     peak_memory_bytes: int = field(default_factory=lambda: peak_memory())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: dict[str, Any] = field(default_factory=lambda: machine())
@@ -218,6 +220,7 @@ class Report:
             "settings": self.settings,
             "calibration": self.calibration,
             "seconds": self.seconds,
+            "memory_estimate_bytes": self.memory_estimate_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
             "totals": self.totals(),
             "loss": self.loss.to_dict() if self.loss else None,

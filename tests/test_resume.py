@@ -92,6 +92,7 @@ def told(report: Report) -> Any:
     for layer in plain["layers"]:
         layer["trace"] = [(point["energy"], point["accepted"]) for point in layer["trace"]]
     plain.pop("peak_memory_bytes")
+    plain.pop("memory_estimate_bytes")
     return json.loads(json.dumps(plain))
 
 

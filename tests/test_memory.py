@@ -1,0 +1,83 @@
+"""What a run is said to take is about what it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from test_large import run
+
+from qubo_prune.layers import find_layers
+from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate
+from qubo_prune.plan import Plan
+
+
+def foreseen(plan: Plan, blocks: bool = False, windows: int = 4, **changes: Any) -> MemoryEstimate:
+    model = tiny.llama(**changes)
+    stack = list(model.get_submodule("model.layers").children()) if blocks else None
+    found = estimate(model, find_layers(model), plan, list(tiny.tokens(windows).split(1)), [], 10**9, stack)
+    assert found is not None
+    return found
+
+
+def plan(**settings: Any) -> Plan:
+    return Plan.checked(**{"density": 0.5, "pattern": "row", "method": "icbs", **settings})
+
+
+def test_the_parts_follow_what_they_are_of() -> None:
+    usual = foreseen(plan())
+    assert usual.total == usual.process + usual.weights + usual.undo + usual.states + usual.layer
+    assert usual.weights == sum(parameter.nbytes for parameter in tiny.llama().parameters())
+    assert foreseen(plan(), windows=40).states > usual.states
+    assert foreseen(plan(hessian="compensated")).layer > usual.layer
+    assert foreseen(plan(hessian="compensated")).undo > usual.undo
+
+
+def test_on_the_disk_more_decoder_layers_and_windows_take_no_more_but_for_masks() -> None:
+    few, many = (foreseen(plan(), True, 4 * n, num_hidden_layers=2 * n) for n in (1, 10))
+    assert (few.weights, few.states, few.layer) == (many.weights, many.states, many.layer)
+    assert many.undo == 10 * few.undo  # a bit a weight
+    assert foreseen(plan(), False, num_hidden_layers=20).weights > 5 * many.weights
+
+
+def test_nothing_is_foreseen_where_inputs_are_no_tokens() -> None:
+    model = tiny.cnn()
+    assert estimate(model, find_layers(model), plan(), [tiny.images()], [], 0, None) is None
+
+
+def test_the_sentence_has_the_parts() -> None:
+    text = MemoryEstimate(2**30, 2**29, 0, 2**20, 2**21).sentence(2**32)
+    assert text.startswith("About 1.50 GiB of memory will be needed (process 1.00 GiB, weights 0.50 GiB,")
+    assert text.endswith("4.00 GiB are available.")
+    assert as_text(3 * 2**20) == "3 MiB"
+
+
+def test_a_limit_of_the_process_bounds_what_is_available() -> None:
+    assert available_memory() > 0
+    code = (
+        "import resource; from qubo_prune.memory import available_memory as a; free = a();"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); print(free, a())"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    free, limited = map(int, child.stdout.split())
+    assert limited < min(2**33, free + 1)
+    assert limited > 0 or free == 0
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("weights", ["memory", "disk"])
+def test_the_estimate_is_near_the_measured_peak(weights: str, tmp_path: Path) -> None:
+    model = tiny.llama(hidden_size=1536, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=8)
+    model.save_pretrained(tmp_path / "model", max_shard_size="60MB")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    settings = {"weights": weights, "method": "wanda", "include": ["model.layers.3.mlp.*"]}
+    child = run(str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--settings", json.dumps(settings))
+    assert child.returncode == 0, child.stderr[-2000:]
+    told = json.loads(child.stdout.splitlines()[-1])
+    # libraries take a share that differs from machine to machine
+    assert 0.8 < told["memory_estimate_bytes"] / told["peak_memory_bytes"] < 1.5
