@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from qubo_prune.sealed import Damaged, Sealed, read_sealed, write_sealed
 
 #: What a file of masks is; with its checksum since version 2.
 _MASKS = "qubo_prune.keep_masks.v2"
+#: Bytes of packed bits from which on they get pages of their own.
+_PAGES = 2**14
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,19 @@ def unpacked_bits(packed: UInt8[Tensor, " bytes"], shape: tuple[int, ...]) -> Bo
     return torch.from_numpy(bits.astype(bool)).reshape(shape)
 
 
+def _off_the_heap(bits: np.ndarray) -> np.ndarray:
+    """The same in pages of its own.
+
+    What stays for a whole run would settle in holes that the work on a layer leaves in the heap, and the work on the
+    next one would then take new memory.
+    """
+    if bits.nbytes < _PAGES:
+        return bits
+    pages = np.frombuffer(mmap.mmap(-1, bits.nbytes), np.uint8)
+    pages[:] = bits
+    return pages
+
+
 class KeepMasks(Mapping[str, Tensor]):
     """Keep masks by parameter name, held bit-packed (1 bit a weight); items are bool tensors."""
 
@@ -138,7 +154,7 @@ class KeepMasks(Mapping[str, Tensor]):
     def __setitem__(self, name: str, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
             raise InputError(f"The mask {name!r} has type {mask.dtype}; masks are bool, True = keep.")
-        self._packed[name] = (tuple(mask.shape), packed_bits(mask).numpy())
+        self._packed[name] = (tuple(mask.shape), _off_the_heap(packed_bits(mask).numpy()))
 
     def __getitem__(self, name: str) -> Tensor:
         shape, packed = self._packed[name]

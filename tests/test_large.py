@@ -18,13 +18,13 @@ from safetensors import safe_open
 from qubo_prune.masks import KeepMasks
 
 #: Bytes of address space, of which the libraries take some 1.1 GB; and decoder layers of a checkpoint beyond it.
-LIMIT, LAYERS = 1_400_000_000, 110
+LIMIT, LAYERS = 1_350_000_000, 106
 
 
 def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """The child process; arenas and heaps that fall apart would take address space that holds nothing."""
+    """The child process; arenas of threads would take address space that holds nothing."""
     given = [] if limit is None else ["--limit", str(limit)]
-    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1"}
     return subprocess.run(
         [sys.executable, str(Path(large.__file__)), *given, *arguments],
         env=os.environ | environment, capture_output=True, text=True, check=False,
