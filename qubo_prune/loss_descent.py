@@ -768,7 +768,7 @@ def _starting(layer: Layer, keep: Tensor, value: Tensor | None) -> _Weights:
 def _frozen(weights: _Weights, moment: Moments, settings: LossDescent) -> Tensor:
     """Weights that stay as the warm start has them, by Wanda's score."""
     keep, score = weights.keep, weights.value.abs() * moment.input_power.sqrt()
-    frozen = torch.zeros_like(keep)
+    frozen = torch.zeros(keep.shape, dtype=torch.bool, device=keep.device)
     for side, share, largest in ((~keep, settings.frozen_pruned, False), (keep, settings.frozen_kept, True)):
         worst = -math.inf if largest else math.inf
         chosen = score.masked_fill(~side, worst).flatten().topk(int(share * int(side.sum())), largest=largest).indices

@@ -229,3 +229,26 @@ def test_the_page_names_no_option_that_is_not_there() -> None:
 def test_the_benchmark_takes_every_solver_by_default() -> None:
     (default,) = (param.default for param in COMMANDS["bench solvers"].params if "--solvers" in param.opts)
     assert set(default.split(",")) == set(OURS)
+
+
+LONG_RUNS = DOCS / "long-runs.md"
+
+
+def faults() -> list[str]:
+    """Lines of the table of faults, without its headings."""
+    lines = [line for line in section(LONG_RUNS, "## What may go wrong").splitlines() if line.startswith("| ")]
+    return [line for line in lines[1:] if not line.startswith("| **")]
+
+
+def test_every_fault_of_the_table_has_tests() -> None:
+    assert len(faults()) > 30
+    for line in faults():
+        assert re.search(r"`tests/[a-z_/]+\.py::test_\w+`", line), line
+
+
+def test_the_tests_of_the_faults_are_there_and_run() -> None:
+    for file, name in set(re.findall(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", text_of(LONG_RUNS))):
+        source = text_of(ROOT / file)
+        found = re.search(rf"((?:^@.*\n|^[ )\]].*\n)*)^def {name}\(", source, re.M)
+        assert found, f"{file} has no {name}"
+        assert "mark.skip" not in found[1], f"{file}::{name} is skipped"
