@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer, find_layers, within
@@ -157,6 +158,8 @@ class OnDisk(Shelf):
         persistent = self._model.state_dict()
         for path, buffer in list(self._model.named_buffers()):
             stored = self._checkpoint.read(self._names.at(path)) if path in persistent else buffer
+            if stored.is_meta:
+                raise InputError(f"The buffer {path!r} of the model is in no checkpoint; give weights='memory'.")
             owner, _, name = path.rpartition(".")
             self._model.get_submodule(owner)._buffers[name] = stored.to(self._device, buffer.dtype)
 
@@ -277,13 +280,29 @@ def load_on_disk(name: str, device: str, trust_remote_code: bool, scratch: Path)
             )
         dtype = getattr(config, "dtype", None) or _first_type(checkpoint)
         # buffers such as rotary frequencies are in no checkpoint, so they are made for real
-        with init_empty_weights(include_buffers=False):
+        with _EmptyOnMeta(), init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         model.tie_weights()  # each parameter came to meta for itself
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"The model {name!r} could not be made ({type(error).__name__}: {reason}).") from error
     return LoadedModel(model.eval(), tokenizer, name, OnDisk(checkpoint, model, where, scratch))
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """``torch.empty``, which weights begin as, takes no memory.
+
+    It would not be used, but freed at once between small things that stay, so that address space would grow with the
+    model.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
 
 
 def _first_type(checkpoint: Checkpoint) -> torch.dtype:

@@ -77,6 +77,21 @@ def test_quiet_prints_nothing(model: Path, text: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_model_on_the_disk_is_pruned_as_one_in_memory(model: Path, text: Path, tmp_path: Path) -> None:
+    kept = []
+    for weights in ("memory", "disk"):
+        out = tmp_path / weights
+        code, _, said = call("prune", model, "--calibration", text, "--output", out, "--weights", weights, *SMALL)
+        assert code == 0
+        assert re.search(r"About .* of memory will be needed \(process .*\); .* are available\.", said)
+        kept.append(KeepMasks.load(out / "masks.safetensors"))
+    assert all(bool((kept[0][name] == kept[1][name]).all()) for name in kept[0])
+    code, printed, said = call("prune", model, "--output", tmp_path / "no", "--weights", "dsk")
+    assert (code, printed) == (2, "")
+    assert "did you mean 'disk'" in said
+    assert not (tmp_path / "no").exists()
+
+
 def test_compare_prints_one_table(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "best"
     code, printed, _ = call(
