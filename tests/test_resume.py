@@ -324,13 +324,28 @@ class Slow(OneByOne):
         return Greedy().solve(request)
 
 
+@pytest.fixture(scope="module")
+def job_of_a_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("given")
+    (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
+    model = tiny.save(folder / "dense")
+    return ["prune", str(model), "--calibration", str(folder / "text.txt"), "--samples", "4", "--sequence-length",
+            "16", "--solver", "test_resume:Slow", "--workers", "0", "--block-time", "none", "--quiet"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(job_of_a_command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command writes that nobody ends."""
+    output = tmp_path_factory.mktemp("whole") / "pruned"
+    process = begin([*job_of_a_command, "--output", str(output)])
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return output
+
+
 @pytest.fixture
-def command(tmp_path: Path) -> list[str]:
-    (tmp_path / "text.txt").write_text(tiny.text(), encoding="utf-8")
-    model = tiny.save(tmp_path / "dense")
-    return ["prune", str(model), "--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--sequence-length",
-            "16", "--solver", "test_resume:Slow", "--workers", "0", "--block-time", "none", "--quiet",
-            "--run-folder", str(tmp_path / "run")]  # fmt: skip
+def command(job_of_a_command: list[str], tmp_path: Path) -> list[str]:
+    return [*job_of_a_command, "--run-folder", str(tmp_path / "run")]
 
 
 def begin(command: list[str]) -> subprocess.Popen[str]:
@@ -354,7 +369,7 @@ def first_layer(folder: Path) -> None:
     [(signal.SIGTERM, 143, "Terminated; "), (signal.SIGINT, 130, "Interrupted; "), (signal.SIGKILL, -9, "")],
 )
 def test_a_command_that_is_ended_goes_on_with_resume(
-    tmp_path: Path, command: list[str], sent: signal.Signals, code: int, said: str
+    tmp_path: Path, command: list[str], whole: Path, sent: signal.Signals, code: int, said: str
 ) -> None:
     process = begin([*command, "--output", str(tmp_path / "pruned")])
     first_layer(tmp_path / "run")
@@ -370,11 +385,8 @@ def test_a_command_that_is_ended_goes_on_with_resume(
     again = begin([*command, "--output", str(tmp_path / "pruned"), "--resume"])
     _, error = again.communicate(timeout=120)
     assert again.returncode == 0, error
-    whole = begin([*(word for word in command[:-2]), "--output", str(tmp_path / "whole")])
-    _, error = whole.communicate(timeout=120)
-    assert whole.returncode == 0, error
     for name in ("model.safetensors", "masks.safetensors"):
-        assert (tmp_path / "pruned" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "pruned" / name).read_bytes() == (whole / name).read_bytes()
 
 
 @dataclass(frozen=True)
