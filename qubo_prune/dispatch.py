@@ -25,7 +25,7 @@ from qubo_prune.clusters import Cluster, connect, split_name
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
-from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.problem import BlockQubo, FactorForm, is_binary
 from qubo_prune.registry import make_solver
 from qubo_prune.repair import repair
 from qubo_prune.solver import (
@@ -416,7 +416,7 @@ def _binary_answers(problem: BlockQubo, result: SolveResult) -> NDArray[np.bool_
     """The answers that are binary and of the right length, ``(k, n)``."""
     n = problem.num_variables
     points = [np.asarray(x) for x in result.assignments]
-    usable = [x.astype(bool) for x in points if x.shape == (n,) and np.isin(x, (0, 1)).all()]
+    usable = [x.astype(bool) for x in points if x.shape == (n,) and is_binary(x)]
     return np.stack(usable) if usable else np.zeros((0, n), dtype=bool)
 
 

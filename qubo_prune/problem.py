@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,12 @@ class FactorForm:
     def apply(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
         """``Q v`` for one vector ``(n,)``."""
         return np.asarray(self.diagonal * vector + self.factor @ (self.factor.T @ vector))
+
+
+def is_binary(values: NDArray[Any]) -> bool:
+    """True if all are 0 or 1, of whatever type."""
+    # most are bool already, and this is asked several times for each small block
+    return values.dtype == np.bool_ or bool(((values == 0) | (values == 1)).all())
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -174,7 +181,7 @@ class BlockQubo:
     def is_feasible(self, x: ArrayLike) -> bool:
         """True if x is binary, has n entries and meets every count."""
         point = np.asarray(x)
-        if point.shape != (self.num_variables,) or not np.isin(point, (0, 1)).all():
+        if point.shape != (self.num_variables,) or not is_binary(point):
             return False
         return bool((self.counts(point) == self.num_pruned).all())
 
