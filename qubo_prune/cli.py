@@ -165,6 +165,10 @@ def prune_command(
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    gram_devices: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated devices that multiply the layers' inputs in turn.", show_default=False),
+    ] = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     run_folder: Annotated[
@@ -211,7 +215,8 @@ def prune_command(
             block_time=None if block_time == "none" else block_time, workers=workers, polish=not no_polish,
             max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
             sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
-            dtype=dtype, device=device, trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
+            dtype=dtype, device=device, gram_devices=tuple(names(gram_devices or "")),
+            trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
             run_folder=run_folder, resume=resume, weights=weights, progress=not quiet,
         )  # fmt: skip
         show(report, as_json, quiet)

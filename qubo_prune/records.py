@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TypeVar
@@ -149,7 +150,9 @@ def settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in arguments.items():
         if isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values()):
             plain[name] = {"sha256": digest_of_batches(dict(value))}
-        elif value is None or isinstance(value, (bool, int, float, str)):
+        elif isinstance(value, str):  # of an object that has no words of its own the place is another one each time
+            plain[name] = re.sub(r" at 0x[0-9a-f]+", "", value)
+        elif value is None or isinstance(value, (bool, int, float)):
             plain[name] = value
         elif isinstance(value, Mapping):
             plain[name] = {str(key): settings_of({"": part})[""] for key, part in value.items()}
