@@ -17,14 +17,15 @@ from safetensors import safe_open
 
 from qubo_prune.masks import KeepMasks
 
-#: Bytes of address space, of which the libraries take some 1.1 GB; and decoder layers of a checkpoint beyond it.
-LIMIT, LAYERS = 1_350_000_000, 106
+#: Bytes of address space, of which libraries and compiled searches take some 1.4 GB; and decoder layers of a checkpoint
+#: beyond it.
+LIMIT, LAYERS = 1_750_000_000, 137
 
 
 def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """The child process; arenas of threads would take address space that holds nothing."""
+    """The child process; arenas, and heaps that fall apart, would take address space that holds nothing."""
     given = [] if limit is None else ["--limit", str(limit)]
-    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1"}
+    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
     return subprocess.run(
         [sys.executable, str(Path(large.__file__)), *given, *arguments],
         env=os.environ | environment, capture_output=True, text=True, check=False,
@@ -64,6 +65,12 @@ def check(model: Path, output: Path, layers: int) -> None:
     assert seen["dense"] > 0
 
 
+def show(name: str, size: int, told: dict[str, Any]) -> None:
+    """The figures, for those who look (``pytest -s``)."""
+    figures = ("address_space_bytes", "peak_memory_bytes", "memory_estimate_bytes")
+    print(name, {"checkpoint_bytes": size, "limit": LIMIT} | {key: told[key] for key in figures}, told["seconds"])  # noqa: T201
+
+
 @pytest.mark.heavy
 def test_a_model_larger_than_the_memory_is_pruned_within_it(tmp_path: Path) -> None:
     model = tmp_path / "model"
@@ -71,6 +78,7 @@ def test_a_model_larger_than_the_memory_is_pruned_within_it(tmp_path: Path) -> N
     assert size > LIMIT
     told = pruned(model, tmp_path / "wanda", LIMIT, method="wanda")
     check(model, tmp_path / "wanda", 7 * LAYERS)
+    show("wanda", size, told)
     assert told["address_space_bytes"] <= LIMIT
     assert told["peak_memory_bytes"] < LIMIT < size
     assert 0.6 < told["memory_estimate_bytes"] / told["peak_memory_bytes"] < 1.5
@@ -78,6 +86,7 @@ def test_a_model_larger_than_the_memory_is_pruned_within_it(tmp_path: Path) -> N
     some = [f"model.layers.{number}.*" for number in (0, LAYERS - 1)]
     told = pruned(model, tmp_path / "blocks", LIMIT, include=some, workers=0)
     check(model, tmp_path / "blocks", 14)
+    show("blocks", size, told)
     assert told["totals"]["accepted"] > 0
     refused = run(str(model), "--output", str(tmp_path / "memory"), limit=LIMIT)
     assert "give weights='disk'" in refused.stderr
