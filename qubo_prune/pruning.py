@@ -266,9 +266,9 @@ def prune(
         foreseen = estimate(
             loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks
         )
-        _tell_memory(foreseen, bars)
         records = Records(folder, layers)
         run = _Run(plan, layers, began, records, loaded.shelf)
+        _tell_memory(foreseen, bars)
         judges = data.held_out if isinstance(calibration, str) else []
         with run.undone_on_failure():
             before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
