@@ -284,13 +284,16 @@ def prune(
 
 
 @contextmanager
-def taken(run_folder: str | Path | None, resume: bool, beside: Path | None = None) -> Iterator[RunFolder | None]:
+def taken(
+    run_folder: str | Path | None, resume: bool, beside: Path | None = None, passing: bool = False
+) -> Iterator[RunFolder | None]:
     """A run's folder, if there is to be one, with a log of events in it; how a run that fails ends is told there.
 
     Args:
         run_folder: the folder, if one was named.
         resume: go on with the run in it.
         beside: a run that needs a folder gets one for the time being beside this.
+        passing: it is such a folder.
     """
     if run_folder is None:
         if resume:
@@ -299,12 +302,12 @@ def taken(run_folder: str | Path | None, resume: bool, beside: Path | None = Non
             yield None
             return
         with (
-            tempfile.TemporaryDirectory(prefix=f".{beside.name}.run-", dir=beside.parent) as passing,
-            taken(passing, False) as folder,
+            tempfile.TemporaryDirectory(prefix=f".{beside.name}.run-", dir=beside.parent) as name,
+            taken(name, False, passing=True) as folder,
         ):
             yield folder
         return
-    with opened(run_folder, resume) as folder, logged_to(folder.path / EVENTS, only_events=True):
+    with opened(run_folder, resume, passing) as folder, logged_to(folder.path / EVENTS, only_events=True):
         try:
             yield folder
         except BaseException as error:

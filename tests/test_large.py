@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from qubo_prune.masks import KeepMasks
 
-#: Bytes of address space, of which libraries and compiled searches take some 1.4 GB; and decoder layers of a checkpoint
+#: Bytes of address space, of which libraries and compiled searches take some 1.3 GB; and decoder layers of a checkpoint
 #: beyond it.
-LIMIT, LAYERS = 1_750_000_000, 137
+LIMIT, LAYERS = 1_450_000_000, 114
 
 
 def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
