@@ -562,9 +562,8 @@ class _Run:
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
         proven = self._proven(weight, gram, keep)
-        # an unseen layer's Gram is zero throughout
-        changes = (weight, weight - began_with, weight - final)
-        power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
+        power, before = (_error(gram, change) for change in (weight, weight - began_with))
+        after = before if torch.equal(began_with, final) else _error(gram, weight - final)
         self._put(layer, keep, final)
         kept = int(keep.sum())
         notes = dict(raised + Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
@@ -704,6 +703,11 @@ def _perplexity(model: nn.Module, windows: Sequence[Tensor], bars: Progress) -> 
         return None
     with evaluating(model):
         return perplexity(model, torch.cat(list(windows)), progress=bars).perplexity
+
+
+def _error(gram: Gram, change: Tensor) -> float:
+    """Of the output, summed; an unseen layer's Gram is zero throughout."""
+    return float(gram.output_error(change).sum()) if gram.tokens else 0.0
 
 
 def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:
