@@ -76,8 +76,9 @@ def test_a_model_larger_than_the_memory_is_pruned_within_it(tmp_path: Path) -> N
     model = tmp_path / "model"
     size = large.write_checkpoint(model, LAYERS, torch.float32)
     assert size > LIMIT
-    told = pruned(model, tmp_path / "wanda", LIMIT, method="wanda")
-    check(model, tmp_path / "wanda", 7 * LAYERS)
+    # every other decoder layer, to save time; what is resident is the same
+    told = pruned(model, tmp_path / "wanda", LIMIT, method="wanda", include=["model.layers.*[02468].*"])
+    check(model, tmp_path / "wanda", 7 * LAYERS // 2)
     show("wanda", size, told)
     assert told["address_space_bytes"] <= LIMIT
     assert told["peak_memory_bytes"] < LIMIT < size
