@@ -12,10 +12,14 @@ from qubo_prune.errors import InputError
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, flushed: bool = True) -> Iterator[Path]:
     """A name beside ``path`` to write a file under, which takes its place only once complete and flushed.
 
     If anything fails, an interrupt included, the file is as it was.
+
+    Args:
+        path: the file.
+        flushed: wait until it is on the disk; only what nobody will look for after a power cut can do without.
 
     Raises:
         InputError: the disk filled up.
@@ -25,9 +29,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o666 & ~_umask())
-        flush(aside)
+        if flushed:
+            flush(aside)
         aside.replace(target)
-        flush(target.parent)
+        if flushed:
+            flush(target.parent)
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if disk_full(error):

@@ -291,13 +291,16 @@ def prune(
 
 
 @contextmanager
-def taken(run_folder: str | Path | None, resume: bool, beside: Path | None = None) -> Iterator[RunFolder | None]:
+def taken(
+    run_folder: str | Path | None, resume: bool, beside: Path | None = None, passing: bool = False
+) -> Iterator[RunFolder | None]:
     """A run's folder, if there is to be one, with a log of events in it; how a run that fails ends is told there.
 
     Args:
         run_folder: the folder, if one was named.
         resume: go on with the run in it.
         beside: a run that needs a folder gets one for the time being beside this.
+        passing: it is such a folder.
     """
     if run_folder is None:
         if resume:
@@ -306,12 +309,12 @@ def taken(run_folder: str | Path | None, resume: bool, beside: Path | None = Non
             yield None
             return
         with (
-            tempfile.TemporaryDirectory(prefix=f".{beside.name}.run-", dir=beside.parent) as passing,
-            taken(passing, False) as folder,
+            tempfile.TemporaryDirectory(prefix=f".{beside.name}.run-", dir=beside.parent) as name,
+            taken(name, False, passing=True) as folder,
         ):
             yield folder
         return
-    with opened(run_folder, resume) as folder, logged_to(folder.path / EVENTS, only_events=True):
+    with opened(run_folder, resume, passing) as folder, logged_to(folder.path / EVENTS, only_events=True):
         event(_log, "began", "The run goes on." if folder.resumed else "The run begins.", resumed=folder.resumed)
         try:
             yield folder
@@ -578,9 +581,8 @@ class _Run:
         seconds = time.perf_counter() - began
         self.seconds.search += seconds
         proven = self._proven(weight, gram, keep)
-        # an unseen layer's Gram is zero throughout
-        changes = (weight, weight - began_with, weight - final)
-        power, before, after = (float(gram.output_error(change).sum()) if gram.tokens else 0.0 for change in changes)
+        power, before = (_error(gram, change) for change in (weight, weight - began_with))
+        after = before if torch.equal(began_with, final) else _error(gram, weight - final)
         self._put(layer, keep, final)
         kept = int(keep.sum())
         notes = dict(raised + Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
@@ -720,6 +722,11 @@ def _perplexity(model: nn.Module, windows: Sequence[Tensor], bars: Progress) -> 
         return None
     with evaluating(model):
         return perplexity(model, torch.cat(list(windows)), progress=bars).perplexity
+
+
+def _error(gram: Gram, change: Tensor) -> float:
+    """Of the output, summed; an unseen layer's Gram is zero throughout."""
+    return float(gram.output_error(change).sum()) if gram.tokens else 0.0
 
 
 def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:

@@ -39,8 +39,8 @@ class RunFolder:
         seconds: that this process has spent on it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.seconds = path, 0.0
+    def __init__(self, path: Path, passing: bool = False) -> None:
+        self.path, self.seconds, self._flushed = path, 0.0, not passing
         self.resumed = (path / MANIFEST).exists()
         self._identity = _read_manifest(path / MANIFEST) if self.resumed else {}
         (path / "records").mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ class RunFolder:
     def put(self, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep plain data and tensors under a name, in place of what was there."""
         with self._timed():
-            write_sealed(self._file(name), _RECORD, Sealed(tensors or {}, dict(info)))
+            write_sealed(self._file(name), _RECORD, Sealed(tensors or {}, dict(info)), self._flushed)
         _log.debug("Record %s was written.", name)
 
     def get(self, name: str) -> Sealed | None:
@@ -114,12 +114,13 @@ class RunFolder:
 
 
 @contextmanager
-def opened(path: str | Path, resume: bool) -> Iterator[RunFolder]:
+def opened(path: str | Path, resume: bool, passing: bool = False) -> Iterator[RunFolder]:
     """Take a run's folder for this process, and give it back.
 
     Args:
         path: the folder; made if it is not there.
         resume: go on with the run that it holds; begin one if it holds none.
+        passing: the folder goes when the process ends, so nothing waits for the disk.
 
     Raises:
         InputError: it holds a run and ``resume`` is false, another process works in it, or it is no folder of a run.
@@ -149,7 +150,7 @@ def opened(path: str | Path, resume: bool) -> Iterator[RunFolder]:
             )
         for left in folder.rglob(".*.partial-*"):  # of a process that was killed
             left.unlink(missing_ok=True)
-        yield RunFolder(folder)
+        yield RunFolder(folder, passing)
     finally:
         lock.release()
 

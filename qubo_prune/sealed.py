@@ -38,13 +38,14 @@ class Sealed:
     info: Mapping[str, Any]
 
 
-def write_sealed(path: str | Path, kind: str, content: Sealed) -> None:
+def write_sealed(path: str | Path, kind: str, content: Sealed, flushed: bool = True) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: where to.
         kind: what the file is, with its version; :func:`read_sealed` asks for the same.
         content: tensors of any device, and plain data.
+        flushed: wait until it is on the disk.
 
     Raises:
         InputError: the disk filled up.
@@ -54,7 +55,7 @@ def write_sealed(path: str | Path, kind: str, content: Sealed) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
     info = json.dumps(content.info)
     seal = json.dumps({"format": kind, "info": info, "sha256": _digest(kind, info, tensors)})
-    with written_whole(path) as aside:
+    with written_whole(path, flushed) as aside:
         # one entry, since several come in an order that is another one every time
         save_file(tensors, aside, metadata={_SEAL: seal})
 

@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from qubo_prune.masks import KeepMasks
 
-#: Bytes of address space, of which libraries and compiled searches take some 1.4 GB; and decoder layers of a checkpoint
+#: Bytes of address space, of which libraries and compiled searches take some 1.3 GB; and decoder layers of a checkpoint
 #: beyond it.
-LIMIT, LAYERS = 1_750_000_000, 137
+LIMIT, LAYERS = 1_450_000_000, 114
 
 
 def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,8 +76,9 @@ def test_a_model_larger_than_the_memory_is_pruned_within_it(tmp_path: Path) -> N
     model = tmp_path / "model"
     size = large.write_checkpoint(model, LAYERS, torch.float32)
     assert size > LIMIT
-    told = pruned(model, tmp_path / "wanda", LIMIT, method="wanda")
-    check(model, tmp_path / "wanda", 7 * LAYERS)
+    # every other decoder layer, to save time; what is resident is the same
+    told = pruned(model, tmp_path / "wanda", LIMIT, method="wanda", include=["model.layers.*[02468].*"])
+    check(model, tmp_path / "wanda", 7 * LAYERS // 2)
     show("wanda", size, told)
     assert told["address_space_bytes"] <= LIMIT
     assert told["peak_memory_bytes"] < LIMIT < size
