@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer, find_layers, within
 from qubo_prune.models import LoadedModel, usable_device
 from qubo_prune.network import find_stack
-from qubo_prune.sealed import add_tensor
+from qubo_prune.run_folder import digest_of_model
 from qubo_prune.shards import INDEX, Checkpoint, is_checkpoint
 from qubo_prune.shelf import Change, Shelf, States
 from qubo_prune.state_file import StateFile
@@ -110,12 +109,12 @@ class OnDisk(Shelf):
 
     def digest(self) -> str:
         """The same as of the model in memory."""
-        digest = hashlib.sha256()
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
-        for name, tensor in self._model.state_dict().items():
-            meta = tensor.is_meta
-            add_tensor(digest, name, self._as_stored(parameters[name]).to(tensor.dtype) if meta else tensor)
-        return digest.hexdigest()
+
+        def stored(name: str, tensor: Tensor) -> Tensor:
+            return self._as_stored(parameters[name]).to(tensor.dtype) if tensor.is_meta else tensor
+
+        return digest_of_model(self._model, stored)
 
     def saves(self) -> Callable[[Path], None] | None:
         """Copies the checkpoint with its changes, and the files beside it."""

@@ -435,13 +435,23 @@ def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None
     check_groups(solver, type(solver).__name__, request.problems.num_groups, request.problems.num_variables)
     if not (can.batched and can.cardinality):
         return _row_by_row(solver, request, handling)
-    known = _known(request, handling)
+    if handling.journal is None:
+        answer, failures = _batch_answers(solver, request)
+    else:
+        answer, failures = _recalled(solver, request, handling.journal)
+    return _accepted(solver, request, answer, failures, handling)
+
+
+def _recalled(
+    solver: Solver, request: BatchRequest, journal: Journal
+) -> tuple[torch.Tensor, dict[int, tuple[Status, str]]]:
+    """The answers that the journal knows, or else the solver's, which it knows from then on."""
+    known = journal.batch(request.warm_start)
     if not known.done.all():
         answer, known.failures = _batch_answers(solver, request)
         known.done[:], known.assignments[:] = True, answer.cpu()
-        if handling.journal is not None:
-            handling.journal.written()
-    return _accepted(solver, request, known.assignments.to(request.warm_start.device), dict(known.failures), handling)
+        journal.written()
+    return known.assignments.to(request.warm_start.device), dict(known.failures)
 
 
 def _batch_answers(solver: Solver, request: BatchRequest) -> tuple[torch.Tensor, dict[int, tuple[Status, str]]]:
@@ -462,12 +472,6 @@ def _batch_answers(solver: Solver, request: BatchRequest) -> tuple[torch.Tensor,
     counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)
     failures.update(dict.fromkeys(_positions(~counts_met), (Status.INFEASIBLE, "counts are not met")))
     return torch.where(counts_met[:, None], answer, start), failures
-
-
-def _known(request: BatchRequest, handling: Handling) -> Answers:
-    """What is known of the answers already: nothing, without a journal of a run that goes on."""
-    start = request.warm_start
-    return Answers.none(start) if handling.journal is None else handling.journal.batch(start)
 
 
 def _sound_failures(failures: Mapping[int, tuple[Status, str]], rows: int) -> dict[int, tuple[Status, str]]:
@@ -507,7 +511,8 @@ def _accepted(
 def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> BatchResult:
     """The same for a solver of single problems."""
     call = _Call(solver, type(solver).__name__, dataclasses.replace(handling, polish=False))
-    known = _known(request, handling)
+    start = request.warm_start
+    known = Answers.none(start) if handling.journal is None else handling.journal.batch(start)
     late: dict[int, tuple[Status, str]] = {}
     for row, result in _in_flight(call, request, known.open_rows()):
         if result is None:  # another run may have the time for it

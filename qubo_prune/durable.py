@@ -27,8 +27,10 @@ def written_whole(path: str | Path, flushed: bool = True) -> Iterator[Path]:
     target = Path(path)
     aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # what the umask lets be; some writers make their files private
         yield aside
-        aside.chmod(0o666 & ~_umask())
+        aside.chmod(mode)
         if flushed:
             flush(aside)
         aside.replace(target)
@@ -71,10 +73,3 @@ def disk_full(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     # the writer of safetensors is compiled and gives the reason as text only
     return "No space left on device" in str(error)
-
-
-def _umask() -> int:
-    # there is no way to read it but to set it
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

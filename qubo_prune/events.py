@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line | getattr(record, "event", {}), default=str)
 
 
-def logged_to(path: str | Path | None, level: int = logging.INFO, only_events: bool = False) -> Any:
+def logged_to(
+    path: str | Path | None, level: int = logging.INFO, only_events: bool = False
+) -> AbstractContextManager[None]:
     """A context in which this package's records are appended to a file as JSON lines; none without a path.
 
     Args:

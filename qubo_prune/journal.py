@@ -34,7 +34,7 @@ class Keeper:
     def __init__(self, folder: RunFolder, name: str) -> None:
         self._folder, self._name = folder, name
         self._last = time.monotonic()
-        self.past, self.damaged = folder.get_or_lost(name)
+        self.past, _ = folder.get_or_lost(name)  # what is damaged is made again
 
     def put_if_due(self, content: Callable[[], Sealed]) -> None:
         """Keep what ``content`` gives, if it is time to."""
@@ -45,10 +45,6 @@ class Keeper:
         """Keep this."""
         self._folder.put(self._name, content.info, content.tensors)
         self._last = time.monotonic()
-
-    def drop(self) -> None:
-        """Forget the record: what it is part of is done."""
-        self._folder.drop(self._name)
 
 
 @dataclass(eq=False)

@@ -551,8 +551,7 @@ class _Run:
                 dense = self._dense if self._plan.correction else None
                 stream(
                     model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks,
-                    self._shelf,
-                    self._plan.gram_devices,
+                    self._shelf, self._plan.gram_devices,
                 )  # fmt: skip
             else:
                 for layer in self._layers:

@@ -92,12 +92,12 @@ class Records:
 
     def journal(self, layer: Layer) -> Journal | None:
         """Where the answers of its solver are kept while a layer is pruned."""
-        return None if self._folder is None else Journal(self._keeper(f"{self._name(layer)}-answers"))
+        return None if self._folder is None else Journal(self._keeper(self._answers(layer)))
 
     def forget_journal(self, layer: Layer) -> None:
         """The layer is done, so the answers are of no more use."""
         if self._folder is not None:
-            self._folder.drop(f"{self._name(layer)}-answers")
+            self._folder.drop(self._answers(layer))
 
     def loss_keeper(self) -> Keeper | None:
         """Where the state of a descent on the loss is kept."""
@@ -105,26 +105,21 @@ class Records:
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """Plain data that is made once in a run, however often it is interrupted."""
-        if self._folder is None:
-            return make()
-        found, _ = self._folder.get_or_lost(name)
-        if found is None:
-            made = make()
-            self._folder.put(name, {"value": made})
-            return made
-        value: T = found.info["value"]
+        value: T = self._made_once(name, lambda: Sealed({}, {"value": make()})).info["value"]
         return value
 
     def tensors_once(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """The same of tensors."""
-        if self._folder is None:
-            return make()
-        found, _ = self._folder.get_or_lost(name)
-        if found is None:
-            made = make()
-            self._folder.put(name, {}, made)
-            return made
-        return found.tensors
+        return self._made_once(name, lambda: Sealed(make(), {})).tensors
+
+    def _made_once(self, name: str, make: Callable[[], Sealed]) -> Sealed:
+        found = None if self._folder is None else self._folder.get_or_lost(name)[0]
+        if found is not None:
+            return found
+        made = make()
+        if self._folder is not None:
+            self._folder.put(name, made.info, made.tensors)
+        return made
 
     def _keeper(self, name: str) -> Keeper:
         assert self._folder is not None
@@ -133,6 +128,9 @@ class Records:
     def _name(self, layer: Layer) -> str:
         # by number: names may be long, or hold what a file name cannot
         return f"layer-{self._numbers[layer.name]:05d}"
+
+    def _answers(self, layer: Layer) -> str:
+        return f"{self._name(layer)}-answers"
 
     def _read(self, layer: Layer) -> Sealed | None:
         assert self._folder is not None

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError
 from qubo_prune.sealed import Damaged, Sealed, add_tensor, read_sealed, write_sealed
+from qubo_prune.strict import limited_text, strict_json
 
 _FORMAT, _RECORD = "qubo_prune.run_folder.v1", "qubo_prune.record.v1"
 MANIFEST, EVENTS, _LOCK = "run.json", "events.jsonl", "lock"
@@ -178,12 +179,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 def _read_manifest(file: Path) -> dict[str, Any]:
     wrong = f"{file} is not the manifest of a run of this version"
-    if file.stat().st_size > _MOST_MANIFEST:
-        raise InputError(f"{wrong}: it has more than {_MOST_MANIFEST} bytes.")
     try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{wrong}: {error}.") from error
+        plain = strict_json(limited_text(file, _MOST_MANIFEST), constants=True)
+    except (InputError, FileNotFoundError) as error:
+        raise InputError(f"{wrong}: {error}") from error
     if not isinstance(plain, dict) or plain.get("format") != _FORMAT or not isinstance(plain.get("parts"), dict):
         raise InputError(f"{wrong}; give another run folder.")
     parts: dict[str, Any] = plain["parts"]
@@ -208,12 +207,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def digest_of_model(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers."""
+def digest_of_model(model: nn.Module, stored: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor) -> str:
+    """SHA-256 of all parameters and buffers; ``stored`` gives the values of those that are not in memory."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):  # some modules keep other things there
-            add_tensor(digest, name, tensor)
+            add_tensor(digest, name, stored(name, tensor))
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from qubo_prune.durable import written_whole
@@ -110,4 +111,9 @@ def add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     """Add a tensor with its name, type and shape to a hash of :mod:`hashlib`."""
     digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
     if tensor.numel():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(as_bytes(tensor.cpu()).numpy().data)
+
+
+def as_bytes(tensor: Tensor) -> UInt8[Tensor, " bytes"]:
+    """The bytes of a tensor on the CPU, without a copy where it is contiguous."""
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

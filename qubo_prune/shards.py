@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from qubo_prune.errors import InputError
-from qubo_prune.sealed import MOST_HEADER
+from qubo_prune.sealed import MOST_HEADER, as_bytes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -96,11 +96,6 @@ class Checkpoint:
         index = self.folder / INDEX
         if index.is_file():
             (folder / INDEX).write_bytes(index.read_bytes())
-
-
-def as_bytes(tensor: Tensor) -> UInt8[Tensor, " bytes"]:
-    """The bytes of a tensor on the CPU, without a copy where it is contiguous."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def mapped(file: IO[bytes] | Path, begin: int, count: int) -> UInt8[Tensor, " bytes"]:

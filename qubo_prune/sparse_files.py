@@ -26,6 +26,7 @@ from torch import Tensor
 from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.masks import KeepMasks
+from qubo_prune.sealed import as_bytes
 
 FORMAT = "qubo_prune.sparse.v1"
 
@@ -253,7 +254,7 @@ def _checked_mask(name: str, tensor: Tensor, keep: Tensor, bits: NDArray[Any]) -
 
 def _hash(tensor: Tensor) -> str:
     # an empty tensor of numpy's has strides that torch cannot view as bytes
-    content = tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b""
+    content = as_bytes(tensor).numpy().data if tensor.numel() else b""
     return hashlib.sha256(content).hexdigest()
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qubo_prune.shards import as_bytes, mapped
+from qubo_prune.sealed import as_bytes
+from qubo_prune.shards import mapped
 
 
 @dataclass(frozen=True)
