@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install data texts demo peers test test-fast lint benchmark benchmark-solvers clean
+.PHONY: install data texts demo peers test test-fast docs docs-fast lint benchmark benchmark-solvers clean
 
 install: $(STAMP)
 
@@ -57,6 +57,16 @@ test: install data
 test-fast: install
 	$(BIN)/python -m pytest -m 'not heavy'
 
+# The site in site/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.
+SPHINX := $(BIN)/sphinx-build -c docs . site -b html --fail-on-warning --keep-going --quiet
+docs: install
+	$(SPHINX)
+	@echo "Open site/index.html."
+
+docs-fast: install
+	$(SPHINX) -D nb_execution_mode=off
+	@echo "Open site/index.html."
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +79,4 @@ benchmark-solvers: install
 	$(BIN)/python benchmarks/solver_targets.py
 
 clean:
-	rm -rf $(VENV) demo-output peers-output solvers-run .cache
+	rm -rf $(VENV) demo-output peers-output solvers-run site docs/reference/generated docs/reference/commands.md .cache

@@ -1,11 +1,11 @@
 """Certified lower bounds of block QUBOs: no mask of the asked counts can have a lower energy.
 
-With a diagonal d for which ``H - diag(d)`` is positive semidefinite, every binary x has
+With a diagonal d for which ``H - diag(d)`` is positive semidefinite, every binary x has::
 
     E(x) = 1/2 (u*x)' (H - diag(d)) (u*x) + (1/2 u*u*d + l)' x + offset,
 
 whose right side f is convex and is minimised over the polytope ``0 <= y <= 1`` with the counts. At any y,
-optimal or not, its tangent is below it, so with the gradient g
+optimal or not, its tangent is below it, so with the gradient g::
 
     E(x) >= f(y) - g'y + min { g'x : x in the polytope },
 
@@ -14,7 +14,7 @@ is computed in float64 and lowered by what rounding may have added.
 
 The choice of d is what the bounds differ in (:data:`KINDS`). One d per Gram block serves all rows that share
 it, or two, the second weighted by what the first has left to gain. The largest one, in the sense of a weighted
-trace, is a minimum-trace factor analysis, solved here by Newton steps on
+trace, is a minimum-trace factor analysis, solved here by Newton steps on::
 
     sum_i w_i d_i + mu log det(H - diag(d)),
 

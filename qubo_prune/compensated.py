@@ -1,7 +1,7 @@
 """Compensated blocks: masks chosen for kept weights that adapt to what is pruned.
 
 A row with dense weights w loses ``1/2 (v - w)'H(v - w)`` when it becomes v. With ``A = H^-1`` and the
-weights P pruned, the best v and its loss are
+weights P pruned, the best v and its loss are::
 
     lam = (A_PP)^-1 w_P,    v = w - A_:P lam,    E(P) = 1/2 w_P' lam
 
@@ -174,7 +174,7 @@ class Blocks:
         """The blocks of some kept columns and some places of ``support.pruned``.
 
         With ``M = (A_PP)^-1``, ``N = M A_{P,kept}`` and ``K = A_{kept,kept} - A_{kept,P} N`` the inverse of A over
-        P and the kept ones, of which S is a block, is
+        P and the kept ones, of which S is a block, is::
 
             [[K^-1, -K^-1 N'], [-N K^-1, M + N K^-1 N']]
         """
@@ -215,7 +215,7 @@ class Swaps:
     """Exact swaps within blocks: kept weights in slots F, pruned ones in slots P.
 
     With ``T = S^-1``: ``V = (T_PP)^-1``, ``N = V T_PF``, ``K = T_FF - T_FP N``, ``lam = V u_P`` and
-    ``v = u_F - N'u_P``. Swapping i and p changes the energy by
+    ``v = u_F - N'u_P``. Swapping i and p changes the energy by::
 
         (v_i + N_pi lam_p/V_pp)^2 / 2 (K_ii + N_pi^2/V_pp)  -  lam_p^2 / 2 V_pp
 

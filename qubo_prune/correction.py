@@ -1,7 +1,7 @@
 """Weights that make up for the layers pruned before: what a layer is fitted to when its inputs have moved.
 
 A layer with dense weights W sees inputs X that the pruned layers before it have changed from the dense
-model's Z. To give the dense model's outputs ``W Z`` again, as nearly as its inputs allow, it would need
+model's Z. To give the dense model's outputs ``W Z`` again, as nearly as its inputs allow, it would need::
 
     V = argmin 1/2 (2/N) ||V X - W Z||^2 + 1/2 damping ||V - W||^2 = W + W K (H + damping I)^-1
 

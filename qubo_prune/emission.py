@@ -3,7 +3,7 @@
 The move of a block is ``delta = u*(1-x) - w``: ``w`` its current weights (zero where pruned), ``u``
 the value a weight takes if kept, ``x_i = 1`` to prune. With ``a = u - w`` the quadratic model of the
 loss around the current point, ``g'delta + 1/2 delta'H delta + lam ||delta||^2``, is
-``E(x) = offset + x'Qx`` with
+``E(x) = offset + x'Qx`` with::
 
     Q_ij   = 1/2 u_i H_ij u_j                                    (i != j)
     Q_ii   = 1/2 u_i^2 H_ii - u_i (g + H a)_i + lam u_i (u_i - 2 a_i)

@@ -1,6 +1,6 @@
 """Counts as penalties, for samplers that know none; and the temperatures that suit a problem.
 
-With ``s_g = sum_{i in g} x_i`` the penalised energy is
+With ``s_g = sum_{i in g} x_i`` the penalised energy is::
 
     E_pen(x) = E(x) + sum_g [ lambda_g (s_g - m_g)^2 - mu_g (s_g - m_g) ],
 

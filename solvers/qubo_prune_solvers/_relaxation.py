@@ -2,7 +2,7 @@
 
 Solved by exchanging mass between pairs of one group (the second-order working set of SMO), which keeps
 every sum. For positive semidefinite P any y gives a certified lower bound by weak duality: with the
-gradient ``g = 2 P y + c`` and any multiplier ``t`` per group,
+gradient ``g = 2 P y + c`` and any multiplier ``t`` per group::
 
     min f >= f(y) - g'y + sum_groups [ t m + sum_i min(0, g_i - t) ].
 """
