@@ -99,6 +99,36 @@ def test_every_module_has_its_place_in_the_guide() -> None:
     assert listed == {*ours, *bench, *solvers}
 
 
+def public_modules() -> set[str]:
+    """Modules of the package and of its back-ends that people may import, but for the command line."""
+    found = set()
+    for package in (qubo_prune, qubo_prune_solvers):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            last = module.name.rpartition(".")[2]
+            if not module.ispkg and not last.startswith(("_", "cli")):
+                found.add(module.name)
+    return found
+
+
+def test_every_public_module_is_in_the_reference() -> None:
+    listed = re.findall(r"^   (qubo_prune\w*\.[\w.]+)$", text_of(DOCS / "reference" / "python.md"), flags=re.M)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == public_modules()
+
+
+def test_every_name_of_the_package_is_in_the_reference() -> None:
+    listed = re.findall(r"^   ~qubo_prune\.\w+\.(\w+)$", text_of(DOCS / "reference" / "python.md"), flags=re.M)
+    assert sorted(listed) == sorted(set(qubo_prune.__all__) - {"__version__"})
+
+
+def test_the_picture_of_the_architecture_names_modules_that_are_there() -> None:
+    picture = text_of(DOCS / "figures" / "architecture.svg")
+    named = " ".join(re.findall(r'class="code">([^<]+)<', picture)).split()
+    named += " ".join(re.findall(r"\(([a-z_ ]+)\)", picture)).split()
+    assert len(named) > 30
+    assert {f"qubo_prune.{name}" for name in named} <= public_modules()
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
