@@ -6,6 +6,7 @@ do in a checkout.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}
 templates_path = [str(Path(__file__).parent / "_templates")]
 html_copy_source = False
+smartquotes = False  # options begin with two hyphens
 html_show_sphinx = False
 copybutton_prompt_text = r">>> |\$ "
 copybutton_prompt_is_regexp = True
@@ -85,6 +87,8 @@ def _write_command_reference(app: Any) -> None:
          "--title", "Commands"],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
+    # patterns such as *.mlp.* are no emphasis
+    made = re.sub(r"^(\* `.*?`: )(.*)$", lambda line: line[1] + line[2].replace("*", r"\*"), made, flags=re.MULTILINE)
     if not page.is_file() or page.read_text(encoding="utf-8") != made:
         page.write_text(made, encoding="utf-8")
 
