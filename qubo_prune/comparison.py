@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from matplotlib.axes import Axes
 from rich import box
 from rich.table import Table
 
@@ -21,7 +22,6 @@ from qubo_prune.masks import Pattern
 from qubo_prune.models import check_output, load_model
 from qubo_prune.peers import PEERS
 from qubo_prune.plan import METHODS, Blocks, Plan, check_method
-from qubo_prune.plot import bar_panels
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
@@ -245,28 +245,17 @@ class Comparison:
         return " and ".join(f"{each['tokens']} held-out tokens ({each['source']})" for each in self.evaluation)
 
     def plot(self, path: str | Path) -> None:
-        """Rise of log-perplexity and layer error of every method, one panel each, and seconds."""
-        entries = list(dict.fromkeys(row.method for row in self.rows if row.method != "dense"))
-        found = {(row.method, row.setting): row for row in self.rows if row.method != "dense"}
+        """Rise of log-perplexity, layer error and seconds of every method, one panel each, as a file."""
+        from qubo_prune.plot import methods, save_panels  # which know what a comparison is
 
-        def panel(value: Callable[[ComparisonRow], float]) -> dict[str, list[float]]:
-            return {
-                setting: [value(found[e, setting]) if (e, setting) in found else math.nan for e in entries]
-                for setting in self.settings
-            }
+        def others(ax: Axes, quantity: Literal["error", "seconds"]) -> None:
+            methods(self, quantity, ax=ax).tick_params(axis="y", labelleft=False)
 
-        bar_panels(
-            path, [Entry.parse(entry).label for entry in entries],
-            {
-                **{
-                    f"rise of log-perplexity{f', {name}' if len(self.texts) > 1 else ''}": panel(
-                        lambda row, at=at: self.rise(row.method, row.setting, at)  # type: ignore[misc]
-                    )
-                    for at, name in enumerate(self.texts)
-                },
-                "layer error, relative": panel(lambda row: row.relative_error),
-                "seconds": panel(lambda row: row.seconds),
-            },
+        entries = len({row.method for row in self.rows})
+        save_panels(
+            path,
+            [lambda ax: methods(self, "rise", ax=ax), lambda ax: others(ax, "error"), lambda ax: others(ax, "seconds")],
+            width=4.0, height=1.4 + 0.4 * entries, shared_legend=True,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -171,6 +171,16 @@ class BlockQubo:
         row[i] = 0.0
         return np.asarray(row)
 
+    def couplings_among(self, places: ArrayLike) -> NDArray[np.float64]:
+        """``2 Q_ij`` for i, j of some variables ``(k,)`` as a ``(k, k)`` matrix, 0 on its diagonal; Q is not built."""
+        at = np.asarray(places, dtype=np.int64)
+        if isinstance(self.q, FactorForm):
+            among = 2 * (self.q.factor[at] @ self.q.factor[at].T)
+        else:
+            among = 2 * self.q[np.ix_(at, at)]
+        np.fill_diagonal(among, 0.0)
+        return np.asarray(among)
+
     def counts(self, x: ArrayLike) -> NDArray[np.int64]:
         """How many variables of each group are 1 in x ``(n,)``."""
         if self.free:

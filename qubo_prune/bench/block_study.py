@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -38,7 +39,8 @@ from qubo_prune.masks import Pattern
 from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.network import find_stack
 from qubo_prune.plan import Blocks, Plan, parse_seconds
-from qubo_prune.plot import Mark, trade_offs
+from qubo_prune.plot import save_panels, trade_offs
+from qubo_prune.plot_series import Mark
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine
@@ -239,14 +241,19 @@ class BlockStudy:
                 for name in (*self.solvers, SWAPS)
             }
 
-        trade_offs(
-            path,
-            [panel(lambda p: p.block_seconds, lambda p: p.block_error),
-             panel(lambda p: p.search_seconds, lambda p: p.perplexity)],
-            [f"{Path(self.model).name}: layer error, relative to Wanda's", "perplexity, after whole-row swaps"],
-            ["seconds of the blocks", "seconds of the search"],
-            [{WANDA: 1.0}, {WANDA: wanda.perplexity} if math.isfinite(wanda.perplexity) else {}],
-        )  # fmt: skip
+        def errors(ax: Axes) -> Axes:
+            return trade_offs(
+                panel(lambda p: p.block_seconds, lambda p: p.block_error), ax=ax, levels={WANDA: 1.0},
+                x_label="seconds of the blocks", y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
+            )  # fmt: skip
+
+        def perplexities(ax: Axes) -> Axes:
+            return trade_offs(
+                panel(lambda p: p.search_seconds, lambda p: p.perplexity), ax=ax, levels={WANDA: wanda.perplexity},
+                x_label="seconds of the search", y_label="perplexity, after whole-row swaps",
+            )  # fmt: skip
+
+        save_panels(path, [errors, perplexities], height=4.2, shared_legend=True)
 
 
 def _told(value: float, best: float, digits: int) -> str:
