@@ -26,7 +26,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import check_length, token_windows
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Rows in the order they were asked for, ``dense`` first; ``evaluation`` describes the held-out texts."""
 
     model: str

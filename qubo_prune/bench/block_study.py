@@ -45,7 +45,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine
 from qubo_prune.solver import Solver
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import Windows, check_length, token_windows
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockStudy:
+class BlockStudy(Shown):
     """Outcome of :func:`study_blocks`.
 
     Attributes:
