@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,8 +52,6 @@ _STATES = (
 #: Layers up to which each has a line of its own with its name.
 _NAMED = 16
 _SINCE = "seconds since the descent began"
-
-Quantity = Literal["error", "density"]
 
 
 def descent(trace: LayerReport | LossTrace | Report, *, ax: Axes | None = None) -> Axes:
@@ -206,7 +204,7 @@ def _window(changed: NDArray[np.bool_]) -> tuple[slice, slice]:
     return slice(top, top + high), slice(left, left + wide)
 
 
-def layers(report: Report | Mapping[str, Report], quantity: Quantity = "error", *, ax: Axes | None = None) -> Axes:
+def layers(report: Report | Mapping[str, Report], quantity: str = "error", *, ax: Axes | None = None) -> Axes:
     """Error or density of every layer, in the order of the model.
 
     Up to 16 layers stand below one another with their names, without what these have in common. More are drawn against

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -31,7 +30,6 @@ from qubo_prune.plot_style import (
 Line = Sequence[tuple[float, float]]
 #: A point ``(x, y)`` and its kind.
 Mark = tuple[float, float, str]
-Quantity = Literal["perplexity", "rise", "error", "seconds"]
 _LABELS = {
     "perplexity": "perplexity on held-out text",
     "rise": "rise of log-perplexity over dense",
@@ -124,7 +122,7 @@ def bars(
     return ax
 
 
-def methods(comparison: Comparison, quantity: Quantity = "perplexity", *, ax: Axes | None = None) -> Axes:
+def methods(comparison: Comparison, quantity: str = "perplexity", *, ax: Axes | None = None) -> Axes:
     """Methods side by side; several settings and held-out texts stand in groups, the dense model is a dashed line.
 
     Args:

@@ -152,8 +152,9 @@ class BlockStudy(Shown):
     def table(self) -> Table:
         """One line per point, the best of a column of errors or perplexities in bold."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=f"{self.model}, {self.date}",
-            title_justify="left", caption=self._caption(), caption_justify="left",
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
+            title=escape(f"{self.model}, {self.date}"), title_justify="left",
+            caption=escape(self._caption()), caption_justify="left",
         )  # fmt: skip
         for column in _COLUMNS:
             first = column.strip() == "solver"
