@@ -7,12 +7,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from qubo_prune.errors import InputError, did_you_mean
@@ -21,12 +23,11 @@ from qubo_prune.masks import Pattern
 from qubo_prune.models import check_output, load_model
 from qubo_prune.peers import PEERS
 from qubo_prune.plan import METHODS, Blocks, Plan, check_method
-from qubo_prune.plot import bar_panels
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import check_length, token_windows
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Rows in the order they were asked for, ``dense`` first; ``evaluation`` describes the held-out texts."""
 
     model: str
@@ -209,9 +210,9 @@ class Comparison:
         several = len(self.evaluation) > 1
         # with more columns no room is left for lines between them
         look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)} if several else {}
-        table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left", **look)
+        table = Table(title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left", **look)
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
-        table.caption = (
+        table.caption = escape(
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
             f"{self.calibration['length']} tokens ({self.calibration['source']}); rise: of log-perplexity; error: "
             f"summed over layers, relative to their outputs; {clock}; GiB: peak; "
@@ -245,28 +246,17 @@ class Comparison:
         return " and ".join(f"{each['tokens']} held-out tokens ({each['source']})" for each in self.evaluation)
 
     def plot(self, path: str | Path) -> None:
-        """Rise of log-perplexity and layer error of every method, one panel each, and seconds."""
-        entries = list(dict.fromkeys(row.method for row in self.rows if row.method != "dense"))
-        found = {(row.method, row.setting): row for row in self.rows if row.method != "dense"}
+        """Rise of log-perplexity, layer error and seconds of every method, one panel each, as a file."""
+        from qubo_prune.plot import methods, save_panels  # which know what a comparison is
 
-        def panel(value: Callable[[ComparisonRow], float]) -> dict[str, list[float]]:
-            return {
-                setting: [value(found[e, setting]) if (e, setting) in found else math.nan for e in entries]
-                for setting in self.settings
-            }
+        def others(ax: Axes, quantity: str) -> None:
+            methods(self, quantity, ax=ax).tick_params(axis="y", labelleft=False)
 
-        bar_panels(
-            path, [Entry.parse(entry).label for entry in entries],
-            {
-                **{
-                    f"rise of log-perplexity{f', {name}' if len(self.texts) > 1 else ''}": panel(
-                        lambda row, at=at: self.rise(row.method, row.setting, at)  # type: ignore[misc]
-                    )
-                    for at, name in enumerate(self.texts)
-                },
-                "layer error, relative": panel(lambda row: row.relative_error),
-                "seconds": panel(lambda row: row.seconds),
-            },
+        entries = len({row.method for row in self.rows})
+        save_panels(
+            path,
+            [lambda ax: methods(self, "rise", ax=ax), lambda ax: others(ax, "error"), lambda ax: others(ax, "seconds")],
+            width=4.0, height=1.4 + 0.4 * entries, shared_legend=True,
         )  # fmt: skip
 
     def __str__(self) -> str:

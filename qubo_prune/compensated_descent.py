@@ -164,23 +164,23 @@ class _Descent:
             if torch.isnan(self._energy).any():  # the time was over
                 break
             if sweep == 0:
-                self._mark(before)
+                self._mark(before, 0, 0)
             going = before - self._energy > _WORTH * before
             if self._pattern.name == "layer" and offers:
                 going[self._exchange(offers)] = True
             active = active[going[active]]
-            self._mark(self._energy)
+            self._mark(self._energy, self._accepted, self._steps)
         left = torch.isnan(self._energy).nonzero()[:, 0]
         if len(left) and self._deadline.expired:  # their energies would take what there is no time for
             self._trace = []
             return
         self._settle(left)
-        self._mark(self._energy)
+        self._mark(self._energy, self._accepted, self._steps)
 
-    def _mark(self, energy: Float[Tensor, " d_out"]) -> None:
+    def _mark(self, energy: Float[Tensor, " d_out"], accepted: int, steps: int) -> None:
         seconds = time.perf_counter() - self._began if self._trace else 0.0
-        self._trace.append(TracePoint(seconds, float(energy.nansum()), self._accepted))
-        tell_sweep(_log, self._trace[-1].energy, self._accepted)
+        self._trace.append(TracePoint(seconds, float(energy.nansum()), accepted, steps))
+        tell_sweep(_log, self._trace[-1].energy, accepted)
 
     def _parts(self, rows: Int[Tensor, " r"]) -> list[Tensor]:
         """Rows of like counts together, as many at once as the memory takes."""
@@ -319,6 +319,7 @@ class _Descent:
             masks, energies = self._x[rows].clone(), self._energy[rows].clone()
             self._x.view(-1)[pruned], self._x.view(-1)[restored] = True, False
             self._settle(rows)
+            self._steps += 1
             if float(self._energy[rows].sum()) < float(energies.sum()):
                 self._accepted += 1
                 return rows

@@ -63,11 +63,15 @@ class Descent:
 
 @dataclass(frozen=True)
 class TracePoint:
-    """Progress of a layer: seconds since its descent began, its energy, blocks accepted so far."""
+    """Progress of a layer: seconds since its descent began, its energy, blocks accepted and tried so far.
+
+    ``steps`` is 0 in records that were written before it was counted.
+    """
 
     seconds: float
     energy: float
     accepted: int
+    steps: int = 0
 
 
 def tell_sweep(logger: logging.Logger, energy: float, accepted: int) -> None:
@@ -178,8 +182,11 @@ def merged(results: Sequence[DescentResult]) -> DescentResult:
         change = result.trace[-1].energy - result.trace[0].energy
         before = trace[-1]
         trace.append(
-            TracePoint(before.seconds + result.seconds, before.energy + change, before.accepted + result.accepted)
-        )
+            TracePoint(
+                before.seconds + result.seconds, before.energy + change, before.accepted + result.accepted,
+                before.steps + result.steps,
+            )
+        )  # fmt: skip
     return DescentResult(
         torch.cat([result.keep for result in results]),
         sum(result.steps for result in results),
@@ -266,7 +273,7 @@ class _Run:
             self._polish_gain += outcome.polish_gain
             self._kept_start.update(outcome.notes)
             self._kept_start.update(status.told(detail) for status, detail in outcome.failures)
-        self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted))
+        self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted, self._steps))
         tell_sweep(_log, self._energy, self._accepted)
         return outcomes
 

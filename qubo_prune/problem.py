@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
+from rich.table import Table
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.tables import Shown
 
 
 def _float64(values: ArrayLike, what: str) -> NDArray[np.float64]:
@@ -60,7 +62,7 @@ def is_binary(values: NDArray[Any]) -> bool:
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
-class BlockQubo:
+class BlockQubo(Shown):
     """Minimise ``E(x) = offset + x' Q x`` over binary x, subject to exact counts.
 
     ``sum(x[labels == g]) = num_pruned[g]`` for every group g; the groups are disjoint and cover
@@ -171,6 +173,16 @@ class BlockQubo:
         row[i] = 0.0
         return np.asarray(row)
 
+    def couplings_among(self, places: ArrayLike) -> NDArray[np.float64]:
+        """``2 Q_ij`` for i, j of some variables ``(k,)`` as a ``(k, k)`` matrix, 0 on its diagonal; Q is not built."""
+        at = np.asarray(places, dtype=np.int64)
+        if isinstance(self.q, FactorForm):
+            among = 2 * (self.q.factor[at] @ self.q.factor[at].T)
+        else:
+            among = 2 * self.q[np.ix_(at, at)]
+        np.fill_diagonal(among, 0.0)
+        return np.asarray(among)
+
     def counts(self, x: ArrayLike) -> NDArray[np.int64]:
         """How many variables of each group are 1 in x ``(n,)``."""
         if self.free:
@@ -184,6 +196,11 @@ class BlockQubo:
         if point.shape != (self.num_variables,) or not is_binary(point):
             return False
         return bool((self.counts(point) == self.num_pruned).all())
+
+    def __rich__(self) -> Table:
+        from qubo_prune.facts import problem_table
+
+        return problem_table(self)
 
     def __repr__(self) -> str:
         form = "factor form" if isinstance(self.q, FactorForm) else "dense"

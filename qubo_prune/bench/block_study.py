@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
@@ -38,12 +39,13 @@ from qubo_prune.masks import Pattern
 from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.network import find_stack
 from qubo_prune.plan import Blocks, Plan, parse_seconds
-from qubo_prune.plot import Mark, trade_offs
+from qubo_prune.plot import save_panels, trade_offs
+from qubo_prune.plot_series import Mark
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine
 from qubo_prune.solver import Solver
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import Windows, check_length, token_windows
 
 logger = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockStudy:
+class BlockStudy(Shown):
     """Outcome of :func:`study_blocks`.
 
     Attributes:
@@ -150,8 +152,9 @@ class BlockStudy:
     def table(self) -> Table:
         """One line per point, the best of a column of errors or perplexities in bold."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=f"{self.model}, {self.date}",
-            title_justify="left", caption=self._caption(), caption_justify="left",
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
+            title=escape(f"{self.model}, {self.date}"), title_justify="left",
+            caption=escape(self._caption()), caption_justify="left",
         )  # fmt: skip
         for column in _COLUMNS:
             first = column.strip() == "solver"
@@ -239,14 +242,19 @@ class BlockStudy:
                 for name in (*self.solvers, SWAPS)
             }
 
-        trade_offs(
-            path,
-            [panel(lambda p: p.block_seconds, lambda p: p.block_error),
-             panel(lambda p: p.search_seconds, lambda p: p.perplexity)],
-            [f"{Path(self.model).name}: layer error, relative to Wanda's", "perplexity, after whole-row swaps"],
-            ["seconds of the blocks", "seconds of the search"],
-            [{WANDA: 1.0}, {WANDA: wanda.perplexity} if math.isfinite(wanda.perplexity) else {}],
-        )  # fmt: skip
+        def errors(ax: Axes) -> Axes:
+            return trade_offs(
+                panel(lambda p: p.block_seconds, lambda p: p.block_error), ax=ax, levels={WANDA: 1.0},
+                x_label="seconds of the blocks", y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
+            )  # fmt: skip
+
+        def perplexities(ax: Axes) -> Axes:
+            return trade_offs(
+                panel(lambda p: p.search_seconds, lambda p: p.perplexity), ax=ax, levels={WANDA: wanda.perplexity},
+                x_label="seconds of the search", y_label="perplexity, after whole-row swaps",
+            )  # fmt: skip
+
+        save_panels(path, [errors, perplexities], height=4.2, shared_legend=True)
 
 
 def _told(value: float, best: float, digits: int) -> str:

@@ -14,6 +14,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+from matplotlib.axes import Axes
 from rich.table import Table
 from torch import nn
 
@@ -21,12 +22,12 @@ from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
-from qubo_prune.plot import curves
+from qubo_prune.plot import quality, save_panels
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import machine
 from qubo_prune.stopwatch import Stopwatch
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 
 #: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.
 METHODS = ("magnitude", "wanda", "gram", "icbs", "icbs-paper")
@@ -258,7 +259,7 @@ def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> Kee
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(Shown):
     """All outcomes of an experiment.
 
     Attributes:
@@ -402,13 +403,17 @@ class Experiment:
                 if o.seed == first and o.method in ("magnitude", "wanda", "gram")
             }
         )
-        getters: list[Callable[[Score], float]] = [self.quality, lambda score: score.loss]
         # a magnitude-pruned language model is so bad that its level would flatten the curves
         if self.metric == "perplexity":
             others.pop("magnitude", None)
-        levels = [{"dense": get(dense)} | {name: get(o.score) for name, o in others.items()} for get in getters]
-        titles = [f"{self.name}: {self.metric}", "loss"]
-        curves(path, [panel(get) for get in getters], titles, "seconds", levels)
+
+        def drawn(get: Callable[[Score], float], label: str) -> Callable[[Axes], Axes]:
+            levels = {"dense": get(dense)} | {name: get(o.score) for name, o in others.items()}
+            return lambda ax: quality(panel(get), ax=ax, levels=levels, y_label=f"{self.name}: {label}")
+
+        metric = f"{self.metric}, share of right answers" if self.metric == "accuracy" else self.metric
+        loss = drawn(lambda score: score.loss, "loss, nats")
+        save_panels(path, [drawn(self.quality, metric), loss], shared_legend=True)
 
 
 def _percent(share: float) -> str:

@@ -1,118 +1,129 @@
-"""The pictures of a run."""
+"""The pictures of a run: each draws in one Axes, and figures put some of them side by side."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from qubo_prune.bench.metrics import Results
 from qubo_prune.bench.runs import BASELINES
+from qubo_prune.plot_style import axes, dress, legend, look, panels, plain, written_out
 
-_STYLES = ("-", "--", ":", "-.")
 #: Percent below which a logarithmic axis of gaps does not go.
 _FLOOR = 1e-3
-
-
-def _figure(panels: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(0.6 + 3.5 * panels, 3.5), layout="constrained")
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
+_GAP = "mean gap to the best known, %"
 
 
 def _look(results: Results, solver: str) -> dict[str, Any]:
-    """Colour and line of a solver, the same in all pictures; baselines are grey."""
-    place = list(results.solvers).index(solver)
+    """Colour, marker and line of a solver, the same in all pictures; baselines are grey."""
     baselines = [name for name in results.solvers if name in BASELINES]
     if solver in baselines:
-        return {"color": ("0.25", "0.6")[baselines.index(solver) % 2], "linestyle": "--", "linewidth": 1.3}
-    return {"color": f"C{(place - len(baselines)) % 10}", "linestyle": _STYLES[(place - len(baselines)) // 10 % 4]}
+        place = baselines.index(solver)
+        return {"color": ("0.25", "0.6")[place % 2], "linestyle": "--", "marker": "+x"[place % 2]}
+    return look([name for name in results.solvers if name not in BASELINES].index(solver))
 
 
-def _plain(name: str) -> str:
-    """A name as text: no formula between two dollar signs, and not left out of the legend as those with ``_`` are."""
-    text = name.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
+def gap_against_limit(
+    results: Results, solves: pd.DataFrame | None = None, *, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Mean gap to the best known against the time limit, of some solves or of all.
+
+    Shown are the solvers that take all instances of these: means over others could not be compared.
+    """
+    solves = results.solves if solves is None else solves
+    ax, curves = axes(ax), results.anytime(solves)
+    taken = solves.groupby("solver").instance.nunique()
+    for solver in curves.columns[taken[curves.columns] == solves.instance.nunique()]:
+        values = curves[solver].clip(lower=_FLOOR)
+        ax.plot(values.index, values, label=plain(solver), markersize=4, linewidth=1.4, **_look(results, solver))
+    dress(ax, title=title, x_label="time limit, s", y_label=_GAP)
+    ax.set_yscale("log")
+    written_out(ax, results.limits)
+    legend(ax)
+    return ax
 
 
-def _plain_axis(axis: Any, values: Sequence[float]) -> None:
-    """A logarithmic x axis with these values written out, every second one where they are many."""
-    axis.set_xscale("log")
-    shown = list(values)[:: 1 + len(values) // 7]
-    axis.set_xticks(shown, [f"{value:g}" for value in shown])
-    axis.xaxis.set_minor_formatter(NullFormatter())
+def gap_against_size(results: Results, hessian: str, *, ax: Axes | None = None) -> Axes:
+    """Mean gap at the longest limit against n, of the instances with one local Hessian."""
+    last, ax = results.at(), axes(ax)
+    table = last[last.hessian == hessian]
+    for solver in results.solvers:
+        own = table[table.solver == solver].groupby("n").gap.mean() * 100
+        if len(own):
+            values = own.clip(lower=_FLOOR)
+            ax.plot(own.index, values, label=plain(solver), markersize=4, linewidth=1.4, **_look(results, solver))
+    dress(ax, title=hessian, x_label="n, variables", y_label=_GAP)
+    ax.set_yscale("log")
+    written_out(ax, sorted(table.n.unique().tolist()))
+    legend(ax)
+    return ax
 
 
-def _finish(figure: Figure, axes: Any) -> Figure:
-    known: dict[str, Any] = {}
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            known.setdefault(label, handle)
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    return figure
+def gap_distribution(results: Results, *, ax: Axes | None = None) -> Axes:
+    """Empirical distribution function of the gaps at the longest limit."""
+    ax = axes(ax)
+    _draw_steps(results, ax, {solver: results.ecdf(solver) for solver in results.solvers})
+    dress(ax, title="share of solves with at most this gap", x_label="gap to the best known, relative",
+          y_label="share of solves")  # fmt: skip
+    ax.set(xlim=(0, 0.3), ylim=(0, 1.02))
+    legend(ax)
+    return ax
+
+
+def performance_profile(results: Results, *, ax: Axes | None = None) -> Axes:
+    """Share of the instances that a solver brings to within 1 % of the best known, by its time over the fastest's."""
+    ax = axes(ax)
+    _draw_steps(results, ax, {solver: results.profile(solver) for solver in results.solvers})
+    dress(ax, title="performance profile: within 1 %", x_label="seconds / fastest solver's",
+          y_label="share of instances")  # fmt: skip
+    ax.set(xscale="log", ylim=(0, 1.02))
+    legend(ax)
+    return ax
+
+
+def _draw_steps(results: Results, ax: Axes, points: dict[str, list[tuple[float, float]]]) -> None:
+    for solver, own in points.items():
+        if own:
+            xs, ys = zip(*own, strict=True)
+            style = _look(results, solver) | {"markersize": 4, "markevery": max(1, len(xs) // 6)}
+            ax.step(xs, ys, where="post", label=plain(solver), linewidth=1.4, **style)
 
 
 def anytime(results: Results, classes: Sequence[tuple[str, pd.DataFrame]]) -> Figure:
-    """Mean gap to the best known against the time limit, one panel for each class of instances.
+    """:func:`gap_against_limit`, one panel for each class of instances."""
+    return _side_by_side([partial(_class, results, solves, title) for title, solves in classes])
 
-    A panel has the solvers that take all instances of its class: means over others could not be compared.
-    """
-    figure, axes = _figure(len(classes))
-    for axis, (title, solves) in zip(axes, classes, strict=True):
-        curves = results.anytime(solves)
-        taken = solves.groupby("solver").instance.nunique()
-        for solver in curves.columns[taken[curves.columns] == solves.instance.nunique()]:
-            values = curves[solver].clip(lower=_FLOOR)
-            axis.plot(values.index, values, label=_plain(solver), marker="o", markersize=3, **_look(results, solver))
-        axis.set(title=title, xlabel="time limit, s", yscale="log")
-        _plain_axis(axis, results.limits)
-    axes[0].set_ylabel("mean gap to the best known, %")
-    return _finish(figure, axes)
+
+def _class(results: Results, solves: pd.DataFrame, title: str, ax: Axes) -> Axes:
+    return gap_against_limit(results, solves, ax=ax, title=title)
 
 
 def by_size(results: Results) -> Figure:
-    """Mean gap at the longest limit against n, one panel for each local Hessian."""
-    last = results.at()
-    kinds = [kind for kind in ("gram", "compensated", "fisher") if (last.hessian == kind).any()]
-    figure, axes = _figure(len(kinds))
-    for axis, kind in zip(axes, kinds, strict=True):
-        table = last[last.hessian == kind]
-        for solver in results.solvers:
-            own = table[table.solver == solver].groupby("n").gap.mean() * 100
-            if len(own):
-                axis.plot(
-                    own.index,
-                    own.clip(lower=_FLOOR),
-                    label=_plain(solver),
-                    marker="o",
-                    markersize=3,
-                    **_look(results, solver),
-                )
-        axis.set(title=kind, xlabel="n", yscale="log")
-        _plain_axis(axis, sorted(table.n.unique().tolist()))
-    axes[0].set_ylabel("mean gap to the best known, %")
-    return _finish(figure, axes)
+    """:func:`gap_against_size`, one panel for each local Hessian."""
+    found = set(results.at().hessian)
+    kinds = [kind for kind in ("gram", "compensated", "fisher") if kind in found]
+    return _side_by_side([lambda ax, kind=kind: gap_against_size(results, kind, ax=ax) for kind in kinds])
 
 
 def distributions(results: Results) -> Figure:
-    """ECDF of the gaps, and performance profile."""
-    figure, axes = _figure(2)
-    for solver in results.solvers:
-        for axis, points in zip(axes, (results.ecdf(solver), results.profile(solver)), strict=True):
-            if points:
-                xs, ys = zip(*points, strict=True)
-                axis.step(xs, ys, where="post", label=_plain(solver), **_look(results, solver))
-    axes[0].set(
-        title="share of solves with at most this gap", xlabel="gap to the best known", xlim=(0, 0.3), ylim=(0, 1.02)
+    """:func:`gap_distribution` and :func:`performance_profile`."""
+    return _side_by_side(
+        [lambda ax: gap_distribution(results, ax=ax), lambda ax: performance_profile(results, ax=ax)], labels=2
     )
-    axes[1].set(
-        title="performance profile: within 1 %", xlabel="seconds / fastest solver's", xscale="log", ylim=(0, 1.02)
-    )
-    return _finish(figure, axes)
+
+
+def _side_by_side(draw: Sequence[Any], labels: int = 1) -> Figure:
+    """Panels with one legend; what y is stands at the first of them only if it is the same in all."""
+    figure = panels(draw, width=3.6, height=3.6, shared_legend=True)
+    for ax in figure.axes[labels:]:
+        ax.set_ylabel("")
+    return figure
 
 
 def svg(figure: Figure) -> str:

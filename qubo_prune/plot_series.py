@@ -1,0 +1,214 @@
+"""Pictures of several things side by side: methods, quality against time, quality against cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from qubo_prune.comparison import Comparison, ComparisonRow, Entry
+from qubo_prune.errors import InputError
+from qubo_prune.plot_style import (
+    MARKERS,
+    axes,
+    draw_levels,
+    dress,
+    is_wide,
+    legend,
+    level_look,
+    logarithmic,
+    look,
+    plain,
+    shortened,
+    size_of,
+    wrapped,
+)
+
+Line = Sequence[tuple[float, float]]
+#: A point ``(x, y)`` and its kind.
+Mark = tuple[float, float, str]
+_LABELS = {
+    "perplexity": "perplexity on held-out text",
+    "rise": "rise of log-perplexity over dense",
+    "error": "layer error, share of the outputs' power",
+    "seconds": "seconds for the pruning",
+}
+
+
+def quality(
+    curves: Mapping[str, Line], *, ax: Axes | None = None, levels: Mapping[str, float] | None = None,
+    x_label: str = "seconds", y_label: str = "", log_x: bool = False,
+) -> Axes:  # fmt: skip
+    """Quality against time: one line per name, and dashed levels.
+
+    Args:
+        curves: points ``(x, y)`` by name, in the order of x.
+        ax: where to draw; a new figure if left out.
+        levels: values of y that stay, by name; those that are not finite are left out.
+        x_label, y_label: what x and y are, with their units.
+        log_x: logarithmic x.
+
+    >>> from qubo_prune import plot
+    >>> curve = {"tabu": [(0.1, 3.2), (1.0, 2.9)], "greedy": [(0.1, 3.1)]}
+    >>> shown = plot.quality(curve, levels={"best known": 2.8}, y_label="energy, units of the loss", log_x=True)
+    """
+    ax = axes(ax)
+    for place, (name, points) in enumerate(curves.items()):
+        xs, ys = zip(*points, strict=True) if points else ((), ())
+        ax.plot(
+            xs, ys, label=plain(name), linewidth=1.5, markersize=4.5,
+            markevery=max(1, math.ceil(len(xs) / 12)), **look(place),
+        )  # fmt: skip
+    draw_levels(ax, levels)
+    dress(ax, x_label=x_label, y_label=y_label)
+    if log_x:
+        logarithmic(ax, "x")
+    legend(ax)
+    return ax
+
+
+def bars(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], *, ax: Axes | None = None, label: str = "",
+    levels: Mapping[str, float] | None = None,
+) -> Axes:  # fmt: skip
+    """Values of named things, from top to bottom, one colour for each series.
+
+    Bars, or points on a logarithmic axis where the values differ more than twentyfold or begin far from 0.
+
+    Args:
+        names: what the values belong to.
+        series: one value per name (NaN for none) by the name of the series.
+        ax: where to draw; a new figure if left out.
+        label: what the values are, with their unit.
+        levels: values to compare with, by name, as dashed lines.
+
+    >>> from qubo_prune import plot
+    >>> shown = plot.bars(["Wanda", "iCBS"], {"50 %": [0.31, 0.22]}, label="rise of log-perplexity")
+    """
+    ax = axes(ax)
+    finite = [value for values in series.values() for value in values if math.isfinite(value)]
+    wide = is_wide([value for value in finite if value > 0])
+    # a bar has no beginning on a logarithmic axis, and shows nothing where all end at nearly the same length
+    dots = wide or (bool(finite) and min(finite) > 0.7 * max(finite) > 0)
+    height = 0.8 / max(1, len(series))
+    for place, (name, values) in enumerate(series.items()):
+        at = [row - 0.4 + height * (place + 0.5) for row in range(len(names))]
+        style = look(place)
+        if dots:
+            ax.plot(values, at, label=plain(name), markersize=6, **(style | {"linestyle": ""}))
+        else:
+            ax.barh(at, values, height=0.88 * height, label=plain(name), color=style["color"])
+    handles = ax.get_legend_handles_labels()[0]
+    for place, (name, value) in enumerate((levels or {}).items()):
+        if math.isfinite(value):
+            handles.append(ax.axvline(value, label=plain(name), zorder=1.5, **level_look(place)))
+    # names take a third of the width at most, in as many lines as there is room for
+    room, height = size_of(ax)[0] / 3, size_of(ax)[1] / max(1, len(names))
+    lines = max(1, min(3, int(height / 0.14)))
+    shown = [wrapped(plain(shortened(name, int(14 * room * lines))), room, 8) for name in names]
+    ax.set_yticks(range(len(names)), shown)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    dress(ax, x_label=label, grid="x", beside=room)
+    ax.tick_params(axis="y", length=0)
+    if wide:
+        logarithmic(ax, "x")
+    else:
+        ax.locator_params(axis="x", nbins=5)
+    if len(handles) > 1:
+        legend(ax, handles, full=True)
+    return ax
+
+
+def methods(comparison: Comparison, quantity: str = "perplexity", *, ax: Axes | None = None) -> Axes:
+    """Methods side by side; several settings and held-out texts stand in groups, the dense model is a dashed line.
+
+    Args:
+        comparison: what :func:`qubo_prune.comparison.compare` returned.
+        quantity: ``perplexity``, ``rise`` (of the log-perplexity over the dense model), ``error`` (of the layers'
+            outputs, as a share of their power) or ``seconds`` (of the pruning, calibration included).
+        ax: where to draw; a new figure if left out.
+
+    Raises:
+        InputError: the quantity is another one.
+
+    Such as ``plot.methods(compare("smollm2-135m", ["wanda", "icbs"]), "rise")``.
+    """
+    if quantity not in _LABELS:
+        raise InputError(f"The quantity {quantity!r} is not known; use one of {', '.join(_LABELS)}.")
+    entries = list(dict.fromkeys(row.method for row in comparison.rows if row.method != "dense"))
+    found = {(row.method, row.setting): row for row in comparison.rows if row.method != "dense"}
+    texts = range(len(comparison.texts)) if quantity in ("perplexity", "rise") else range(1)
+
+    def value(row: ComparisonRow | None, text: int) -> float:
+        if row is None:
+            return math.nan
+        if quantity == "rise":
+            return comparison.rise(row.method, row.setting, text)
+        if quantity == "perplexity":
+            return row.perplexities[text]
+        return row.relative_error if quantity == "error" else row.seconds
+
+    series = {
+        f"{setting}, {comparison.texts[text]}" if len(texts) > 1 else setting: [
+            value(found.get((entry, setting)), text) for entry in entries
+        ]
+        for setting, text in itertools.product(comparison.settings, texts)
+    }
+    dense = {
+        f"dense, {comparison.texts[text]}" if len(texts) > 1 else "dense": comparison.row("dense").perplexities[text]
+        for text in texts
+    }
+    levels = {"perplexity": dense, "rise": {"dense": 0.0}}.get(quantity)
+    label = _LABELS[quantity] + (
+        f" ({comparison.texts[0]})" if len(texts) == 1 and quantity in ("perplexity", "rise") else ""
+    )
+    return bars([Entry.parse(entry).label for entry in entries], series, ax=ax, label=label, levels=levels)
+
+
+def trade_offs(
+    series: Mapping[str, Sequence[Mark]], *, ax: Axes | None = None, levels: Mapping[str, float] | None = None,
+    x_label: str = "seconds", y_label: str = "",
+) -> Axes:  # fmt: skip
+    """What each series reached for what it cost: its points, and as a line the lowest y by each x.
+
+    x is logarithmic, and y where its values differ more than twentyfold. Points that are not finite are left out.
+
+    Args:
+        series: points ``(x, y, kind)`` by the name of their series; each series has its colour and line, each kind its
+            marker.
+        ax: where to draw; a new figure if left out.
+        levels: values of y that cost next to nothing, by name.
+        x_label, y_label: what x and y are, with their units.
+
+    >>> from qubo_prune import plot
+    >>> shown = plot.trade_offs({"tabu": [(0.1, 0.9, "block of 12"), (2.0, 0.7, "block of 64")]}, y_label="error")
+    """
+    ax = axes(ax)
+    kinds = list(dict.fromkeys(kind for marks in series.values() for *_, kind in marks))
+    markers = {kind: MARKERS[place % len(MARKERS)] for place, kind in enumerate(kinds)}
+    seen: list[float] = []
+    for place, (_, marks) in enumerate(series.items()):
+        style = {name: value for name, value in look(place).items() if name != "marker"}
+        shown = sorted(mark for mark in marks if math.isfinite(mark[1]))
+        seen += [y for _, y, _ in shown]
+        lowest = list(itertools.accumulate((y for _, y, _ in shown), min))
+        ax.step([x for x, *_ in shown], lowest, where="post", linewidth=1.3, **style)
+        for x, y, kind in shown:
+            ax.plot(x, y, markers[kind], color=style["color"], markersize=6, alpha=0.85)
+    draw_levels(ax, levels)
+    dress(ax, x_label=x_label, y_label=y_label)
+    ax.set_xscale("log")
+    if is_wide(seen):
+        logarithmic(ax, "y")
+    lines = [
+        Line2D([], [], color=look(place)["color"], linestyle=look(place)["linestyle"], lw=1.8, label=plain(name))
+        for place, name in enumerate(series)
+    ]
+    lines += [
+        Line2D([], [], color="0.3", marker=mark, linestyle="", label=plain(kind)) for kind, mark in markers.items()
+    ]
+    legend(ax, [*lines, *ax.get_legend_handles_labels()[0]])
+    return ax
