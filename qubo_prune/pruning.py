@@ -27,6 +27,7 @@ from qubo_prune.allocation import (
 )
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
 from qubo_prune.certificate import BlockOptima, block_optima, least_error
+from qubo_prune.choices import WEIGHTS
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.correction import corrected
 from qubo_prune.data import Samples
@@ -52,7 +53,7 @@ from qubo_prune.records import Decided, Records, settings_of
 from qubo_prune.report import LayerReport, Report, versions
 from qubo_prune.run_folder import EVENTS, RunFolder, opened
 from qubo_prune.shards import Checkpoint, is_checkpoint
-from qubo_prune.shelf import WEIGHTS, Shelf
+from qubo_prune.shelf import Shelf
 from qubo_prune.solver import Deadline, Solver, derive_seed
 from qubo_prune.update import update as update_weights
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from rich.table import Table
 from torch import nn
 
+from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
@@ -28,8 +29,6 @@ from qubo_prune.report import machine
 from qubo_prune.stopwatch import Stopwatch
 from qubo_prune.tables import rendered
 
-#: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.
-METHODS = ("magnitude", "wanda", "gram", "icbs", "icbs-paper")
 _LABELS = {
     "magnitude": "magnitude", "wanda": "Wanda", "gram": "Gram blocks", "icbs": "iCBS",
     "icbs-paper": "iCBS as published",
@@ -107,7 +106,7 @@ class Outcome:
     """One pruned model.
 
     Attributes:
-        method: one of :data:`METHODS`, or ``dense``.
+        method: one of :data:`~qubo_prune.choices.EXPERIMENT_METHODS`, or ``dense``.
         density: kept share, as it came out.
         asked: kept share that was asked for.
         seed: of everything random.
@@ -142,7 +141,7 @@ def run(
 
     Args:
         workload: model and data.
-        methods: some of :data:`METHODS`.
+        methods: some of :data:`~qubo_prune.choices.EXPERIMENT_METHODS`.
         densities: kept shares.
         seeds: each trains or draws anew where the workload has anything random.
         settings: of the descent on the loss.
