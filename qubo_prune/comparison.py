@@ -208,9 +208,10 @@ class Comparison:
     def table(self) -> Table:
         """The comparison as a table of at most 80 columns."""
         several = len(self.evaluation) > 1
-        # with more columns no room is left for lines between them
-        look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)} if several else {}
-        table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left", **look)
+        table = Table(
+            title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+            pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = (
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "

@@ -17,11 +17,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from qubo_prune.choices import ADAPTERS, GROUP
 from qubo_prune.errors import InputError, SolverError, did_you_mean
 from qubo_prune.solver import Capabilities, Solver
-
-GROUP = "qubo_prune.solvers"
-ADAPTERS = "qubo_prune.adapters"
 
 
 class Adapter(Solver):

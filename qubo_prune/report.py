@@ -16,10 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.descent import TracePoint
+from qubo_prune.layer_names import DottedName, folded
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
 from qubo_prune.tables import rendered
@@ -236,13 +238,16 @@ class Report:
 
     def table(self, full: bool = False) -> Table:
         """A table of all layers, or by kind of layer (numbers in names folded together)."""
-        table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
-        table.add_column("layer", overflow="fold")
-        for column in ("layers", "density", "error before", "after", "ratio", "blocks", "search s"):
-            table.add_column(column, justify="right")
+        table = Table(
+            title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left",
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        table.add_column("layer", min_width=16)
+        for column in ("layers", "kept", "before", "after", "ratio", "blocks", "s"):
+            table.add_column(column, justify="right", no_wrap=True)
         groups: dict[str, list[LayerReport]] = {}
         for layer in self.layers:
-            groups.setdefault(layer.name if full else _kind(layer.name), []).append(layer)
+            groups.setdefault(layer.name if full else folded(layer.name), []).append(layer)
         for name, members in groups.items():
             table.add_row(*_row(name, members))
         table.add_section()
@@ -271,7 +276,8 @@ class Report:
         back = [layer.name for layer in self.layers if layer.reverted]
         loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         return (
-            f"{loss}errors {'of the warm start, ' if trace else ''}relative to the layers' outputs; "
+            f"{loss}kept: share of weights; before, after: errors {'of the warm start, ' if trace else ''}relative "
+            f"to the layers' outputs; s: of the search; "
             f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "
             f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
             f"forward {seconds.get('forward', 0):.0f}, "
@@ -318,17 +324,13 @@ def _size(layer: LayerReport) -> int:
     return layer.shape[0] * layer.shape[1]
 
 
-def _kind(name: str) -> str:
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
-
-
-def _row(name: str, members: list[LayerReport]) -> tuple[str, ...]:
+def _row(name: str, members: list[LayerReport]) -> tuple[str | DottedName, ...]:
     power = sum(layer.output_power for layer in members)
     before, after = sum(layer.error_before for layer in members), sum(layer.error_after for layer in members)
     density = _share(sum(layer.kept for layer in members), sum(_size(layer) for layer in members))
     return (
-        name, str(len(members)), f"{density:.4f}", f"{_share(before, power):.5f}", f"{_share(after, power):.5f}",
-        f"{_share(after, before):.3f}", str(sum(layer.steps for layer in members)),
+        DottedName(name), str(len(members)), f"{density:.4f}", f"{_share(before, power):.5f}",
+        f"{_share(after, power):.5f}", f"{_share(after, before):.3f}", str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
     )  # fmt: skip
 

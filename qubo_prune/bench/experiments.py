@@ -14,6 +14,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+from rich import box
 from rich.table import Table
 from torch import nn
 
@@ -315,10 +316,13 @@ class Experiment:
 
     def table(self) -> Table:
         """Means over the seeds."""
-        table = Table(title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left")
+        table = Table(
+            title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+            pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
         table.caption = self._caption()
         for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):
-            table.add_column(column, justify="left" if column == "method" else "right")
+            table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
         dense = self.of("dense")
         table.add_row(
             "dense", "1.0000", "", self._shown([o.score for o in dense]), "",

@@ -257,7 +257,7 @@ def test_the_layers_that_are_taken_by_default() -> None:
         ({"max_time": "-1s"}, "The time '-1s' is not understood"),
         ({"max_sweeps": 0}, "max_sweeps is 0"),
         ({"density": 1.5}, "density is 1.5"),
-        ({"pattern": "rows"}, "'rows' is not known"),
+        ({"pattern": "rows"}, "There is no pattern 'rows'"),
         ({"pattern": "2:4", "sizes": [2]}, "holds no group of 2:4"),
         ({"workers": -1}, "workers is -1"),
     ],
