@@ -57,15 +57,15 @@ test: install data
 test-fast: install
 	$(BIN)/python -m pytest -m 'not heavy'
 
-# The site in site/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.
-SPHINX := $(BIN)/sphinx-build -c docs . site -b html --fail-on-warning --keep-going --quiet
+# The site in site/html/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.
+SPHINX := $(BIN)/sphinx-build -c docs . site/html -b html --fail-on-warning --keep-going --quiet
 docs: install
 	$(SPHINX)
-	@echo "Open site/index.html."
+	@echo "Open site/html/index.html."
 
 docs-fast: install
 	$(SPHINX) -D nb_execution_mode=off
-	@echo "Open site/index.html."
+	@echo "Open site/html/index.html."
 
 lint: install
 	$(BIN)/ruff check .

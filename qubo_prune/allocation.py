@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qubo_prune.choices import ALLOCATIONS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
+from qubo_prune.layer_names import no_match
 from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.scores import score
-
-#: The same density everywhere, by outliers, or by the predicted change of the loss.
-ALLOCATIONS = ("uniform", "owl", "fisher")
 
 _WHOLE = Pattern("layer")
 
@@ -296,10 +295,7 @@ def densities_by_name(patterns: Mapping[str, float], names: Sequence[str], defau
             )
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matched:
-            raise InputError(
-                f"The pattern {pattern!r} matches none of the {len(names)} layers{did_you_mean(pattern, names)}; "
-                f"names look like {names[0] if names else 'none'!r}."
-            )
+            raise no_match(pattern, names)
         densities.update(dict.fromkeys(matched, density))
     return densities
 

@@ -12,9 +12,9 @@ optimal or not, its tangent is below it, so with the gradient g::
 and the last minimum is exact: the lowest g of each group. So a bound holds whatever the optimiser reached; it
 is computed in float64 and lowered by what rounding may have added.
 
-The choice of d is what the bounds differ in (:data:`KINDS`). One d per Gram block serves all rows that share
-it, or two, the second weighted by what the first has left to gain. The largest one, in the sense of a weighted
-trace, is a minimum-trace factor analysis, solved here by Newton steps on::
+The choice of d is what the bounds differ in (:data:`~qubo_prune.choices.BOUNDS`). One d per Gram block serves all rows
+that share it, or two, the second weighted by what the first has left to gain. The largest one, in the sense of a
+weighted trace, is a minimum-trace factor analysis, solved here by Newton steps on::
 
     sum_i w_i d_i + mu log det(H - diag(d)),
 
@@ -31,13 +31,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qubo_prune.choices import BOUNDS as KINDS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.problem import BlockBatch
 from qubo_prune.solver import Deadline
-
-#: No shift; the smallest eigenvalue of the Gram scaled to a unit diagonal; the factor analysis, one for all rows;
-#: one d for each row.
-KINDS = ("plain", "eigenvalue", "trace", "row")
 
 #: Of the trace that a d may lack at the end of its Newton steps.
 _SLACK = 1e-3
@@ -54,7 +51,7 @@ class Bounds:
     """What was proven.
 
     Attributes:
-        kind: which of :data:`KINDS`.
+        kind: which of :data:`~qubo_prune.choices.BOUNDS`.
         lower: ``(r,)`` no energy of a row is lower; with one count for all rows, their sum is what is proven.
         point: ``(r, n)`` y, where the tangents touch.
         steps: of the optimiser.
@@ -76,7 +73,7 @@ def lower_bounds(
 
     Args:
         problems: their Hessian must be positive semidefinite.
-        kind: which of :data:`KINDS`.
+        kind: which of :data:`~qubo_prune.choices.BOUNDS`.
         total: one count for all rows together in the place of the problems' own, as the pattern ``layer`` has it.
         tolerance: share of the relaxation's value that the optimiser may leave to gain.
         most: its steps at most, for each d.

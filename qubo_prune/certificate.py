@@ -53,7 +53,7 @@ def least_error(
         gram: of the layer's inputs.
         keep: a mask with the pattern's counts.
         pattern: where counts must hold.
-        kind: of the bound, see :data:`qubo_prune.bounds.KINDS`.
+        kind: of the bound, see :data:`qubo_prune.choices.BOUNDS`.
     """
     labels = pattern.labels(weight.shape[1]).to(gram.matrix.device)
     total = 0.0

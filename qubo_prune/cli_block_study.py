@@ -5,23 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from qubo_prune.cli_options import (
     Calibration,
     Density,
     Device,
     Dtype,
+    Exclude,
     Json,
     Length,
+    ModelOption,
     Overwrite,
     PatternOption,
     Quiet,
     Samples,
     Seed,
+    Solvers,
     Text,
     counts,
     hush_libraries,
+    in_blocks,
+    in_data,
+    in_output,
+    in_run,
+    in_what,
     names,
     plain_errors,
     show,
@@ -29,49 +35,43 @@ from qubo_prune.cli_options import (
 
 
 def blocks_command(
-    model: Annotated[
-        str, typer.Option(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")
-    ] = "smollm2-135m",
-    solvers: Annotated[
-        str, typer.Option(help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'.")
-    ] = "greedy,tabu,neal,qaoa(layers=1)",
+    model: ModelOption = "smollm2-135m",
+    solvers: Solvers = "greedy,tabu,neal,qaoa(layers=1)",
     sizes: Annotated[
-        str, typer.Option(help="Comma-separated block sizes. A solver that does not take one is left out there.")
+        str, in_blocks(help="Comma-separated block sizes. A solver that does not take one is left out there.")
     ] = "12,64,128",
     block_times: Annotated[
-        str, typer.Option(help="Comma-separated limits of one block, such as 10ms, 0.5s or none.")
+        str, in_blocks(help="Comma-separated limits of one block, such as 10ms, 0.5s or none.")
     ] = "1ms,10ms,100ms",
     density: Density = 0.5,
     pattern: PatternOption = "row",
-    max_time: Annotated[
-        str, typer.Option(help="Wall-clock budget of each pruning, such as 60s; none for no limit.")
-    ] = "60s",
-    max_sweeps: Annotated[int, typer.Option(help="Most blocks per row.")] = 1,
+    max_time: Annotated[str, in_run(help="Wall-clock budget of each pruning, such as 60s; none for no limit.")] = "60s",
+    max_sweeps: Annotated[int, in_blocks(help="Most blocks per row.")] = 1,
     polish: Annotated[
         bool,
-        typer.Option(help="Swap within the blocks too; without, a block is as its solver left it."),
+        in_blocks(help="Swap within the blocks too; without, a block is as its solver left it."),
     ] = False,
     include: Annotated[
         list[str] | None,
-        typer.Option(
+        in_what(
             help="Prune only layers like this, e.g. '*.layers.3.*'. By default those of the second decoder layer "
             "with no more outputs than inputs."
         ),
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Leave layers like this dense.")] = None,
+    exclude: Exclude = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes for solvers that take one block at a time; one per core.")
+        int | None, in_run(help="Processes for solvers that take one block at a time; one per core.")
     ] = None,
     calibration: Calibration = "pydoc",
     text: Text = "pydoc",
     samples: Samples = 32,
-    eval_samples: Annotated[int, typer.Option(help="Windows of held-out text.")] = 8,
+    eval_samples: Annotated[int, in_data(help="Windows of held-out text.")] = 8,
     sequence_length: Length = 512,
     seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     output: Annotated[
-        Path | None, typer.Option(help="Folder for results.json, points.csv, table.txt and study.png.")
+        Path | None, in_output(help="Folder for results.json, points.csv, table.txt and study.png.")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -83,7 +83,9 @@ def blocks_command(
     alone, and swaps over whole rows. The defaults take about 15 minutes on 2 cores; every further layer, size or
     limit adds to that.
 
-    Example: qubo-prune bench blocks --solvers tabu,neal --sizes 64 --block-times 10ms --output study
+    Examples:
+    qubo-prune bench blocks --output study
+    qubo-prune bench blocks --solvers tabu,neal --sizes 64 --block-times 10ms
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.block_study import study_blocks

@@ -8,24 +8,44 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qubo_prune.cli_options import FAILED, Quiet, hush_libraries, names, plain_errors
+from qubo_prune.choices import FORMATS
+from qubo_prune.cli_complete import one_of, some_of, suite_names
+from qubo_prune.cli_help import Group, command, examples, unwrapped
+from qubo_prune.cli_options import FAILED, Quiet, hush_libraries, in_data, in_output, in_run, names, plain_errors
 
-instances = typer.Typer(help="Make, check and list suites of block QUBOs of real layers.", no_args_is_help=True)
+instances = typer.Typer(
+    cls=Group,
+    help=unwrapped("Make, check and list suites of block QUBOs of real layers."),
+    epilog=examples(
+        "qubo-prune instances make trial --suite smoke --proof-time 1s",
+        "qubo-prune instances check trial",
+        "qubo-prune instances list trial",
+    ),
+    no_args_is_help=True,
+)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of a suite.")]
 
 
-@instances.command("make")
+@command(instances, "make")
 def make_command(
     output: Annotated[Path, typer.Argument(help="Folder for the problem files, the manifest and a page.")],
-    suite: Annotated[str, typer.Option(help="Which suite: standard, or smoke, which takes seconds.")] = "standard",
-    formats: Annotated[str, typer.Option(help="Comma-separated: json, and beside it coo, qubo, lp, ising.")] = "json",
-    proof_time: Annotated[str, typer.Option(help="For the branch and bound of each instance, such as 10s.")] = "10s",
+    suite: Annotated[
+        str,
+        in_data(help="Which suite: standard, or smoke, which takes seconds.", autocompletion=one_of(suite_names)),
+    ] = "standard",
+    formats: Annotated[
+        str,
+        in_output(help="Comma-separated: json, and beside it coo, qubo, lp, ising.", autocompletion=some_of(FORMATS)),
+    ] = "json",
+    proof_time: Annotated[str, in_run(help="For the branch and bound of each instance, such as 10s.")] = "10s",
     quiet: Quiet = False,
 ) -> None:
     """Emit the block QUBOs of a suite from the real models, search them, and prove what can be proven.
 
-    Example: qubo-prune instances make standard-1 --formats json,lp
+    Examples:
+    qubo-prune instances make standard-1 --formats json,lp
+    qubo-prune instances make trial --suite smoke --proof-time 1s
     """
     with plain_errors("the folder has no manifest, so it is no suite yet."):
         from qubo_prune.bench.making import make_suite
@@ -44,11 +64,12 @@ def make_command(
             )
 
 
-@instances.command("check")
+@command(instances, "check")
 def check_command(folder: Folder, quiet: Quiet = False) -> None:
     """Check every file's checksum, counts, energies and bound against the manifest; exit code 1 if one is wrong.
 
-    Example: qubo-prune instances check standard-1
+    Examples:
+    qubo-prune instances check standard-1
     """
     with plain_errors("nothing was changed."):
         from qubo_prune.bench.suite import Suite, faults
@@ -65,11 +86,12 @@ def check_command(folder: Folder, quiet: Quiet = False) -> None:
             console.print(f"{len(suite.instances)} instances are as the manifest says; digest {suite.digest}")
 
 
-@instances.command("list")
+@command(instances, "list")
 def list_command(folder: Folder) -> None:
     """The instances of a suite with what is known of each.
 
-    Example: qubo-prune instances list standard-1
+    Examples:
+    qubo-prune instances list standard-1
     """
     with plain_errors("nothing was changed."):
         from qubo_prune.bench.suite import Suite

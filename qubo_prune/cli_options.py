@@ -8,71 +8,137 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
-TERMINATED = 143
+from qubo_prune.choices import DTYPE_NAMES, HESSIANS, METHODS, PATTERNS, UPDATES
+from qubo_prune.cli_complete import model_names, one_of, solver_names, some_of
+from qubo_prune.cli_help import say
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+#: What a command's exit code says.
+EXIT_CODES = {
+    DONE: "done",
+    FAILED: "a check failed, or something unforeseen, with a traceback",
+    BAD_INPUT: "bad input or an unknown option; the message says what to do",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+    TERMINATED: "terminated (SIGTERM)",
+}
+
+#: Panels of options: the same for the same options of all commands.
+in_what = partial(typer.Option, rich_help_panel="What to prune")
+in_blocks = partial(typer.Option, rich_help_panel="Blocks and solver")
+in_budgets = partial(typer.Option, rich_help_panel="Budgets")
+in_data = partial(typer.Option, rich_help_panel="Data")
+in_run = partial(typer.Option, rich_help_panel="Run")
+in_output = partial(typer.Option, rich_help_panel="Output")
+
+
+def _or(words: Sequence[str]) -> str:
+    """Words of a choice, for people."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 Method = Annotated[
     str,
-    typer.Option(help="icbs (blocks), magnitude, wanda, ria, sparsegpt, admm, alps, dsnot, sparsefw or sparseswaps."),
+    in_what(help=f"icbs (blocks), {_or(METHODS[1:])}.", autocompletion=one_of(METHODS)),
 ]
 Hessian = Annotated[
     str,
-    typer.Option(
-        help="Blocks from gram (layer inputs), compensated (the same, for weights that adapt) or fisher (the loss)."
+    in_blocks(
+        help="Blocks from gram (layer inputs), compensated (the same, for weights that adapt) or fisher (the loss).",
+        autocompletion=one_of(HESSIANS),
     ),
 ]
 Update = Annotated[
     str | None,
-    typer.Option(
-        help="Kept weights: none, refit, admm or sparsegpt; by default the method's own, refit with compensated.",
-        show_default=False,
+    in_what(
+        help=f"Kept weights: {_or(UPDATES)}; by default the method's own, refit with compensated.",
+        show_default=False, autocompletion=one_of(UPDATES),
+    ),
+]  # fmt: skip
+_MODEL = "A hub id, a local folder, a .gguf file, or smollm2-135m."
+Model = Annotated[str, typer.Argument(help=_MODEL, autocompletion=model_names)]
+ModelOption = Annotated[str, in_what(help=_MODEL, autocompletion=model_names)]
+Density = Annotated[float, in_budgets(help="Kept share of each budget, above 0 and at most 1.")]
+Densities = Annotated[str, in_budgets(help="Comma-separated kept shares.")]
+PatternOption = Annotated[
+    str,
+    in_budgets(
+        help="Where the budget is balanced: row, layer, or n:m such as 2:4.",
+        autocompletion=one_of((*PATTERNS, "2:4", "4:8")),
     ),
 ]
-Model = Annotated[str, typer.Argument(help="A hub id, a local folder, a .gguf file, or smollm2-135m.")]
-Density = Annotated[float, typer.Option(help="Kept share of each budget, above 0 and at most 1.")]
-PatternOption = Annotated[str, typer.Option(help="Where the budget is balanced: row, layer, or n:m such as 2:4.")]
+Include = Annotated[list[str] | None, in_what(help="Prune only layers like this, e.g. '*.mlp.*'.")]
+Exclude = Annotated[list[str] | None, in_what(help="Leave layers like this dense.")]
 SolverOption = Annotated[
-    str, typer.Option(help="Who decides: a name, package.module:Class, or adapter:package.module:Thing.")
+    str,
+    in_blocks(
+        help="Who decides: a name, package.module:Class, or adapter:package.module:Thing.",
+        autocompletion=one_of(solver_names),
+    ),
 ]
+Solvers = Annotated[
+    str,
+    in_blocks(
+        help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'.",
+        autocompletion=some_of(solver_names),
+    ),
+]
+AllSolvers = Annotated[
+    str,
+    in_blocks(
+        help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'; by default all that come "
+        "with the package.",
+        show_default=False, autocompletion=some_of(solver_names),
+    ),
+]  # fmt: skip
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the solver, its value as JSON or as text."),
+    in_blocks("--set", metavar="NAME=VALUE", help="A setting of the solver, its value as JSON or as text."),
 ]
-NoPolish = Annotated[bool, typer.Option("--no-polish", help="Leave out the swaps on the solver's answers.")]
-Densities = Annotated[str, typer.Option(help="Comma-separated kept shares.")]
+LossSet = Annotated[
+    list[str] | None,
+    in_blocks("--loss-set", metavar="NAME=VALUE", help="A setting of the descent on the loss (fisher)."),
+]
+NoPolish = Annotated[bool, in_blocks("--no-polish", help="Leave out the swaps on the solver's answers.")]
 Calibration = Annotated[
-    str, typer.Option(help="Calibration text: a file, a folder of .txt files, a data set id, or pydoc.")
+    str,
+    in_data(
+        help="Calibration text: a file, a folder of .txt files, a data set id, or pydoc.",
+        autocompletion=one_of(("pydoc",)),
+    ),
 ]
-Samples = Annotated[int, typer.Option(help="Calibration windows.")]
-Text = Annotated[str, typer.Option(help="Held-out text: a file, a folder, a data set id, or pydoc.")]
-EvalSamples = Annotated[int, typer.Option(help="Windows of held-out text.")]
-Length = Annotated[int, typer.Option(help="Tokens per window.")]
-Seed = Annotated[int, typer.Option(help="Every random choice follows from it.")]
+Samples = Annotated[int, in_data(help="Calibration windows.")]
+Text = Annotated[str, in_data(help="Held-out text: a file, a folder, a data set id, or pydoc.")]
+EvalSamples = Annotated[int, in_data(help="Windows of held-out text.")]
+Length = Annotated[int, in_data(help="Tokens per window.")]
+Seed = Annotated[int, in_run(help="Every random choice follows from it.")]
 MaxTime = Annotated[
     str | None,
-    typer.Option(help="Wall-clock budget of the run such as 90s, 5m, 1h; the best masks so far count."),
+    in_run(help="Wall-clock budget of the run such as 90s, 5m, 1h; the best masks so far count."),
 ]
-Device = Annotated[str, typer.Option(help="Where the model lives: cpu, cuda, cuda:1 ...")]
-Dtype = Annotated[str, typer.Option(help="Type of the loaded weights: auto, float32, bfloat16, float16.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that is not empty.")]
+Device = Annotated[
+    str,
+    in_run(help="Where the model lives: cpu, cuda, cuda:1 ...", autocompletion=one_of(("cpu", "cuda"))),
+]
+Dtype = Annotated[
+    str, in_run(help=f"Type of the loaded weights: {_or(DTYPE_NAMES)}.", autocompletion=one_of(DTYPE_NAMES))
+]
+Trust = Annotated[bool, in_run("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
+Overwrite = Annotated[bool, in_output("--overwrite", help="Replace an output folder that is not empty.")]
 LogFile = Annotated[
     Path | None,
-    typer.Option(help="Append what happens to this file, one JSON object a line.", show_default=False),
+    in_output(help="Append what happens to this file, one JSON object a line.", show_default=False),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no table.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, in_output("--quiet", "-q", help="No progress bars and no table.")]
+Json = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
 
 
 class Terminated(KeyboardInterrupt):
@@ -96,12 +162,11 @@ def plain_errors(nothing_written: str, log_file: Path | None = None) -> Iterator
         with _terminated_by_exception(), logged_to(log_file):
             yield
     except QuboPruneError as error:
-        Console(stderr=True, soft_wrap=True).print(f"Error: {error}", markup=False, highlight=False)
+        say(f"Error: {error}")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt as error:
         asked = isinstance(error, Terminated)
-        said = f"{'Terminated' if asked else 'Interrupted'}; {nothing_written}"
-        Console(stderr=True, soft_wrap=True).print(said, markup=False, highlight=False)
+        say(f"{'Terminated' if asked else 'Interrupted'}; {nothing_written}")
         raise typer.Exit(TERMINATED if asked else INTERRUPTED) from None
 
 

@@ -8,32 +8,51 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from qubo_prune.cli_options import Json, Quiet, counts, hush_libraries, names, plain_errors, show
+from qubo_prune.cli_complete import families as families_of
+from qubo_prune.cli_complete import one_of, suite_names
+from qubo_prune.cli_options import (
+    AllSolvers,
+    Json,
+    Quiet,
+    counts,
+    hush_libraries,
+    in_data,
+    in_output,
+    in_run,
+    names,
+    plain_errors,
+    show,
+)  # fmt: skip
 
 
 def solvers_command(
-    solvers: Annotated[
-        str, typer.Option(help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'.")
-    ] = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa",
+    solvers: AllSolvers = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa",
     suite: Annotated[
-        str, typer.Option(help="standard or smoke, made at the first use, or the folder of a suite.")
+        str,
+        in_data(
+            help="standard or smoke, made at the first use, or the folder of a suite.",
+            autocompletion=one_of(suite_names),
+        ),
     ] = "standard",
     families: Annotated[
-        str | None, typer.Option(help="Comma-separated families or instances of the suite; all by default.")
+        str | None,
+        in_data(help="Comma-separated families or instances of the suite; all by default.", autocompletion=families_of),
     ] = None,
-    sizes: Annotated[str | None, typer.Option(help="Comma-separated block sizes; all by default.")] = None,
+    sizes: Annotated[str | None, in_data(help="Comma-separated block sizes; all by default.")] = None,
     time_limits: Annotated[
-        str, typer.Option(help="Comma-separated wall-clock limits of a solve, a point of the curves each.")
+        str, in_run(help="Comma-separated wall-clock limits of a solve, a point of the curves each.")
     ] = "30ms,100ms,300ms,1s",
-    seeds: Annotated[int, typer.Option(help="Solves of each problem by solvers that use a seed.")] = 3,
-    workers: Annotated[
-        int | None, typer.Option(help="Solves at a time, one thread each; one per core by default.")
-    ] = None,
+    seeds: Annotated[int, in_run(help="Solves of each problem by solvers that use a seed.")] = 3,
+    workers: Annotated[int | None, in_run(help="Solves at a time, one thread each; one per core by default.")] = None,
     backend: Annotated[
-        str, typer.Option(help="Of joblib: loky, threading, sequential, dask, dask:ADDRESS, ray or ray:ADDRESS.")
+        str,
+        in_run(
+            help="Of joblib: loky, threading, sequential, dask, dask:ADDRESS, ray or ray:ADDRESS.",
+            autocompletion=one_of(("loky", "threading", "sequential", "dask", "ray")),
+        ),
     ] = "loky",
     output: Annotated[
-        Path, typer.Option(help="Folder of the run; one that is there goes on where it was stopped.")
+        Path, in_output(help="Folder of the run; one that is there goes on where it was stopped.")
     ] = Path("solvers-run"),
     quiet: Quiet = False,
     as_json: Json = False,
@@ -42,7 +61,9 @@ def solvers_command(
 
     Two baselines stand beside them everywhere: single swaps from Wanda's choice, and from a random one.
 
-    Example: qubo-prune bench solvers --solvers tabu,neal --sizes 64,128 --output run
+    Examples:
+    qubo-prune bench solvers --solvers tabu,neal --sizes 64,128 --output run
+    qubo-prune bench solvers --suite smoke --time-limits 30ms,100ms --output run
     """
     with plain_errors(f"what was solved is in {output}; the same command goes on."):
         from qubo_prune.bench.metrics import Results
@@ -92,13 +113,15 @@ def _suite(text: str, bars: Any) -> Any:
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of bench solvers; several are taken together.")],
-    output: Annotated[Path | None, typer.Option(help="Folder for the report; that of the only run by default.")] = None,
+    output: Annotated[Path | None, in_output(help="Folder for the report; that of the only run by default.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write the report of one or more runs: a page that needs nothing else, Markdown, QOBLIB's fields.
 
-    Example: qubo-prune bench report run-here run-there --output both
+    Examples:
+    qubo-prune bench report run
+    qubo-prune bench report run-here run-there --output both
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.metrics import Results

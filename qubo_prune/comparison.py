@@ -17,12 +17,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
 from qubo_prune.models import check_output, load_model
 from qubo_prune.peers import PEERS
-from qubo_prune.plan import METHODS, Blocks, Plan, check_method
+from qubo_prune.plan import Blocks, Plan, check_method
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
@@ -208,9 +209,10 @@ class Comparison(Shown):
     def table(self) -> Table:
         """The comparison as a table of at most 80 columns."""
         several = len(self.evaluation) > 1
-        # with more columns no room is left for lines between them
-        look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)} if several else {}
-        table = Table(title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left", **look)
+        table = Table(
+            title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left",
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = escape(
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "

@@ -248,7 +248,9 @@ def _by_identity(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
     yield from found.values()
 
 
-def load_on_disk(name: str, device: str, trust_remote_code: bool, scratch: Path) -> LoadedModel:
+def load_on_disk(
+    name: str, device: str, trust_remote_code: bool, scratch: Path, dtype: torch.dtype | None = None
+) -> LoadedModel:
     """A causal language model whose decoder layers are loaded one at a time.
 
     Args:
@@ -256,6 +258,7 @@ def load_on_disk(name: str, device: str, trust_remote_code: bool, scratch: Path)
         device: where weights are loaded to.
         trust_remote_code: run model code that comes with the checkpoint.
         scratch: a folder for hidden states.
+        dtype: of the loaded weights; the checkpoint's own by default.
 
     Raises:
         InputError: there is no such folder, or the model cannot be taken apart.
@@ -277,10 +280,10 @@ def load_on_disk(name: str, device: str, trust_remote_code: bool, scratch: Path)
             raise InputError(
                 f"The weights in {name!r} are quantised; give a checkpoint of plain floating point weights."
             )
-        dtype = getattr(config, "dtype", None) or _first_type(checkpoint)
+        own = getattr(config, "dtype", None) or _first_type(checkpoint)
         # buffers such as rotary frequencies are in no checkpoint, so they are made for real
         with _EmptyOnMeta(), init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype or own, trust_remote_code=trust_remote_code)
         model.tie_weights()  # each parameter came to meta for itself
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]

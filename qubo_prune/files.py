@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qubo_prune import lp
+from qubo_prune.choices import FORMATS
 from qubo_prune.conversions import to_ising
 from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError, did_you_mean
@@ -34,7 +35,6 @@ from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.strict import limited_text, strict_json
 from qubo_prune.strict import short as _short
 
-FORMATS = ("json", "coo", "qubo", "lp", "ising")
 #: Larger problems and larger files are refused; a matrix takes ``8 n^2`` bytes however short its file is.
 MAX_VARIABLES = 20_000
 MAX_MATRIX_VARIABLES = 10_000

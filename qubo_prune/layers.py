@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.errors import InputError
+from qubo_prune.layer_names import no_match
 
 Resident = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -256,10 +257,7 @@ def find_layers(
     names = [layer.name for layer in found]
     for pattern in (*include, *exclude):
         if not fnmatch.filter(names, pattern):
-            raise InputError(
-                f"The pattern {pattern!r} matches none of the model's {len(names)} prunable layers"
-                f"{did_you_mean(pattern, names)}; names look like {names[0] if names else 'none'!r}."
-            )
+            raise no_match(pattern, names)
     chosen = [
         layer for layer in found if (not include or _matches(layer.name, include)) and not _matches(layer.name, exclude)
     ]

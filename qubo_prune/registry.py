@@ -21,12 +21,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qubo_prune.choices import ADAPTERS, GROUP
 from qubo_prune.errors import InputError, SolverError, did_you_mean
 from qubo_prune.solver import Capabilities, Solver
 from qubo_prune.tables import Shown
-
-GROUP = "qubo_prune.solvers"
-ADAPTERS = "qubo_prune.adapters"
 
 
 class Adapter(Solver):
@@ -214,7 +212,11 @@ class SolverList(Sequence[SolverInfo], Shown):
         """What each solver declares, and the most variables that it takes."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for column in ("solver", "exact", "counts", "groups", "batch", "factor", "random", "size", "package", "state"):
-            table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+            # where names are long, they are broken and the headings are not
+            table.add_column(
+                column, justify="right" if column == "size" else "left", no_wrap=column not in ("solver", "package"),
+                overflow="fold", min_width=len(column),
+            )  # fmt: skip
         for info in self:
             table.add_row(Text(info.name), *_declared(info.capabilities), Text(info.distribution), _state(info))
         return table

@@ -15,11 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.descent import TracePoint
+from qubo_prune.layer_names import DottedName, folded
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
 from qubo_prune.tables import Shown, rendered
@@ -237,15 +239,18 @@ class Report(Shown):
     def table(self, full: bool = False) -> Table:
         """A table of all layers, or by kind of layer (numbers in names folded together)."""
         title, caption = Text(self._title(), style="table.title"), Text(self._caption(), style="table.caption")
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-        table.add_column("layer", overflow="fold")
-        for column in ("layers", "density", "error before", "after", "ratio", "blocks", "search s"):
-            table.add_column(column, justify="right")
+        table = Table(
+            title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+            pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        table.add_column("layer", min_width=16)
+        for column in ("layers", "kept", "before", "after", "ratio", "blocks", "s"):
+            table.add_column(column, justify="right", no_wrap=True)
         groups: dict[str, list[LayerReport]] = {}
         for layer in self.layers:
-            groups.setdefault(layer.name if full else _kind(layer.name), []).append(layer)
+            groups.setdefault(layer.name if full else folded(layer.name), []).append(layer)
         for name, members in groups.items():
-            table.add_row(Text(name), *_row(members))
+            table.add_row(DottedName(name), *_row(members))
         table.add_section()
         table.add_row("all", *_row(list(self.layers)))
         return table
@@ -272,7 +277,8 @@ class Report(Shown):
         back = [layer.name for layer in self.layers if layer.reverted]
         loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         return (
-            f"{loss}errors {'of the warm start, ' if trace else ''}relative to the layers' outputs; "
+            f"{loss}kept: share of weights; before, after: errors {'of the warm start, ' if trace else ''}relative "
+            f"to the layers' outputs; s: of the search; "
             f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "
             f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
             f"forward {seconds.get('forward', 0):.0f}, "
@@ -305,10 +311,6 @@ def _told(found: BlockOptima) -> str:
 
 def _size(layer: LayerReport) -> int:
     return layer.shape[0] * layer.shape[1]
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
 def _row(members: list[LayerReport]) -> tuple[str, ...]:

@@ -131,29 +131,62 @@ def opened(path: str | Path, resume: bool, passing: bool = False) -> Iterator[Ru
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The run folder {str(path)!r} cannot be made: {error.strerror}.") from error
-    known = {MANIFEST, EVENTS, _LOCK, "records"}
-    strange = [entry.name for entry in folder.iterdir() if entry.name not in known and ".partial-" not in entry.name]
-    if strange:
-        raise InputError(f"The run folder {str(path)!r} holds {strange[0]!r}, which no run wrote; give an empty one.")
+    _check_entries(folder, path)
     # the system takes the lock back when the process ends, however it ends
     lock = filelock.FileLock(folder / _LOCK)
     try:
         # who only watches has the lock for a moment
         lock.acquire(timeout=1, poll_interval=0.02)
     except filelock.Timeout:
-        raise InputError(
-            f"Another process works in the run folder {str(path)!r}; wait for it, or give another folder."
-        ) from None
+        raise _busy(path) from None
     try:
         if (folder / MANIFEST).exists() and not resume:
-            raise InputError(
-                f"The run folder {str(path)!r} holds a run already; go on with it by resume, or give another folder."
-            )
+            raise _held(path)
         for left in folder.rglob(".*.partial-*"):  # of a process that was killed
             left.unlink(missing_ok=True)
         yield RunFolder(folder, passing)
     finally:
         lock.release()
+
+
+def check_free(path: str | Path | None, resume: bool) -> None:
+    """Raise what :func:`opened` would, without taking or changing anything.
+
+    Args:
+        path: of the folder, if one was named.
+        resume: go on with the run that it holds.
+    """
+    if path is None:
+        if resume:
+            raise InputError("resume is given and no run_folder; name the folder of the run to go on with.")
+        return
+    folder = Path(path).expanduser().absolute()
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"The run folder {str(path)!r} cannot be made: there is a file of that name.")
+    _check_entries(folder, path)
+    if is_running(folder):
+        raise _busy(path)
+    if (folder / MANIFEST).exists() and not resume:
+        raise _held(path)
+
+
+def _check_entries(folder: Path, path: str | Path) -> None:
+    known = {MANIFEST, EVENTS, _LOCK, "records"}
+    strange = [entry.name for entry in folder.iterdir() if entry.name not in known and ".partial-" not in entry.name]
+    if strange:
+        raise InputError(f"The run folder {str(path)!r} holds {strange[0]!r}, which no run wrote; give an empty one.")
+
+
+def _busy(path: str | Path) -> InputError:
+    return InputError(f"Another process works in the run folder {str(path)!r}; wait for it, or give another folder.")
+
+
+def _held(path: str | Path) -> InputError:
+    return InputError(
+        f"The run folder {str(path)!r} holds a run already; go on with it by resume, or give another folder."
+    )
 
 
 def is_running(path: Path) -> bool:

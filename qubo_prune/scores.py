@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from qubo_prune.choices import SCORES
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
-
-SCORES = ("magnitude", "wanda", "random")
 
 
 def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int) -> Float[Tensor, "d_out d_in"]:

@@ -26,8 +26,6 @@ class States(Protocol):
         ...
 
 
-#: Where weights can be.
-WEIGHTS = ("memory", "disk")
 #: From the weight of a layer as stored in the checkpoint, in the parameter's shape, to the pruned one.
 Change = Callable[[Tensor], Tensor]
 

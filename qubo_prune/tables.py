@@ -100,7 +100,9 @@ _PLAIN = Console(file=io.StringIO(), width=200)
 def _text(content: RenderableType | None) -> Text:
     if isinstance(content, Text):
         return Text("").join([content])
+    if not isinstance(content, str):
+        return Text("" if content is None else str(content))
     try:
-        return Text.from_markup(str(content or ""), emoji=False)
+        return Text.from_markup(content, emoji=False)
     except MarkupError:  # what looks like markup, but is none
-        return Text(str(content))
+        return Text(content)

@@ -12,13 +12,30 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.strict import limited_text, short
 
 Purpose = Literal["calibration", "evaluation"]
 _JOIN = "\n\n"
 #: Larger texts, or folders of texts, are refused: their tokens would fill the memory.
 MAX_BYTES = 2**30
+
+
+def check_source(source: str) -> None:
+    """Raise :class:`InputError` if a text source is neither here nor a possible data set id; nothing is read.
+
+    Args:
+        source: as :func:`read_text` takes it.
+    """
+    if source != "pydoc":
+        _files(source)
+
+
+def check_windows(count: int, length: int) -> None:
+    """Raise :class:`InputError` unless there is at least one window, and one token in it."""
+    for name, value in (("samples", count), ("sequence length", length)):
+        if value < 1:
+            raise InputError(f"The {name} is {value}; it must be at least 1.")
 
 
 def read_text(source: str, purpose: Purpose) -> str:
@@ -36,6 +53,12 @@ def read_text(source: str, purpose: Purpose) -> str:
     """
     if source == "pydoc":
         return _pydoc(purpose)
+    files = _files(source)
+    return _JOIN.join(_read_files(files)) if files else _data_set(source)
+
+
+def _files(source: str) -> list[Path]:
+    """The files of a text; none if the source may be a data set id."""
     path = Path(source).expanduser()
     try:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.is_file())
@@ -43,14 +66,20 @@ def read_text(source: str, purpose: Purpose) -> str:
     except (OSError, ValueError) as error:  # a name that is too long, or that no system takes
         raise InputError(f"The text {short(source)} cannot be read ({error}); give the name of a file.") from None
     if files:
-        return _JOIN.join(_read_files(files))
+        return files
     if folder:
         raise InputError(f"The folder {source!r} holds no .txt file; give a folder of text files.")
     if path.is_absolute() or source.startswith(".") or path.suffix in (".txt", ".md", ".json", ".csv"):
         raise InputError(
-            f"There is no text {source!r}; give a text file, a folder of .txt files, a data set id or 'pydoc'."
+            f"There is no text {source!r}{did_you_mean(path.name, _beside(path))}; give a text file, a folder of .txt "
+            "files, a data set id or 'pydoc'."
         )
-    return _data_set(source)
+    return []
+
+
+def _beside(path: Path) -> list[str]:
+    """Names in the folder where a file was looked for."""
+    return sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
 
 
 def _pydoc(purpose: Purpose) -> str:
@@ -143,9 +172,7 @@ def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, len
     Raises:
         InputError: the text has fewer than ``count * length`` tokens.
     """
-    for name, value in (("samples", count), ("sequence length", length)):
-        if value < 1:
-            raise InputError(f"The {name} is {value}; it must be at least 1.")
+    check_windows(count, length)
     ids = _tokenised(tokenizer, source, purpose)
     whole = len(ids) // length
     if whole < count:

@@ -17,13 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qubo_prune.choices import UPDATES
 from qubo_prune.compensated import DAMPING
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
 from qubo_prune.submatrices import padded_columns, padded_square, unit_diagonal
 from qubo_prune.threads import in_threads
-
-UPDATES = ("none", "refit", "admm", "sparsegpt")
 
 #: What is said of a layer, or of a group of a convolution, without calibration data.
 UNSEEN = "no calibration token reached these weights: the kept ones stay as they are"

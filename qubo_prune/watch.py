@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qubo_prune.layer_names import DottedName
 from qubo_prune.run_folder import EVENTS, is_running, read_manifest
 from qubo_prune.tables import Shown
 
@@ -107,14 +108,13 @@ class RunState(Shown):
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column("layer", overflow="fold")
+        table.add_column("layer")
         for column in ("error before", "after", "search s"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for layer in self.layers[-_SHOWN:]:
             before, after = _number(layer.get("relative_before")), _number(layer.get("relative_after"))
             seconds = _number(layer.get("seconds"))
-            # a name is no markup
-            table.add_row(Text(str(layer.get("layer", ""))), f"{before:.5f}", f"{after:.5f}", f"{seconds:.1f}")
+            table.add_row(DottedName(str(layer.get("layer", ""))), f"{before:.5f}", f"{after:.5f}", f"{seconds:.1f}")
         return table
 
 

@@ -356,7 +356,7 @@ def test_later_patterns_of_names_win():
 
 def test_patterns_of_names_that_cannot_be_used_are_named():
     names = ["0.attn.q", "0.mlp.up"]
-    with pytest.raises(InputError, match=r"'0.mlp.upp' matches none of the 2 layers \(did you mean '0.mlp.up'"):
+    with pytest.raises(InputError, match=r"'0.mlp.upp' matches none of the 2 prunable layers \(did you mean '0.mlp.up"):
         densities_by_name({"0.mlp.upp": 0.4}, names, 0.5)
     for density in (0.0, 1.1, float("nan")):
         with pytest.raises(InputError, match=r"density of the layers '\*.up'"):

@@ -129,7 +129,7 @@ def test_entries_are_read(text: str, entry: Entry, label: str) -> None:
         ({"methods": ["icbs@solver=gredy"]}, "did you mean 'greedy'"),
         ({"methods": ["icbs:compensated@allocation=owl"], "density": "2:4"}, "2:4"),
         ({"methods": ["wanda+refitt"]}, "did you mean 'refit'"),
-        ({"methods": ["wanda"], "density": "half"}, "pattern 'half' is not known"),
+        ({"methods": ["wanda"], "density": "half"}, "There is no pattern 'half'"),
         ({"methods": ["wanda"], "density": "1.5"}, "density is 1.5"),
         ({"methods": ["wanda"], "density": "0.3", "pattern": "2:4"}, "keeps 0.5"),
     ],

@@ -105,7 +105,8 @@ def public_modules() -> set[str]:
     for package in (qubo_prune, qubo_prune_solvers):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             last = module.name.rpartition(".")[2]
-            if not module.ispkg and not last.startswith(("_", "cli")):
+            # what qubo_prune.plot gathers is described there
+            if not module.ispkg and not last.startswith(("_", "cli", "plot_")):
                 found.add(module.name)
     return found
 

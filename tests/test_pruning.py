@@ -264,7 +264,7 @@ def test_infinite_activations_name_the_layer_and_lose_nothing() -> None:
         ({"density": 1.5}, "density is 1.5"),
         ({"density": float("nan")}, "density is nan"),
         ({"pattern": "3:8"}, "keeps 0.375"),
-        ({"pattern": "rows"}, "pattern 'rows' is not known"),
+        ({"pattern": "rows"}, "There is no pattern 'rows'"),
         ({"pattern": "3:6", "density": 0.5}, r"has 16 inputs, which 6 does not divide"),
         ({"solver": "greedi"}, "did you mean 'greedy'"),
         ({"method": "wandaa"}, "did you mean 'wanda'"),

@@ -15,9 +15,11 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from matplotlib.axes import Axes
+from rich import box
 from rich.table import Table
 from torch import nn
 
+from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
@@ -29,8 +31,6 @@ from qubo_prune.report import machine
 from qubo_prune.stopwatch import Stopwatch
 from qubo_prune.tables import Shown, rendered
 
-#: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.
-METHODS = ("magnitude", "wanda", "gram", "icbs", "icbs-paper")
 _LABELS = {
     "magnitude": "magnitude", "wanda": "Wanda", "gram": "Gram blocks", "icbs": "iCBS",
     "icbs-paper": "iCBS as published",
@@ -108,7 +108,7 @@ class Outcome:
     """One pruned model.
 
     Attributes:
-        method: one of :data:`METHODS`, or ``dense``.
+        method: one of :data:`~qubo_prune.choices.EXPERIMENT_METHODS`, or ``dense``.
         density: kept share, as it came out.
         asked: kept share that was asked for.
         seed: of everything random.
@@ -143,7 +143,7 @@ def run(
 
     Args:
         workload: model and data.
-        methods: some of :data:`METHODS`.
+        methods: some of :data:`~qubo_prune.choices.EXPERIMENT_METHODS`.
         densities: kept shares.
         seeds: each trains or draws anew where the workload has anything random.
         settings: of the descent on the loss.
@@ -317,10 +317,13 @@ class Experiment(Shown):
 
     def table(self) -> Table:
         """Means over the seeds."""
-        table = Table(title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left")
+        table = Table(
+            title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
+            pad_edge=False, padding=(0, 1, 0, 0),
+        )  # fmt: skip
         table.caption = self._caption()
         for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):
-            table.add_column(column, justify="left" if column == "method" else "right")
+            table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
         dense = self.of("dense")
         table.add_row(
             "dense", "1.0000", "", self._shown([o.score for o in dense]), "",

@@ -17,9 +17,10 @@ from qubo_prune.bench.origins import ORIGINS, Origin
 from qubo_prune.bench.suite import Instance, Suite, sha256
 from qubo_prune.bench.suites import VERSION, Family, suite_families
 from qubo_prune.bounds import lower_bounds
+from qubo_prune.choices import FORMATS
 from qubo_prune.dispatch import solve
 from qubo_prune.errors import InputError
-from qubo_prune.files import FORMATS, write_problem
+from qubo_prune.files import write_problem
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions

@@ -214,8 +214,11 @@ class Results(Shown):
             caption="percent above the best known energy: medians, and mean; proven: solves that ended in a proof; s: "
             "median", caption_justify="left",
         )  # fmt: skip
-        for column in ("solver", "instances", "raw %", "repaired %", "final %", "mean %", "success", "proven", "s"):
-            table.add_column(column, justify="left" if column == "solver" else "right")
+        for column in (
+            "\nsolver", "\ninstances", "raw\n%", "repaired\n%", "final\n%", "mean\n%", "\nsuccess", "\nproven", "\ns",
+        ):  # fmt: skip
+            first = column == "\nsolver"
+            table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
         for line in self.summary().to_dict("records"):
             gaps = (f"{line[name]:.2f}" for name in ("raw", "repaired", "final", "mean"))
             table.add_row(

@@ -251,8 +251,9 @@ class Suite:
     def table(self) -> Table:
         """One line per instance, gaps in percent of the best known energy."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for column in ("instance", "n", "pruned", "start %", "root bound %", "bound %", "best known"):
-            table.add_column(column, justify="left" if column in ("instance", "best known") else "right")
+        for column in ("\ninstance", "\nn", "\npruned", "start\n%", "root\nbound %", "\nbound %", "\nbest known"):
+            words = column in ("\ninstance", "\nbest known")
+            table.add_column(column, justify="left" if words else "right", no_wrap=column != "\nbest known")
         for instance in self.instances:
             table.add_row(*_known(instance))
         return table

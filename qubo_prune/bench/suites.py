@@ -20,7 +20,7 @@ class Family:
         origin: one of :data:`qubo_prune.bench.origins.ORIGINS`.
         layer: its full name in the model.
         short: its name in the names of instances.
-        hessian: one of ``qubo_prune.plan.HESSIANS``.
+        hessian: one of :data:`qubo_prune.choices.HESSIANS`.
         sizes: block sizes n by density, the kept share.
         about: what is special about it, one sentence.
     """

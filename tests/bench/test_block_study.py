@@ -257,7 +257,7 @@ def test_the_layers_that_are_taken_by_default() -> None:
         ({"max_time": "-1s"}, "The time '-1s' is not understood"),
         ({"max_sweeps": 0}, "max_sweeps is 0"),
         ({"density": 1.5}, "density is 1.5"),
-        ({"pattern": "rows"}, "'rows' is not known"),
+        ({"pattern": "rows"}, "There is no pattern 'rows'"),
         ({"pattern": "2:4", "sizes": [2]}, "holds no group of 2:4"),
         ({"workers": -1}, "workers is -1"),
     ],
@@ -271,7 +271,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_loaded(arguments: dict[s
     ("arguments", "message"),
     [
         ({"sizes": [4, 20]}, "A block of 20 fits no layer: of the 2 to prune, the widest has 16 inputs"),
-        ({"include": ["*.nothing"]}, "matches none of the model's 14 prunable layers"),
+        ({"include": ["*.nothing"]}, "matches none of the 14 prunable layers"),
         ({"samples": 4000}, "give more text"),
         ({"sequence_length": 100}, "takes at most 64 tokens"),
     ],
