@@ -23,9 +23,9 @@ from qubo_prune import BlockQubo, FactorForm, InputError, Report, SolveResult, S
 from qubo_prune.comparison import Comparison, ComparisonRow
 from qubo_prune.descent import TracePoint
 from qubo_prune.loss_trace import LossStep, LossTrace
-from qubo_prune.plot_problems import MOST_VARIABLES
-from qubo_prune.plot_runs import without_common
-from qubo_prune.plot_style import LEVEL, look
+from qubo_prune.plot.problems import MOST_VARIABLES
+from qubo_prune.plot.runs import without_common
+from qubo_prune.plot.style import LEVEL, look
 from qubo_prune.report import LayerReport
 
 STRANGE = "a $name$ with _signs_ & <script>"

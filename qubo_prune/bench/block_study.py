@@ -40,7 +40,7 @@ from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.network import find_stack
 from qubo_prune.plan import Blocks, Plan, parse_seconds
 from qubo_prune.plot import save_panels, trade_offs
-from qubo_prune.plot_series import Mark
+from qubo_prune.plot.series import Mark
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from qubo_prune.bench.metrics import Results
 from qubo_prune.bench.runs import BASELINES
-from qubo_prune.plot_style import axes, dress, legend, look, panels, plain, written_out
+from qubo_prune.plot.style import axes, dress, legend, look, panels, plain, written_out
 
 #: Percent below which a logarithmic axis of gaps does not go.
 _FLOOR = 1e-3

@@ -18,7 +18,7 @@ from torch import Tensor
 from qubo_prune.descent import TracePoint
 from qubo_prune.errors import InputError
 from qubo_prune.loss_trace import LossTrace
-from qubo_prune.plot_style import (
+from qubo_prune.plot.style import (
     MARKERS,
     PALETTE,
     axes,

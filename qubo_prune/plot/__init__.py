@@ -17,10 +17,10 @@ Colours are those of Okabe and Ito, and every series has its marker or line as w
 colour-blind and in grey. Notebooks show them by themselves; in a script, call ``matplotlib.pyplot.show()``.
 """
 
-from qubo_prune.plot_problems import coupling_order, couplings, samples
-from qubo_prune.plot_runs import descent, layers, masks
-from qubo_prune.plot_series import bars, methods, quality, trade_offs
-from qubo_prune.plot_style import DIVERGING, PALETTE, panels, save_panels
+from qubo_prune.plot.problems import coupling_order, couplings, samples
+from qubo_prune.plot.runs import descent, layers, masks
+from qubo_prune.plot.series import bars, methods, quality, trade_offs
+from qubo_prune.plot.style import DIVERGING, PALETTE, panels, save_panels
 
 __all__ = [
     "DIVERGING",

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from qubo_prune.comparison import Comparison, ComparisonRow, Entry
 from qubo_prune.errors import InputError
-from qubo_prune.plot_style import (
+from qubo_prune.plot.style import (
     MARKERS,
     axes,
     draw_levels,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
 from qubo_prune.facts import evenly_spread
-from qubo_prune.plot_style import (
+from qubo_prune.plot.style import (
     DIVERGING,
     PALETTE,
     axes,
