@@ -71,12 +71,24 @@ html_css_files = ["site.css"]
 html_additional_pages = {"index": "redirect.html"}
 templates_path = [str(Path(__file__).parent / "_templates")]
 html_copy_source = False
-smartquotes = False  # options begin with two hyphens
 html_show_sphinx = False
 copybutton_prompt_text = r">>> |\$ "
 copybutton_prompt_is_regexp = True
 pygments_style = "a11y-light"
 pygments_dark_style = "a11y-dark"
+
+
+def _as_markdown(made: str) -> str:
+    """What Typer writes of a command line, with what Markdown would take for something else told apart."""
+
+    def each(pattern: str, replace: Any, text: str) -> str:
+        return re.sub(pattern, replace, text, flags=re.MULTILINE)
+
+    # what stands below the options: a heading of rich, and lines as they are
+    made = each(r"^\[bold\](.+)\[/\]\n((?:  .*\n)+)", r"**\1**\n\n```text\n\2```\n", made)
+    # patterns such as *.mlp.* are no emphasis, and options keep their two hyphens
+    made = each(r"^(\* `.*?`: )(.*)$", lambda line: line[1] + line[2].replace("*", r"\*"), made)
+    return each(r"^(?!\* `-|  |\$).*$", lambda line: re.sub(r"(?<![`\w-])(--[a-z][\w-]*)", r"`\1`", line[0]), made)
 
 
 def _write_command_reference(app: Any) -> None:
@@ -87,10 +99,9 @@ def _write_command_reference(app: Any) -> None:
          "--title", "Commands"],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    # patterns such as *.mlp.* are no emphasis
-    made = re.sub(r"^(\* `.*?`: )(.*)$", lambda line: line[1] + line[2].replace("*", r"\*"), made, flags=re.MULTILINE)
-    if not page.is_file() or page.read_text(encoding="utf-8") != made:
-        page.write_text(made, encoding="utf-8")
+    text = _as_markdown(made)
+    if not page.is_file() or page.read_text(encoding="utf-8") != text:
+        page.write_text(text, encoding="utf-8")
 
 
 def _exported(app: Any, env: Any, node: Any, contents: Any) -> Any:
