@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,18 +249,21 @@ class Comparison(Shown):
         return " and ".join(f"{each['tokens']} held-out tokens ({each['source']})" for each in self.evaluation)
 
     def plot(self, path: str | Path) -> None:
-        """Rise of log-perplexity, layer error and seconds of every method, one panel each, as a file."""
+        """Rise of log-perplexity on each text, layer error and seconds of every method, one panel each, as a file."""
         from qubo_prune.plot import methods, save_panels  # which know what a comparison is
 
-        def others(ax: Axes, quantity: str) -> None:
-            methods(self, quantity, ax=ax).tick_params(axis="y", labelleft=False)
+        panels: list[tuple[str, int | None]] = [("rise", at) for at in range(len(self.texts))]
+        panels += [("error", None), ("seconds", None)]
 
+        def drawn(place: int, ax: Axes) -> None:
+            quantity, text = panels[place]
+            methods(self, quantity, text=text, ax=ax).tick_params(axis="y", labelleft=place % columns == 0)
+
+        columns = 2 if len(panels) > 3 else len(panels)
         entries = len({row.method for row in self.rows})
         save_panels(
-            path,
-            [lambda ax: methods(self, "rise", ax=ax), lambda ax: others(ax, "error"), lambda ax: others(ax, "seconds")],
-            # with several texts a colour is another series in the first panel than in the others
-            width=4.2, height=1.6 + 0.4 * entries, shared_legend=len(self.texts) == 1,
+            path, [partial(drawn, place) for place in range(len(panels))], width=4.2, height=1.2 + 0.4 * entries,
+            columns=columns, shared_legend=True,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -457,6 +457,10 @@ def test_methods_stand_with_the_dense_model() -> None:
     assert widths == wanted
     rise = plot.methods(found, "rise", ax=figure().subplots())
     assert [bar.get_width() for bar in rise.containers[1]] == [found.rise(m, "0.5 row", 1) for m in methods]
+    one = plot.methods(found, "rise", text=1, ax=figure().subplots())
+    assert "(a wiki)" in one.get_xlabel()
+    assert legend_of(one) == [*found.settings, "dense"]
+    assert [bar.get_width() for bar in one.containers[0]] == [found.rise(m, "0.5 row", 1) for m in methods]
     with pytest.raises(InputError, match="perplexity, rise, error, seconds"):
         plot.methods(found, "speed")
 
@@ -507,6 +511,13 @@ def test_panels_are_saved_side_by_side(tmp_path: Path, shared: bool) -> None:
         names = [text.get_text() for text in made.legends[0].get_texts()]
         assert names == [STRANGE.replace("$", r"\$"), "other", "nothing yet", "dense"]
         assert all(ax.get_legend() is None for ax in made.axes)
+
+
+def test_panels_go_on_in_another_row() -> None:
+    made = plot.panels([lambda ax: plot.quality(CURVES, ax=ax)] * 5, columns=3, shared_legend=True)
+    assert len(made.axes) == 5
+    tops = [ax.get_position(original=True).y1 for ax in made.axes]
+    assert tops[0] == tops[1] == tops[2] > tops[3] == tops[4]
 
 
 def test_importing_the_pictures_opens_nothing() -> None:

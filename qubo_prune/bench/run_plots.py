@@ -17,7 +17,9 @@ from qubo_prune.plot.style import axes, dress, legend, look, panels, plain, writ
 
 #: Percent below which a logarithmic axis of gaps does not go.
 _FLOOR = 1e-3
-_GAP = "mean gap to the best known, %"
+#: Most panels in a row.
+_COLUMNS = 3
+_GAP = "mean gap to best known, %"
 
 
 def _look(results: Results, solver: str) -> dict[str, Any]:
@@ -114,15 +116,16 @@ def by_size(results: Results) -> Figure:
 def distributions(results: Results) -> Figure:
     """:func:`gap_distribution` and :func:`performance_profile`."""
     return _side_by_side(
-        [lambda ax: gap_distribution(results, ax=ax), lambda ax: performance_profile(results, ax=ax)], labels=2
+        [lambda ax: gap_distribution(results, ax=ax), lambda ax: performance_profile(results, ax=ax)], alike=False
     )
 
 
-def _side_by_side(draw: Sequence[Any], labels: int = 1) -> Figure:
-    """Panels with one legend; what y is stands at the first of them only if it is the same in all."""
-    figure = panels(draw, width=3.6, height=3.6, shared_legend=True)
-    for ax in figure.axes[labels:]:
-        ax.set_ylabel("")
+def _side_by_side(draw: Sequence[Any], alike: bool = True) -> Figure:
+    """Panels with one legend; what y is stands at the left only if it is the same in all."""
+    figure = panels(draw, width=3.6, height=3.2, columns=_COLUMNS, shared_legend=True)
+    for place, ax in enumerate(figure.axes):
+        if alike and place % _COLUMNS:
+            ax.set_ylabel("")
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -122,13 +123,16 @@ def bars(
     return ax
 
 
-def methods(comparison: Comparison, quantity: str = "perplexity", *, ax: Axes | None = None) -> Axes:
+def methods(
+    comparison: Comparison, quantity: str = "perplexity", *, text: int | None = None, ax: Axes | None = None
+) -> Axes:
     """Methods side by side; several settings and held-out texts stand in groups, the dense model is a dashed line.
 
     Args:
         comparison: what :func:`qubo_prune.comparison.compare` returned.
         quantity: ``perplexity``, ``rise`` (of the log-perplexity over the dense model), ``error`` (of the layers'
             outputs, as a share of their power) or ``seconds`` (of the pruning, calibration included).
+        text: the place of the held-out text, from 0 on; all of them if left out.
         ax: where to draw; a new figure if left out.
 
     Raises:
@@ -140,7 +144,8 @@ def methods(comparison: Comparison, quantity: str = "perplexity", *, ax: Axes | 
         raise InputError(f"The quantity {quantity!r} is not known; use one of {', '.join(_LABELS)}.")
     entries = list(dict.fromkeys(row.method for row in comparison.rows if row.method != "dense"))
     found = {(row.method, row.setting): row for row in comparison.rows if row.method != "dense"}
-    texts = range(len(comparison.texts)) if quantity in ("perplexity", "rise") else range(1)
+    judged = quantity in ("perplexity", "rise")
+    texts = range(len(comparison.texts)) if judged and text is None else [text or 0]
 
     def value(row: ComparisonRow | None, text: int) -> float:
         if row is None:
@@ -162,9 +167,8 @@ def methods(comparison: Comparison, quantity: str = "perplexity", *, ax: Axes | 
         for text in texts
     }
     levels = {"perplexity": dense, "rise": {"dense": 0.0}}.get(quantity)
-    label = _LABELS[quantity] + (
-        f" ({comparison.texts[0]})" if len(texts) == 1 and quantity in ("perplexity", "rise") else ""
-    )
+    source = Path(comparison.evaluation[texts[0]]["source"]).stem
+    label = _LABELS[quantity] + (f" ({source})" if judged and len(texts) == 1 else "")
     return bars([Entry.parse(entry).label for entry in entries], series, ax=ax, label=label, levels=levels)
 
 

@@ -211,37 +211,43 @@ def written_out(ax: Axes, values: Sequence[float]) -> None:
 
 
 def panels(
-    draw: Sequence[Callable[[Axes], object]], *, width: float = 4.6, height: float = 3.6, shared_legend: bool = False
-) -> Figure:
+    draw: Sequence[Callable[[Axes], object]], *, width: float = 4.6, height: float = 3.6, columns: int | None = None,
+    shared_legend: bool = False,
+) -> Figure:  # fmt: skip
     """A figure without a display, of one Axes function beside the other.
 
     Args:
         draw: each draws one panel in the Axes that it is given.
         width, height: of a panel, in inches.
+        columns: most panels in a row; all in one if left out.
         shared_legend: one legend below for all panels, with each name once, instead of their own.
     """
-    figure = Figure(figsize=(0.4 + width * len(draw), height), layout="constrained")
-    places = figure.subplots(1, len(draw), squeeze=False)[0]
-    for ax, one in zip(places, draw, strict=True):
+    across = min(len(draw), columns or len(draw))
+    down = math.ceil(len(draw) / across)
+    figure = Figure(figsize=(0.4 + width * across, height * down), layout="constrained")
+    places = figure.subplots(down, across, squeeze=False).ravel()
+    for ax in places[len(draw) :]:
+        ax.remove()
+    for ax, one in zip(places, draw, strict=False):
         one(ax)
     if shared_legend:
-        _share_legend(figure, places, width * len(draw))
+        _share_legend(figure, places[: len(draw)], width * across)
     return figure
 
 
 def save_panels(
     path: str | Path, draw: Sequence[Callable[[Axes], object]], *, width: float = 4.6, height: float = 3.6,
-    shared_legend: bool = False,
+    columns: int | None = None, shared_legend: bool = False,
 ) -> None:  # fmt: skip
     """:func:`panels` as a file.
 
     Args:
         path: a .png, .svg or .pdf file.
-        draw, width, height, shared_legend: as for :func:`panels`.
+        draw, width, height, columns, shared_legend: as for :func:`panels`.
 
     Such as ``save_panels("two.png", [lambda ax: couplings(block, ax=ax), lambda ax: samples(found, ax=ax)])``.
     """
-    panels(draw, width=width, height=height, shared_legend=shared_legend).savefig(path, dpi=110)
+    panels(draw, width=width, height=height, columns=columns, shared_legend=shared_legend).savefig(path, dpi=110)
 
 
 def _share_legend(figure: Figure, places: Iterable[Axes], width: float) -> None:
