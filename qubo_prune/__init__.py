@@ -27,6 +27,8 @@ _HOME = {
     "read_problem": "files",
     "write_problem": "files",
     "prune": "pruning",
+    "estimate_run": "run_estimate",
+    "RunEstimate": "run_estimate",
     "Report": "report",
     "KeepMasks": "masks",
     "perplexity": "evaluation",
@@ -47,6 +49,7 @@ __all__ = [
     "Ledger",
     "QuboPruneError",
     "Report",
+    "RunEstimate",
     "SolveRequest",
     "SolveResult",
     "Solver",
@@ -54,6 +57,7 @@ __all__ = [
     "Status",
     "__version__",
     "available_solvers",
+    "estimate_run",
     "perplexity",
     "prune",
     "read_problem",
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
     from qubo_prune.pruning import prune
     from qubo_prune.registry import available_solvers
     from qubo_prune.report import Report
+    from qubo_prune.run_estimate import RunEstimate, estimate_run
     from qubo_prune.solver import (
         BatchRequest,
         BatchResult,

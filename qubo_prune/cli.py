@@ -350,8 +350,11 @@ def eval_command(
         from qubo_prune.evaluation import evaluate
         from qubo_prune.models import load_model
         from qubo_prune.progress import Progress
+        from qubo_prune.text import check_source, check_windows
 
         hush_libraries()
+        check_source(text)
+        check_windows(samples, sequence_length)
         bars = Progress(not quiet)
         with bars.task(f"loading {model}", None):
             loaded = load_model(model, dtype, device, trust_remote_code)

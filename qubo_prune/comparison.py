@@ -19,16 +19,16 @@ from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
-from qubo_prune.models import check_output, load_model
+from qubo_prune.models import check_name, check_output, load_model
 from qubo_prune.peers import PEERS
-from qubo_prune.plan import Blocks, Plan, check_method
+from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
 from qubo_prune.plot import bar_panels
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.tables import rendered
-from qubo_prune.text import check_length, token_windows
+from qubo_prune.text import check_length, check_source, check_windows, token_windows
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +76,11 @@ class Entry:
         values = tuple((name, setting_value(value)) for name, _, value in settings)
         return cls(method, hessian or "gram", update or None, values)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: Setting, solver: str = "greedy") -> None:
         """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this entry at that setting."""
         check_method(self.method, self.hessian, self.update)
         given = dict(self.settings)
-        blocks = Blocks(
-            given.pop("solver", "greedy"), {}, given.pop("block_size", None), None, given.pop("polish", True)
-        )
+        blocks = Blocks(given.pop("solver", solver), {}, given.pop("block_size", None), None, given.pop("polish", True))
         given.pop("guard", None)
         try:
             Plan.checked(
@@ -319,10 +317,16 @@ def compare(
     asked = [density] if isinstance(density, (str, float, int)) else list(density)
     settings = [Setting.parse(each, pattern) for each in asked]
     for entry, setting in itertools.product(entries, settings):
-        entry.check(setting)
+        entry.check(setting, solver)
+    parse_seconds(max_time)
+    check_name(model, dtype, device)
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise InputError("No held-out text is given; name one or more.")
+    for source in (calibration, *texts):
+        check_source(source)
+    for count in (samples, eval_samples):
+        check_windows(count, sequence_length)
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
     with bars.task(f"loading {model}", None):

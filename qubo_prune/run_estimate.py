@@ -1,8 +1,8 @@
 """What a run would do, take and need, told without doing it: a dry run.
 
-Sizes and counts follow from the model's shapes, memory from :mod:`qubo_prune.memory`. Time is measured here and now on a
-small part of the run: one decoder layer sees a few windows, and some rows of each kind of its layers are pruned as they
-would be; the rest is taken to be like that part.
+Sizes and counts follow from the model's shapes, memory from :mod:`qubo_prune.memory`. Time is measured here and now on
+a small part of the run: one decoder layer sees a few windows, and some rows of each kind of its layers are pruned as
+they would be; the rest is taken to be like that part.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WINDOWS = 8
 #: Rows of a layer that are pruned first, and by what factor more of them next.
 _ROWS, _MORE = 8, 4
 #: Seconds of a sample that are enough for one kind of layer, and for all kinds together.
-_ENOUGH, _ALL = 0.5, 10.0
+_ENOUGH, _ALL = 1.0, 15.0
 
 
 @dataclass(frozen=True)

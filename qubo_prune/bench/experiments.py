@@ -153,6 +153,8 @@ def run(
     Raises:
         InputError: a method is not known, or the workload cannot be had here.
     """
+    for share in densities:
+        Pattern.parse(workload.pattern).check(share)
     for method in methods:
         if method not in METHODS:
             raise InputError(
