@@ -288,9 +288,9 @@ def densities_by_name(patterns: Mapping[str, float], names: Sequence[str], defau
     _WHOLE.check(default)
     densities = dict.fromkeys(names, default)
     for pattern, density in patterns.items():
-        if not isinstance(density, (int, float)) or not 0 < density <= 1:
+        if not 0 < density <= 1:
             raise InputError(
-                f"The density of the layers {pattern!r} is {density!r}; it is the kept share and must be above "
+                f"The density of the layers {pattern!r} is {density}; it is the kept share and must be above "
                 "0 and at most 1."
             )
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]

@@ -205,10 +205,10 @@ class Comparison:
 
     def table(self) -> Table:
         """The comparison as a table of at most 80 columns."""
-        several = len(self.evaluation) > 1
+        several, many = len(self.evaluation) > 1, len(self.evaluation) > 2
         table = Table(
             title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            pad_edge=False, padding=(0, 1, 0, 0),
+            show_edge=False, padding=0,
         )  # fmt: skip
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = (
@@ -222,7 +222,8 @@ class Comparison:
         for name in self.texts:
             table.add_column(f"{name}\nppl" if several else "ppl", justify="right", no_wrap=True)
             table.add_column("\nrise" if several else "rise", justify="right", no_wrap=True)
-        for column in ("\nerror", "\ns", "\nGiB") if several else ("error", "seconds", "search", "GiB"):
+        others = ("\nerror", "\ns", "\nGiB") if several else ("error", "seconds", "search", "GiB")
+        for column in () if many else others:  # there is no room for them beside many texts
             table.add_column(column, justify="right", no_wrap=True)
         dense = self.row("dense")
         table.add_row("", "dense", *itertools.chain(*((f"{value:.2f}", "") for value in dense.perplexities)))
@@ -235,10 +236,13 @@ class Comparison:
                         for at, value in enumerate(row.perplexities)
                     )
                     search = () if several else (f"{row.search_seconds:.0f}",)
-                    table.add_row(
-                        setting, Entry.parse(row.method).label, *itertools.chain(*values), f"{row.relative_error:.5f}",
-                        f"{row.seconds:.0f}", *search, f"{row.peak_memory_bytes / 2**30:.1f}",
+                    numbers = (
+                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", *search,
+                        f"{row.peak_memory_bytes / 2**30:.1f}",
                     )  # fmt: skip
+                    table.add_row(
+                        setting, Entry.parse(row.method).label, *itertools.chain(*values), *(() if many else numbers)
+                    )
         return table
 
     def _evaluated(self) -> str:

@@ -240,7 +240,7 @@ class Report:
         """A table of all layers, or by kind of layer (numbers in names folded together)."""
         table = Table(
             title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left",
-            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+            box=box.SIMPLE_HEAD, show_edge=False, padding=0,
         )  # fmt: skip
         table.add_column("layer", min_width=16)
         for column in ("layers", "kept", "before", "after", "ratio", "blocks", "s"):

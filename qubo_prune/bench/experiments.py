@@ -320,7 +320,7 @@ class Experiment:
         """Means over the seeds."""
         table = Table(
             title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            pad_edge=False, padding=(0, 1, 0, 0),
+            show_edge=False, padding=0,
         )  # fmt: skip
         table.caption = self._caption()
         for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):

@@ -245,13 +245,11 @@ class Suite:
         )
         if not chosen:
             known = {i.family: None for i in self.instances}
-            families, near = (
-                ", ".join(known),
-                "".join(did_you_mean(name, known) for name in names or () if name not in known),
-            )
+            near = "".join(did_you_mean(name, known) for name in names or () if name not in known)
             widths = ", ".join(map(str, sorted({i.num_variables for i in self.instances})))
             raise InputError(
-                f"The suite {self.name!r} has no such instances{near}; its families are {families}, its sizes {widths}."
+                f"The suite {self.name!r} has no such instances{near}; its families are {', '.join(known)}, its sizes "
+                f"{widths}."
             )
         return chosen
 
