@@ -28,6 +28,8 @@ _HOME = {
     "read_problem": "files",
     "write_problem": "files",
     "prune": "pruning",
+    "estimate_run": "run_estimate",
+    "RunEstimate": "run_estimate",
     "Report": "report",
     "KeepMasks": "masks",
     "perplexity": "evaluation",
@@ -48,6 +50,7 @@ __all__ = [
     "Ledger",
     "QuboPruneError",
     "Report",
+    "RunEstimate",
     "SolveRequest",
     "SolveResult",
     "Solver",
@@ -56,6 +59,7 @@ __all__ = [
     "__version__",
     "available_solvers",
     "describe_solvers",
+    "estimate_run",
     "perplexity",
     "prune",
     "read_problem",
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from qubo_prune.pruning import prune
     from qubo_prune.registry import available_solvers, describe_solvers
     from qubo_prune.report import Report
+    from qubo_prune.run_estimate import RunEstimate, estimate_run
     from qubo_prune.solver import (
         BatchRequest,
         BatchResult,

@@ -290,8 +290,8 @@ def densities_by_name(patterns: Mapping[str, float], names: Sequence[str], defau
     for pattern, density in patterns.items():
         if not 0 < density <= 1:
             raise InputError(
-                f"The density of the layers {pattern!r} is {density}; it is the kept share and must be above 0 and at "
-                "most 1."
+                f"The density of the layers {pattern!r} is {density}; it is the kept share and must be above "
+                "0 and at most 1."
             )
         matched = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
         if not matched:

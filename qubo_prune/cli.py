@@ -56,6 +56,7 @@ from qubo_prune.cli_options import (
     pairs,
     plain_errors,
     settings_of,
+    shares,
     show,
 )  # fmt: skip
 
@@ -280,7 +281,7 @@ def prune_command(
         report = (estimate_run if dry_run else prune)(
             named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
             update=update, damping=damping, correction=correction, guard=guard, allocation=allocation,
-            densities=pairs("--layer-density", layer_density), protect=protect, certify=certify,
+            densities=shares("--layer-density", layer_density), protect=protect, certify=certify,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
             solver_settings=settings_of(solver, set_), warm_start=given, block_size=block_size,
@@ -350,8 +351,11 @@ def eval_command(
         from qubo_prune.evaluation import evaluate
         from qubo_prune.models import load_model
         from qubo_prune.progress import Progress
+        from qubo_prune.text import check_source, check_windows
 
         hush_libraries()
+        check_source(text)
+        check_windows(samples, sequence_length)
         bars = Progress(not quiet)
         with bars.task(f"loading {model}", None):
             loaded = load_model(model, dtype, device, trust_remote_code)

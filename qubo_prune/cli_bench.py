@@ -151,13 +151,16 @@ def vit_command(
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import Vit, given_images
-        from qubo_prune.errors import InputError
+        from qubo_prune.errors import InputError, did_you_mean
 
         hush_libraries()
         if model == "dinov2-small":
             workload: Any = Vit(_text(data), cache, pattern)
         elif images is None or test_images is None:
-            raise InputError(f"The images for {model!r} are not given; name folders with --images and --test-images.")
+            meant = did_you_mean(model, ["dinov2-small"])
+            raise InputError(
+                f"The images for {model!r}{meant} are not given; name folders with --images and --test-images."
+            )
         else:
             workload = given_images(model, images, test_images, pattern)
         _experiment(workload, methods, densities, 1, blocks, (), loss_set, max_time, output, quiet, as_json)
@@ -213,8 +216,12 @@ def llm_command(
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.workloads import Llm
+        from qubo_prune.text import check_source, check_windows
 
         hush_libraries()
+        for source in (calibration, text):
+            check_source(source)
+        check_windows(eval_samples, sequence_length)
         workload = Llm(model, calibration, text, eval_samples, sequence_length, pattern)
         _experiment(workload, methods, densities, 1, 10**6, (), loss_set, max_time, output, quiet, as_json)
 

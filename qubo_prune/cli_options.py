@@ -212,6 +212,17 @@ def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
     return settings
 
 
+def shares(option: str, given: list[str] | None) -> dict[str, float]:
+    """Numbers from ``pattern=share`` texts."""
+    from qubo_prune.errors import InputError
+
+    found = pairs(option, given)
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{option} {name} gives {value!r}; give a number above 0 and at most 1, such as 0.4.")
+    return {name: float(value) for name, value in found.items()}
+
+
 def settings_of(solver: str, given: list[str] | None) -> dict[str, Any]:
     """Settings from ``name=value`` texts, checked against the solver they are for."""
     from qubo_prune.errors import InputError

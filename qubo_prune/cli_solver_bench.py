@@ -16,6 +16,7 @@ from qubo_prune.cli_options import (
     Quiet,
     counts,
     hush_libraries,
+    in_blocks,
     in_data,
     in_output,
     in_run,
@@ -38,7 +39,7 @@ def solvers_command(
         str | None,
         in_data(help="Comma-separated families or instances of the suite; all by default.", autocompletion=families_of),
     ] = None,
-    sizes: Annotated[str | None, in_data(help="Comma-separated block sizes; all by default.")] = None,
+    sizes: Annotated[str | None, in_blocks(help="Comma-separated block sizes; all by default.")] = None,
     time_limits: Annotated[
         str, in_run(help="Comma-separated wall-clock limits of a solve, a point of the curves each.")
     ] = "30ms,100ms,300ms,1s",
@@ -80,6 +81,7 @@ def solvers_command(
             entrant.make()
         limits = checked_limits([parse_seconds(limit) or 0.0 for limit in names(time_limits)], seeds, workers)
         widths = counts(sizes)
+        _check_families(suite, names(families or ""))
         bars = Progress(not quiet and not as_json)
         chosen = _suite(suite, bars)
         instances = chosen.select(names(families) if families is not None else None, widths)
@@ -92,6 +94,20 @@ def solvers_command(
         show(results, as_json, quiet)
         if not quiet and not as_json:
             Console(soft_wrap=True).print(f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")
+
+
+def _check_families(suite: str, wanted: list[str]) -> None:
+    """Raise :class:`InputError` if a suite that would have to be made first has none of the families."""
+    from qubo_prune.bench.suites import SUITES
+    from qubo_prune.errors import InputError, did_you_mean
+
+    known = [name for family in SUITES.get(suite, ()) for name in (family.name, *family.instances)]
+    for name in wanted:
+        if known and name not in known:
+            families = ", ".join(family.name for family in SUITES[suite])
+            raise InputError(
+                f"The suite {suite!r} has no family {name!r}{did_you_mean(name, known)}; its families are {families}."
+            )
 
 
 def _suite(text: str, bars: Any) -> Any:

@@ -18,7 +18,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, did_you_mean
 
 #: The kinds of clusters: the module that each needs, and what to install for it.
 PACKAGES = {"dask": ("distributed", "'dask[distributed]'"), "ray": ("ray", "ray")}
@@ -374,7 +374,8 @@ def joblib_backend(text: str, workers: int, others: Iterable[str] = ()) -> Itera
             yield
     elif named is None:
         *first, last = [*others, *_spellings()]
-        raise InputError(f"There is no back-end {text!r}; use {', '.join(first)} or {last}.")
+        near = did_you_mean(text, [*first, last])
+        raise InputError(f"There is no back-end {text!r}{near}; use {', '.join(first)} or {last}.")
     elif named[0] == "dask":
         # a cluster of our own has one thread for each task
         own = {"n_workers": workers, "threads_per_worker": 1}

@@ -22,15 +22,15 @@ from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
-from qubo_prune.models import check_output, load_model
+from qubo_prune.models import check_name, check_output, load_model
 from qubo_prune.peers import PEERS
-from qubo_prune.plan import Blocks, Plan, check_method
+from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.tables import Shown, rendered
-from qubo_prune.text import check_length, token_windows
+from qubo_prune.text import check_length, check_source, check_windows, token_windows
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +78,11 @@ class Entry:
         values = tuple((name, setting_value(value)) for name, _, value in settings)
         return cls(method, hessian or "gram", update or None, values)
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: Setting, solver: str = "greedy") -> None:
         """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this entry at that setting."""
         check_method(self.method, self.hessian, self.update)
         given = dict(self.settings)
-        blocks = Blocks(
-            given.pop("solver", "greedy"), {}, given.pop("block_size", None), None, given.pop("polish", True)
-        )
+        blocks = Blocks(given.pop("solver", solver), {}, given.pop("block_size", None), None, given.pop("polish", True))
         given.pop("guard", None)
         try:
             Plan.checked(
@@ -209,10 +207,10 @@ class Comparison(Shown):
 
     def table(self) -> Table:
         """The comparison as a table of at most 80 columns."""
-        several = len(self.evaluation) > 1
+        several, many = len(self.evaluation) > 1, len(self.evaluation) > 2
         table = Table(
             title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left",
-            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+            box=box.SIMPLE_HEAD, show_edge=False, padding=0,
         )  # fmt: skip
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = escape(
@@ -226,7 +224,8 @@ class Comparison(Shown):
         for name in self.texts:
             table.add_column(f"{name}\nppl" if several else "ppl", justify="right", no_wrap=True)
             table.add_column("\nrise" if several else "rise", justify="right", no_wrap=True)
-        for column in ("\nerror", "\ns", "\nGiB") if several else ("error", "seconds", "search", "GiB"):
+        others = ("\nerror", "\ns", "\nGiB") if several else ("error", "seconds", "search", "GiB")
+        for column in () if many else others:  # there is no room for them beside many texts
             table.add_column(column, justify="right", no_wrap=True)
         dense = self.row("dense")
         table.add_row("", "dense", *itertools.chain(*((f"{value:.2f}", "") for value in dense.perplexities)))
@@ -239,10 +238,13 @@ class Comparison(Shown):
                         for at, value in enumerate(row.perplexities)
                     )
                     search = () if several else (f"{row.search_seconds:.0f}",)
-                    table.add_row(
-                        setting, Entry.parse(row.method).label, *itertools.chain(*values), f"{row.relative_error:.5f}",
-                        f"{row.seconds:.0f}", *search, f"{row.peak_memory_bytes / 2**30:.1f}",
+                    numbers = (
+                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", *search,
+                        f"{row.peak_memory_bytes / 2**30:.1f}",
                     )  # fmt: skip
+                    table.add_row(
+                        setting, Entry.parse(row.method).label, *itertools.chain(*values), *(() if many else numbers)
+                    )
         return table
 
     def _evaluated(self) -> str:
@@ -314,10 +316,16 @@ def compare(
     asked = [density] if isinstance(density, (str, float, int)) else list(density)
     settings = [Setting.parse(each, pattern) for each in asked]
     for entry, setting in itertools.product(entries, settings):
-        entry.check(setting)
+        entry.check(setting, solver)
+    parse_seconds(max_time)
+    check_name(model, dtype, device)
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise InputError("No held-out text is given; name one or more.")
+    for source in (calibration, *texts):
+        check_source(source)
+    for count in (samples, eval_samples):
+        check_windows(count, sequence_length)
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
     with bars.task(f"loading {model}", None):

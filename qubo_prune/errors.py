@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class QuboPruneError(Exception):
@@ -16,6 +17,16 @@ class InputError(QuboPruneError, ValueError):
 
 class SolverError(QuboPruneError):
     """A solver could not be loaded, or answered with something that is not a solution."""
+
+
+def near_entry(path: str | Path, *others: str) -> str:
+    """The same for a file or folder that is not there, from the names beside it and others."""
+    wanted = Path(path).expanduser()
+    try:
+        beside = sorted(entry.name for entry in wanted.parent.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        beside = []
+    return did_you_mean(wanted.name, [*beside, *others])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

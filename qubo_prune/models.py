@@ -17,7 +17,7 @@ from torch import nn
 
 from qubo_prune.choices import PACKAGED
 from qubo_prune.durable import disk_full, flush_all
-from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.errors import InputError, did_you_mean, near_entry
 from qubo_prune.shelf import InMemory, Shelf
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -71,8 +71,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
                 f"The model {name!r} comes with code of its own, which is run only if you say so; read that code, then "
                 "pass trust_remote_code=True (--trust-remote-code), or give another model."
             ) from error
+        near = near_entry(name, *PACKAGED)
         raise InputError(
-            f"The model {name!r} could not be loaded{_meant(name)} ({type(error).__name__}: {reason}); give a hub id, "
+            f"The model {name!r} could not be loaded{near} ({type(error).__name__}: {reason}); give a hub id, "
             f"a folder saved by save_pretrained, a .gguf file or one of {', '.join(PACKAGED)}."
         ) from error
     return LoadedModel(model.to(where).eval(), tokenizer, name)
@@ -96,7 +97,10 @@ def usable_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"The device {device!r} cannot be used here ({reason}); 'cpu' always can.") from error
+        meant = did_you_mean(device, ("cpu", "cuda"))
+        if meant:
+            reason = "there is none of that name"
+        raise InputError(f"The device {device!r}{meant} cannot be used here ({reason}); 'cpu' always can.") from error
     return found
 
 
@@ -138,19 +142,12 @@ def _locate(name: str) -> tuple[str, str | None]:
         return str(path), None
     if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix == ".gguf" or name.count("/") > 1:
         raise InputError(
-            f"There is no model at {name!r}{_meant(name)}; give a folder saved by save_pretrained, a .gguf file, a "
-            f"hub id or one of {', '.join(PACKAGED)}."
+            f"There is no model at {name!r}{near_entry(name, *PACKAGED)}; give a folder saved by save_pretrained, a "
+            f".gguf file, a hub id or one of {', '.join(PACKAGED)}."
         )
     if "/" not in name and did_you_mean(name, PACKAGED):
         raise InputError(f"There is no model {name!r}{did_you_mean(name, PACKAGED)}.")
     return name, None
-
-
-def _meant(name: str) -> str:
-    """Folders and models of a name that is near, as an offer."""
-    path = Path(name).expanduser()
-    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, [entry for entry in beside if not entry.startswith(".")] + list(PACKAGED))
 
 
 def check_output(output: str | Path, overwrite: bool) -> Path:

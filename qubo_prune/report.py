@@ -241,7 +241,7 @@ class Report(Shown):
         title, caption = Text(self._title(), style="table.title"), Text(self._caption(), style="table.caption")
         table = Table(
             title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            pad_edge=False, padding=(0, 1, 0, 0),
+            show_edge=False, padding=0,
         )  # fmt: skip
         table.add_column("layer", min_width=16)
         for column in ("layers", "kept", "before", "after", "ratio", "blocks", "s"):

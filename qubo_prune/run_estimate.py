@@ -49,7 +49,7 @@ _WINDOWS = 8
 #: Rows of a layer that are pruned first, and by what factor more of them next.
 _ROWS, _MORE = 8, 4
 #: Seconds of a sample that are enough for one kind of layer, and for all kinds together.
-_ENOUGH, _ALL = 0.5, 10.0
+_ENOUGH, _ALL = 1.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,8 @@ class RunEstimate:
 
     def table(self) -> Table:
         """The layers by kind, at most 80 columns."""
-        table = Table(
-            title=self._title(), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-        )
-        table.add_column("\nlayer", min_width=16)
+        table = Table(title=self._title(), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        table.add_column("\nlayer", min_width=12)
         for column in ("\nlayers", "\nshape", "\nweights", "\nkept", "\ndensity", "blocks\na row"):
             table.add_column(column, justify="right", no_wrap=True)
         for group in self.groups:

@@ -19,7 +19,7 @@ import filelock
 from torch import Tensor, nn
 
 from qubo_prune.durable import write_whole
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, near_entry
 from qubo_prune.sealed import Damaged, Sealed, add_tensor, read_sealed, write_sealed
 from qubo_prune.strict import limited_text, strict_json
 
@@ -206,7 +206,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """What the run in a folder was begun with; raises :class:`InputError` if there is none."""
     file = Path(path) / MANIFEST
     if not file.is_file():
-        raise InputError(f"There is no run in {str(path)!r}; give the run folder of a prune command.")
+        raise InputError(f"There is no run in {str(path)!r}{near_entry(path)}; give the run folder of a prune command.")
     return _read_manifest(file)
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.errors import InputError, near_entry
 from qubo_prune.strict import limited_text, short
 
 Purpose = Literal["calibration", "evaluation"]
@@ -71,15 +71,10 @@ def _files(source: str) -> list[Path]:
         raise InputError(f"The folder {source!r} holds no .txt file; give a folder of text files.")
     if path.is_absolute() or source.startswith(".") or path.suffix in (".txt", ".md", ".json", ".csv"):
         raise InputError(
-            f"There is no text {source!r}{did_you_mean(path.name, _beside(path))}; give a text file, a folder of .txt "
+            f"There is no text {source!r}{near_entry(path)}; give a text file, a folder of .txt "
             "files, a data set id or 'pydoc'."
         )
     return []
-
-
-def _beside(path: Path) -> list[str]:
-    """Names in the folder where a file was looked for."""
-    return sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
 
 
 def _pydoc(purpose: Purpose) -> str:

@@ -154,6 +154,8 @@ def run(
     Raises:
         InputError: a method is not known, or the workload cannot be had here.
     """
+    for share in densities:
+        Pattern.parse(workload.pattern).check(share)
     for method in methods:
         if method not in METHODS:
             raise InputError(
@@ -319,7 +321,7 @@ class Experiment(Shown):
         """Means over the seeds."""
         table = Table(
             title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            pad_edge=False, padding=(0, 1, 0, 0),
+            show_edge=False, padding=0,
         )  # fmt: skip
         table.caption = self._caption()
         for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):

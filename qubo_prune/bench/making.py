@@ -19,7 +19,7 @@ from qubo_prune.bench.suites import VERSION, Family, suite_families
 from qubo_prune.bounds import lower_bounds
 from qubo_prune.choices import FORMATS
 from qubo_prune.dispatch import solve
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.files import write_problem
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
@@ -70,8 +70,9 @@ def make(
     """:func:`make_suite` for any families of any models."""
     unknown = [format for format in formats if format not in FORMATS]
     if unknown or "json" not in formats:
+        near = "".join(did_you_mean(each, FORMATS) for each in unknown)
         raise InputError(
-            f"The formats are {', '.join(formats)}; give json, and any others of {', '.join(FORMATS)} beside it."
+            f"The formats are {', '.join(formats)}{near}; give json, and any others of {', '.join(FORMATS)} beside it."
         )
     if not proof_time > 0:
         raise InputError(f"proof_time is {proof_time}; give a positive number of seconds.")

@@ -34,7 +34,7 @@ from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.clusters import joblib_backend
 from qubo_prune.dispatch import solve
 from qubo_prune.durable import write_whole
-from qubo_prune.errors import InputError, QuboPruneError
+from qubo_prune.errors import InputError, QuboPruneError, near_entry
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions
@@ -222,7 +222,9 @@ def read_calls(folder: Path) -> list[dict[str, Any]]:
         for call in data["calls"]:
             _check_call(call)
     except FileNotFoundError:
-        raise InputError(f"There is no run in {folder}: {INFO} is missing; give the output of bench solvers.") from None
+        raise InputError(
+            f"There is no run in {folder}{near_entry(folder)}: {INFO} is missing; give the output of bench solvers."
+        ) from None
     except InputError as error:
         raise InputError(f"{file} cannot be understood: {error} Run bench solvers into another folder.") from None
     calls: list[dict[str, Any]] = data["calls"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from qubo_prune.durable import write_whole
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, did_you_mean, near_entry
 from qubo_prune.files import MAX_VARIABLES, read_problem
 from qubo_prune.problem import BlockQubo
 from qubo_prune.strict import is_plain, limited_text, short, strict_json
@@ -182,7 +182,10 @@ class Suite:
         """
         file = Path(folder) / MANIFEST
         if not file.is_file():
-            raise InputError(f"There is no suite in {folder}: {MANIFEST} is missing; make one with: instances make.")
+            raise InputError(
+                f"There is no suite in {folder}{near_entry(folder)}: {MANIFEST} is missing; make one with: "
+                "instances make."
+            )
         try:
             data = strict_json(limited_text(file, MAX_MANIFEST_BYTES), constants=True)
             if data["format"] != _FORMAT:
@@ -241,10 +244,12 @@ class Suite:
             if (names is None or i.family in names or i.name in names) and (sizes is None or i.num_variables in sizes)
         )
         if not chosen:
-            families = ", ".join(dict.fromkeys(i.family for i in self.instances))
+            known = {i.family: None for i in self.instances}
+            near = "".join(did_you_mean(name, known) for name in names or () if name not in known)
             widths = ", ".join(map(str, sorted({i.num_variables for i in self.instances})))
             raise InputError(
-                f"The suite {self.name!r} has no such instances; its families are {families}, its sizes {widths}."
+                f"The suite {self.name!r} has no such instances{near}; its families are {', '.join(known)}, its sizes "
+                f"{widths}."
             )
         return chosen
 
