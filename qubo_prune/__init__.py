@@ -23,6 +23,7 @@ _HOME = {
     "Status": "solver",
     "Ledger": "solver",
     "available_solvers": "registry",
+    "describe_solvers": "registry",
     "solve": "dispatch",
     "read_problem": "files",
     "write_problem": "files",
@@ -54,6 +55,7 @@ __all__ = [
     "Status",
     "__version__",
     "available_solvers",
+    "describe_solvers",
     "perplexity",
     "prune",
     "read_problem",
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from qubo_prune.masks import KeepMasks
     from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
     from qubo_prune.pruning import prune
-    from qubo_prune.registry import available_solvers
+    from qubo_prune.registry import available_solvers, describe_solvers
     from qubo_prune.report import Report
     from qubo_prune.solver import (
         BatchRequest,

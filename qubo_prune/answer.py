@@ -10,16 +10,15 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from qubo_prune.facts import counts_told, facts_table, result_facts
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.solver import Ledger, SolveResult
-
-_SHOWN = 12
+from qubo_prune.solver import SolveResult
+from qubo_prune.tables import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class Answer(Shown):
     """One solve, for people and for JSON.
 
     Attributes:
@@ -37,8 +36,7 @@ class Answer:
     @property
     def gap(self) -> float | None:
         """``(energy - bound) / |energy|``, if a bound is known and the energy is not 0."""
-        bound, energy = self.result.lower_bound, self.result.energy
-        return None if bound is None or energy == 0 else max(0.0, energy - bound) / abs(energy)
+        return self.result.gap
 
     def notes(self) -> dict[str, str]:
         """What the solver told, and what was done instead of what was asked."""
@@ -77,24 +75,9 @@ class Answer:
         return Group(*(part for part in (self._facts(), self._more()) if part is not None))
 
     def _facts(self) -> Table:
-        result, problem = self.result, self.problem
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        table.add_row("problem", Text(f"{problem.num_variables} variables, {_counts(problem)} ({self.source})"))
-        table.add_row("solver", Text(result.solver))
-        table.add_row("status", f"{result.status.name}: {result.status.value}")
-        table.add_row("energy", f"{result.energy:.9g}")
-        gap = "" if self.gap is None else f" (gap {100 * self.gap:.3g} %)"
-        table.add_row("bound", "none" if result.lower_bound is None else f"{result.lower_bound:.9g}{gap}")
-        table.add_row("pruned", _pruned(problem, result))
-        if result.ledger is not None:
-            for name, value in _steps(result.ledger).items():
-                table.add_row(name, value)
-        table.add_row("seconds", f"{result.seconds:.3g}")
-        if result.info:
-            table.add_row("told", Text("; ".join(f"{name}: {value}" for name, value in self.notes().items())))
-        return table
+        problem = self.problem
+        of = f"{problem.num_variables} variables, {counts_told(problem)} ({self.source})"
+        return facts_table({"problem": of} | result_facts(self.result))
 
     def _more(self) -> Table | None:
         """The energies of further answers."""
@@ -106,27 +89,3 @@ class Answer:
         for place, energy in enumerate(self.result.energies, 1):
             table.add_row(str(place), f"{energy:.9g}")
         return table
-
-
-def _counts(problem: BlockQubo) -> str:
-    if problem.free:
-        return "prune any number"
-    groups = "" if problem.num_groups == 1 else f" in {problem.num_groups} groups"
-    return f"prune {sum(problem.num_pruned)}{groups}"
-
-
-def _pruned(problem: BlockQubo, result: SolveResult) -> str:
-    pruned = result.assignment.nonzero()[0].tolist()
-    more = ", ..." if len(pruned) > _SHOWN else ""
-    return f"{len(pruned)} of {problem.num_variables}: {', '.join(map(str, pruned[:_SHOWN]))}{more}"
-
-
-def _steps(ledger: Ledger) -> dict[str, str]:
-    """Energies from the start to the end, whoever brought them."""
-    feasible = f"{100 * ledger.feasible:.3g} % of the answers met the counts"
-    steps = {} if ledger.start is None else {"  start": f"{ledger.start:.9g}"}
-    return steps | {
-        "  raw": f"none ({feasible})" if ledger.raw is None else f"{ledger.raw:.9g} ({feasible})",
-        "  repaired": f"{ledger.repaired:.9g}",
-        "  polished": f"{ledger.polished:.9g}",
-    }

@@ -381,30 +381,15 @@ def solvers_command(as_json: Json = False) -> None:
     """List the solvers, what they can do, and why one cannot be used here."""
     from dataclasses import asdict
 
-    from rich.table import Table
-
     from qubo_prune.registry import available_adapters, describe_solvers
 
     infos = describe_solvers()
     if as_json:
         sys.stdout.write(json.dumps([asdict(info) for info in infos], indent=1) + "\n")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column in ("solver", "exact", "counts", "groups", "batch", "factor", "random", "size", "package", "state"):
-        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
-    for info in infos:
-        can = info.capabilities
-        if can is None:
-            table.add_row(info.name, *["?"] * 7, info.distribution, "not usable")
-            continue
-        groups = can.cardinality and can.groups
-        flags = (can.exact, can.cardinality, groups, can.batched, can.factor_form, can.stochastic)
-        size = "any" if can.max_variables is None else str(can.max_variables)
-        table.add_row(info.name, *("yes" if flag else "-" for flag in flags), size, info.distribution, "ready")
-    Console().print(table)
-    for info in infos:
-        if info.error:
-            Console(soft_wrap=True).print(f"{info.name}: {info.error}", markup=False, highlight=False)
+    Console().print(infos.table())
+    for line in infos.broken():
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
     typer.echo(f"Adapters (NAME:package.module:Thing): {', '.join(available_adapters()) or 'none'}")
 
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from qubo_prune.errors import InputError, did_you_mean
@@ -26,7 +27,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import check_length, token_windows
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Shown):
     """Rows in the order they were asked for, ``dense`` first; ``evaluation`` describes the held-out texts."""
 
     model: str
@@ -209,9 +210,9 @@ class Comparison:
         several = len(self.evaluation) > 1
         # with more columns no room is left for lines between them
         look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)} if several else {}
-        table = Table(title=f"{self.model}, {self.date}", title_justify="left", caption_justify="left", **look)
+        table = Table(title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left", **look)
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
-        table.caption = (
+        table.caption = escape(
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
             f"{self.calibration['length']} tokens ({self.calibration['source']}); rise: of log-perplexity; error: "
             f"summed over layers, relative to their outputs; {clock}; GiB: peak; "
@@ -248,7 +249,7 @@ class Comparison:
         """Rise of log-perplexity, layer error and seconds of every method, one panel each, as a file."""
         from qubo_prune.plot import methods, save_panels  # which know what a comparison is
 
-        def others(ax: Axes, quantity: Literal["error", "seconds"]) -> None:
+        def others(ax: Axes, quantity: str) -> None:
             methods(self, quantity, ax=ax).tick_params(axis="y", labelleft=False)
 
         entries = len({row.method for row in self.rows})

@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 
 #: Correlation of predicted and held-out change above which the predictions count as good.
 _TRUSTED = 0.7
@@ -63,7 +63,7 @@ class LossStep:
 
 
 @dataclass(frozen=True, eq=False)
-class LossTrace:
+class LossTrace(Shown):
     """Outcome of :func:`qubo_prune.loss_descent.descend_loss`.
 
     Attributes:

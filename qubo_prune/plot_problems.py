@@ -9,22 +9,38 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, ListedColormap
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
-from qubo_prune.plot_style import DIVERGING, PALETTE, axes, draw_levels, dress, legend, look, plain, whole_numbers
+from qubo_prune.facts import evenly_spread
+from qubo_prune.plot_style import (
+    DIVERGING,
+    PALETTE,
+    axes,
+    draw_levels,
+    dress,
+    figure_of,
+    legend,
+    look,
+    plain,
+    size_of,
+    whole_numbers,
+    wrapped,
+)
 from qubo_prune.problem import BlockQubo
 from qubo_prune.solver import SolveResult, Status
 
 #: The unit of energies.
 ENERGY = "in units of the layer's loss"
-#: Most variables of a heat map; of more, every so-and-so-many-th is drawn.
-MOST_VARIABLES = 1024
-#: Most variables whose order comes from a clustering, which takes cubic time in Python's terms.
-_CLUSTERED = 400
+#: Most variables of a heat map; a picture has no more points, and their order takes cubic time.
+MOST_VARIABLES = 768
 #: Most variables that are named along the axes, and most groups that a legend names.
 _NAMED, _GROUPS = 24, 6
+#: Inches of the axes from which on there is room for that legend.
+_LEGEND_FROM = 2.6
 #: Share of the couplings within the colour bar; a few may be so large that the others would be one colour.
 _WITHIN = 0.995
 #: Largest over smallest positive gap from which on energies are on a logarithmic axis with a zero.
@@ -34,38 +50,23 @@ _WIDE = 50.0
 def coupling_order(strengths: NDArray[np.float64]) -> NDArray[np.int64]:
     """An order of variables in which strongly coupled ones stand together.
 
-    Up to 400 variables: leaves of an average-linkage clustering with ``1 - |c| / max |c|`` as distance, turned so that
-    neighbours are as near as can be (Z. Bar-Joseph et al., Bioinformatics 17, 2001). More: the Fiedler vector of the
-    normalised Laplacian of ``|c|`` (J. Atkins et al., SIAM J. Comput. 28, 1998), which takes seconds for thousands.
+    The leaves of an average-linkage clustering with ``1 - |c| / max |c|`` as distance, turned so that neighbours are as
+    near as can be (Z. Bar-Joseph, D. Gifford, T. Jaakkola, Bioinformatics 17, 2001); a second for 700 variables.
 
     Args:
         strengths: couplings ``(n, n)``, symmetric, of either sign; the diagonal is ignored.
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
     size = np.abs(strengths)
     np.fill_diagonal(size, 0.0)
     if len(size) < 3 or not size.any():
         return np.arange(len(size))
-    return _clustered(size) if len(size) <= _CLUSTERED else _spectral(size)
-
-
-def _clustered(size: NDArray[np.float64]) -> NDArray[np.int64]:
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
     distance = 1 - size / size.max()
     np.fill_diagonal(distance, 0.0)
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
     return np.asarray(leaves_list(tree), dtype=np.int64)
-
-
-def _spectral(size: NDArray[np.float64]) -> NDArray[np.int64]:
-    from scipy.linalg import eigh
-
-    # without a little of everything, parts that are not coupled would have no order among them
-    size = size + size.max() * 1e-6
-    scale = 1 / np.sqrt(size.sum(axis=1))
-    _, vectors = eigh(-scale[:, None] * size * scale[None, :], subset_by_index=[1, 1])
-    return np.argsort(vectors[:, 0] * scale, kind="stable")
 
 
 def couplings(problem: BlockQubo, *, ax: Axes | None = None) -> Axes:
@@ -73,7 +74,7 @@ def couplings(problem: BlockQubo, *, ax: Axes | None = None) -> Axes:
 
     Blue is negative: pruning both costs less than the sum; red is positive. The diagonal is left out, since linear
     terms are no couplings. The colour bar is symmetric around 0 and ends where 99.5 % of the couplings lie within it.
-    A strip at the left shows groups, where there are several. Of more than 1024 variables, evenly spread ones are
+    A strip at the left shows groups, where there are several. Of more than 768 variables, evenly spread ones are
     drawn, as the title then says; Q is not built for them.
 
     Args:
@@ -85,37 +86,39 @@ def couplings(problem: BlockQubo, *, ax: Axes | None = None) -> Axes:
     >>> shown = plot.couplings(block)
     """
     n = problem.num_variables
-    places = np.unique(np.linspace(0, n - 1, min(n, MOST_VARIABLES)).round().astype(np.int64))
+    places = evenly_spread(n, MOST_VARIABLES)
     if not len(places):
         raise InputError("The problem has no variables, so there is nothing to draw.")
     among = problem.couplings_among(places)
     order = coupling_order(among)
     places, among = places[order], among[np.ix_(order, order)]
     ax = axes(ax)
+    limit = _limit(among)
     shown = np.ma.masked_array(among, np.eye(len(places), dtype=bool))
-    image = ax.imshow(shown, cmap=_without_diagonal(), norm=CenteredNorm(0, _limit(among)), interpolation="none")
+    image = ax.imshow(shown, cmap=_without_diagonal(), norm=CenteredNorm(0, limit), interpolation="none")
     part = f"{len(places)} evenly spread of " if len(places) < n else ""
-    form = "variable" if len(places) <= _NAMED else "place of the variable"
-    dress(
-        ax, title=f"couplings of {part}{n} variables", x_label=f"{form}, by coupling", y_label=f"{form}, by coupling",
-        grid=None,
-    )  # fmt: skip
+    label = "variable" if len(places) <= _NAMED else "place in the order"
+    dress(ax, title=f"couplings of {part}{n} variables, by strength", x_label=label, y_label=label, grid=None)
     if len(places) <= _NAMED:
         names = [str(place) for place in places]
         ax.set_xticks(range(len(places)), names, rotation=90 if len(places) > 12 else 0)
         ax.set_yticks(range(len(places)), names)
     if problem.num_groups > 1:
         _draw_groups(ax, problem, places)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    over = np.abs(among).max() > _limit(among)
-    bar = figure.colorbar(image, ax=ax, extend="both" if over else "neither", fraction=0.046, pad=0.03)
-    bar.set_label(f"coupling: energy, {ENERGY}", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.ax.yaxis.get_offset_text().set_fontsize(8)
-    bar.ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))
-    bar.outline.set_visible(False)
+    _draw_bar(ax, image, limit, bool(np.abs(among).max() > limit))
     return ax
+
+
+def _draw_bar(ax: Axes, image: AxesImage, high: float, over: bool) -> None:
+    """The colour bar; a power of ten stands in its label, since there is no place for it above."""
+    power = 3 * math.floor(math.log10(high) / 3)
+    power = 0 if -1 < math.log10(high) < 4 else power
+    bar = figure_of(ax).colorbar(image, ax=ax, extend="both" if over else "neither", fraction=0.046, pad=0.03)
+    bar.formatter = FuncFormatter(lambda value, _: f"{value / 10**power:g}")
+    unit = f"in 1e{power} units of the layer's loss" if power else ENERGY
+    bar.set_label(wrapped(f"coupling: energy, {unit}", 0.9 * min(size_of(ax)), 8), fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
 
 
 def _without_diagonal() -> Any:
@@ -143,8 +146,8 @@ def _draw_groups(ax: Axes, problem: BlockQubo, places: NDArray[np.int64]) -> Non
     )  # fmt: skip
     ax.set(xlim=(-0.5 - 1.4 * wide, n - 0.5), ylim=(n - 0.5, -0.5))
     ax.spines[["left", "bottom"]].set_visible(False)
-    if groups > _GROUPS:
-        ax.set_ylabel(f"{ax.get_ylabel()}; colours: {groups} groups")
+    if groups > _GROUPS or min(size_of(ax)) < _LEGEND_FROM:
+        ax.set_ylabel(f"{ax.get_ylabel()}\n(colours: {groups} groups)")
         return
     sizes = np.bincount(problem.labels, minlength=groups)
     legend(
@@ -153,7 +156,7 @@ def _draw_groups(ax: Axes, problem: BlockQubo, places: NDArray[np.int64]) -> Non
             Patch(color=colours[group], label=f"group {group}: prune {count} of {sizes[group]}")
             for group, count in enumerate(problem.num_pruned)
         ],
-        below=True,
+        full=True,
     )
 
 
@@ -188,6 +191,7 @@ def samples(results: SolveResult | Mapping[str, SolveResult], *, ax: Axes | None
     per_step, steps = (2, "swaps") if len(counts) == 1 else (1, "weights that differ")
     ax = axes(ax)
     gaps: list[float] = []
+    reach: list[float] = []
     for place, (name, result) in enumerate(named.items()):
         above = result.energies - best.energy
         away = (result.assignments != best.assignment).sum(axis=1) / per_step
@@ -197,7 +201,9 @@ def samples(results: SolveResult | Mapping[str, SolveResult], *, ax: Axes | None
             label=f"{plain(name)} ({len(above)})", zorder=2 + 1 / (1 + len(above)),
         )  # fmt: skip
         gaps += above.tolist()
+        reach += away.tolist()
     draw_levels(ax, _bound(named, best.energy))
+    ax.set_xlim(-0.5, max(1.0, max(reach)) + 0.5)
     dress(ax, title="answers around the best one", x_label=f"{steps} to the best assignment",
           y_label=f"energy above the best, {ENERGY}")  # fmt: skip
     _scale_of_gaps(ax, gaps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ from qubo_prune.plot_style import (
     look,
     plain,
     shortened,
+    size_of,
     whole_numbers,
 )
 from qubo_prune.report import LayerReport, Report
@@ -42,8 +43,6 @@ _OUTCOMES = {
     "rolled back": (_REJECTED, "X", True),
     "idle": ("0.5", "o", False),
 }
-#: Sweeps up to which their numbers of blocks are written beside them.
-_TOLD = 8
 #: Largest number of rows or columns of masks that are shown whole; of larger ones a window of the second size is.
 _WHOLE, _WINDOW = 256, 128
 #: What masks may say of a weight before and after, and its colour.
@@ -53,8 +52,6 @@ _STATES = (
 #: Layers up to which each has a line of its own with its name.
 _NAMED = 16
 _SINCE = "seconds since the descent began"
-
-Quantity = Literal["error", "density"]
 
 
 def descent(trace: LayerReport | LossTrace | Report, *, ax: Axes | None = None) -> Axes:
@@ -90,17 +87,13 @@ def descent(trace: LayerReport | LossTrace | Report, *, ax: Axes | None = None) 
 def _layer_descent(name: str, points: Sequence[TracePoint], ax: Axes) -> Axes:
     seconds, energies = [p.seconds for p in points], [p.energy for p in points]
     ax.step(seconds, energies, where="post", color="0.55", linewidth=1.3, zorder=2)
-    sweeps = list(itertools.pairwise(points))
-    for before, after in sweeps:
+    for before, after in itertools.pairwise(points):
         accepted, tried = after.accepted - before.accepted, max(after.steps - before.steps, 0)
         share = min(1.0, accepted / tried) if tried else float(accepted > 0)
-        ax.plot(after.seconds, after.energy, "o", ms=9, mfc="white", mec=_REJECTED, mew=1.3, zorder=3)
-        ax.plot(after.seconds, after.energy, "o", ms=9 * share**0.5, mfc=_ACCEPTED, mec="none", zorder=4)
-        if tried and len(sweeps) <= _TOLD:
-            ax.annotate(
-                f"{accepted} of {tried}", (after.seconds, after.energy), xytext=(-6, 7), textcoords="offset points",
-                fontsize=8, ha="right", color="0.25",
-            )  # fmt: skip
+        if share < 1:
+            ax.plot(after.seconds, after.energy, "o", ms=9, mfc="white", mec=_REJECTED, mew=1.3, zorder=3)
+        if share > 0:
+            ax.plot(after.seconds, after.energy, "o", ms=9 * share**0.5, mfc=_ACCEPTED, mec="none", zorder=4)
     ax.plot(seconds[0], energies[0], "s", ms=6, color="0.25", zorder=3)
     accepted, steps = points[-1].accepted, points[-1].steps
     rejected = f"rejected: {steps - accepted:,} blocks" if steps >= accepted and steps else "rejected"
@@ -110,12 +103,8 @@ def _layer_descent(name: str, points: Sequence[TracePoint], ax: Axes) -> Axes:
         _point("o", rejected, ms=8, mfc="white", mec=_REJECTED, mew=1.3),
     ]
     ax.margins(x=0.08, y=0.12)
-    dress(
-        ax,
-        title=shortened(name),
-        x_label=_SINCE,
-        y_label="energy: mean squared output error",
-    )
+    title = shortened(name, int(11 * size_of(ax)[0]))
+    dress(ax, title=title, x_label=_SINCE, y_label="energy: mean squared output error")
     legend(ax, handles)
     return ax
 
@@ -136,14 +125,11 @@ def _loss_descent(trace: LossTrace, ax: Axes) -> Axes:
         if own:
             ax.plot(
                 [step.seconds for step in own], [step.held_out_loss for step in own], marker, ms=5.5, color=colour,
-                mfc=colour if filled else "white", mew=1.2 if not filled else 0, label=f"{outcome}: {len(own)} steps",
-                zorder=3 + filled,
+                mfc=colour if filled else "white", mew=0 if filled else 1.2, zorder=3 + filled,
+                label=f"{outcome}: {len(own)} {'step' if len(own) == 1 else 'steps'}",
             )  # fmt: skip
     draw_levels(ax, {f"best: {trace.best_loss:.4g}": trace.best_loss})
-    dress(
-        ax, title="descent on the loss", x_label=_SINCE,
-        y_label="held-out loss, mean per sample",
-    )  # fmt: skip
+    dress(ax, title="descent on the loss", x_label=_SINCE, y_label="held-out loss, mean per sample")
     legend(ax)
     return ax
 
@@ -192,7 +178,7 @@ def masks(before: Tensor | NDArray[Any], after: Tensor | NDArray[Any], *, ax: Ax
         Patch(facecolor=colour, edgecolor="0.7", linewidth=0.5, label=f"{name}: {count:,}")
         for (name, colour), count in zip(_STATES, counts, strict=True)
     ]
-    legend(ax, handles, below=True)
+    legend(ax, handles, full=True)
     return ax
 
 
@@ -218,7 +204,7 @@ def _window(changed: NDArray[np.bool_]) -> tuple[slice, slice]:
     return slice(top, top + high), slice(left, left + wide)
 
 
-def layers(report: Report | Mapping[str, Report], quantity: Quantity = "error", *, ax: Axes | None = None) -> Axes:
+def layers(report: Report | Mapping[str, Report], quantity: str = "error", *, ax: Axes | None = None) -> Axes:
     """Error or density of every layer, in the order of the model.
 
     Up to 16 layers stand below one another with their names, without what these have in common. More are drawn against
@@ -284,7 +270,7 @@ def _draw_by_number(
             if own:
                 style = look(at) if len(series) == 1 else look(place) | {"marker": MARKERS[at % len(MARKERS)]}
                 ax.plot(*zip(*own, strict=True), linewidth=1.2, markersize=4, label=plain(short[kind] or name), **style)
-    dress(ax, title="" if len(series) > 1 else "layers", x_label="number of the decoder layer", y_label=label)
+    dress(ax, title=f"{len(numbered)} layers", x_label="number of the decoder layer", y_label=label)
     whole_numbers(ax.xaxis)
     if len(series) == 1:
         legend(ax)
@@ -309,7 +295,8 @@ def _draw_by_name(ax: Axes, series: Mapping[str, Mapping[str, float]], names: Se
     shown = without_common(names)
     ax.set_yticks(range(0, len(names), every), [plain(shortened(name)) for name in shown[::every]])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    dress(ax, title=_common(names), x_label=label, y_label="layer")
+    beside = 0.07 * max(map(len, shown))
+    dress(ax, title=_common(names), x_label=label, y_label="layer", beside=beside)
     if len(series) > 1:
         legend(ax)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -24,12 +23,13 @@ from qubo_prune.plot_style import (
     look,
     plain,
     shortened,
+    size_of,
+    wrapped,
 )
 
 Line = Sequence[tuple[float, float]]
 #: A point ``(x, y)`` and its kind.
 Mark = tuple[float, float, str]
-Quantity = Literal["perplexity", "rise", "error", "seconds"]
 _LABELS = {
     "perplexity": "perplexity on held-out text",
     "rise": "rise of log-perplexity over dense",
@@ -101,23 +101,28 @@ def bars(
             ax.plot(values, at, label=plain(name), markersize=6, **(style | {"linestyle": ""}))
         else:
             ax.barh(at, values, height=0.88 * height, label=plain(name), color=style["color"])
+    handles = ax.get_legend_handles_labels()[0]
     for place, (name, value) in enumerate((levels or {}).items()):
         if math.isfinite(value):
-            ax.axvline(value, label=plain(name), zorder=1.5, **level_look(place))
-    ax.set_yticks(range(len(names)), [plain(shortened(name)) for name in names])
+            handles.append(ax.axvline(value, label=plain(name), zorder=1.5, **level_look(place)))
+    # names take a third of the width at most, in as many lines as there is room for
+    room, height = size_of(ax)[0] / 3, size_of(ax)[1] / max(1, len(names))
+    lines = max(1, min(3, int(height / 0.14)))
+    shown = [wrapped(plain(shortened(name, int(14 * room * lines))), room, 8) for name in names]
+    ax.set_yticks(range(len(names)), shown)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    dress(ax, x_label=label, grid="x")
+    dress(ax, x_label=label, grid="x", beside=room)
     ax.tick_params(axis="y", length=0)
     if wide:
         logarithmic(ax, "x")
     else:
         ax.locator_params(axis="x", nbins=5)
-    if len(series) + len(levels or {}) > 1:
-        legend(ax)
+    if len(handles) > 1:
+        legend(ax, handles, full=True)
     return ax
 
 
-def methods(comparison: Comparison, quantity: Quantity = "perplexity", *, ax: Axes | None = None) -> Axes:
+def methods(comparison: Comparison, quantity: str = "perplexity", *, ax: Axes | None = None) -> Axes:
     """Methods side by side; several settings and held-out texts stand in groups, the dense model is a dashed line.
 
     Args:

@@ -7,15 +7,17 @@ else's figure looks the same as one that is made here.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 #: Colours of series, in their order: those of M. Okabe and K. Ito (Color Universal Design, 2008), ordered so that each
 #: differs from the one before in lightness as well.
@@ -34,6 +36,8 @@ WIDE = 20.0
 #: Most entries of a legend within the axes; longer ones stand beside them.
 _WITHIN = 5
 _TITLE, _LABEL, _SMALL = 10, 9, 8
+#: Width of a letter as a share of its height, and of the sample in a legend in inches.
+_LETTER, _HANDLE = 0.62, 0.5
 
 
 def axes(ax: Axes | None) -> Axes:
@@ -72,11 +76,39 @@ def shortened(name: str, most: int = 40) -> str:
     return name if len(name) <= most else f"{name[:half]}...{name[-half:]}"
 
 
-def dress(ax: Axes, *, title: str = "", x_label: str = "", y_label: str = "", grid: str | None = "both") -> None:
-    """Titles, labels with their units, a light grid (along ``x``, ``y``, ``both`` or ``None``), no box."""
-    ax.set_title(plain(title), fontsize=_TITLE)
-    ax.set_xlabel(plain(x_label), fontsize=_LABEL)
-    ax.set_ylabel(plain(y_label), fontsize=_LABEL)
+def figure_of(ax: Axes) -> Figure:
+    """The figure that an Axes is in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
+def size_of(ax: Axes) -> tuple[float, float]:
+    """Width and height of the place of an Axes, in inches, before a layout moves it."""
+    place, figure = ax.get_position(original=True), figure_of(ax)
+    return place.width * figure.get_figwidth(), place.height * figure.get_figheight()
+
+
+def wrapped(text: str, inches: float, points: float = _LABEL) -> str:
+    """A text in lines of at most so many inches, if words allow it."""
+    letters = max(8, int(inches * 72 / (_LETTER * points)))
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, letters) or [""])
+
+
+def dress(
+    ax: Axes, *, title: str = "", x_label: str = "", y_label: str = "", grid: Literal["x", "y", "both"] | None = "both",
+    beside: float = 0.0,
+) -> None:  # fmt: skip
+    """Titles, labels with their units, a light grid, no box.
+
+    ``beside``: inches of the width that something else takes, such as names at the left.
+    """
+    width, height = size_of(ax)
+    if not ax.get_autoscale_on() and ax.get_aspect() == 1.0:  # a picture fills a square
+        width = min(width, height + 1.0)
+    ax.set_title(wrapped(plain(title), width, _TITLE), fontsize=_TITLE)
+    ax.set_xlabel(wrapped(plain(x_label), width - beside), fontsize=_LABEL)
+    ax.set_ylabel(wrapped(plain(y_label), height), fontsize=_LABEL)
     ax.tick_params(which="both", labelsize=_SMALL, color="0.5")
     ax.xaxis.get_offset_text().set_fontsize(_SMALL)
     ax.yaxis.get_offset_text().set_fontsize(_SMALL)
@@ -85,47 +117,52 @@ def dress(ax: Axes, *, title: str = "", x_label: str = "", y_label: str = "", gr
     ax.set_axisbelow(True)
     ax.grid(False, which="both")
     if grid is not None:
-        ax.grid(True, axis=grid, color="0.9", linewidth=0.7)  # type: ignore[arg-type]
+        ax.grid(True, axis=grid, color="0.9", linewidth=0.7)
 
 
-def legend(ax: Axes, handles: Sequence[Any] | None = None, *, title: str | None = None, below: bool = False) -> None:
-    """Names of what is drawn: within the axes where there is room, beside or below them where the layout makes some.
+def legend(ax: Axes, handles: Sequence[Any] | None = None, *, full: bool = False) -> None:
+    """Names of what is drawn: within the axes if they are few, else beside or below, where the layout makes room.
 
     Args:
-        ax: where.
+        ax: where; its labels are set already.
         handles: what is named; everything with a label if left out.
-        title: what the names are of.
-        below: never within the axes, which are full.
+        full: never within the axes, if that can be.
     """
     shown = list(ax.get_legend_handles_labels()[0] if handles is None else handles)
     if not shown:
         return
     names = [str(handle.get_label()) for handle in shown]
-    beside = _has_room(ax, max(map(len, names)))
-    place: dict[str, Any] = {"loc": "best"}
-    if below and _makes_room(ax):
-        columns = 1 if max(map(len, names)) > 30 else min(2, len(names))
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": columns}
-    elif len(names) > _WITHIN and beside:
-        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    ax.legend(
-        shown, names, fontsize=_SMALL, frameon=place["loc"] == "best", framealpha=0.8, edgecolor="none",
-        title=title, title_fontsize=_SMALL, handlelength=2.2, **place,
-    )  # fmt: skip
+    place: dict[str, Any] = {"loc": "best", "framealpha": 0.8, "edgecolor": "none"}
+    if (full or len(names) > _WITHIN) and figure_of(ax).get_layout_engine() is not None:
+        place |= _outside(ax, len(names), _HANDLE + _inches(max(names, key=len), _SMALL), full)
+    ax.legend(shown, names, fontsize=_SMALL, handlelength=2.2, **place)
 
 
-def _makes_room(ax: Axes) -> bool:
-    """True if the figure moves its Axes apart for what stands around them."""
-    figure = ax.get_figure(root=True)
-    return figure is not None and figure.get_layout_engine() is not None
+def _outside(ax: Axes, entries: int, width: float, below: bool) -> dict[str, Any]:
+    """Where a legend of so many entries of that width in inches leaves most to the axes; nothing if nowhere."""
+    wide, high = size_of(ax)
+    columns = max(1, int(wide / width))
+    fits_below = 0.2 * math.ceil(entries / columns) < 0.4 * high
+    if fits_below and (below or width > 0.42 * wide):
+        return _below(ax, columns)
+    if width < 0.65 * wide:
+        return {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+    return {}
 
 
-def _has_room(ax: Axes, letters: int) -> bool:
-    """True if a legend with names of so many letters may stand beside the axes and leave most of their width."""
-    figure = ax.get_figure(root=True)
-    return figure is not None and _makes_room(ax) and (
-        0.5 + 0.068 * letters < 0.42 * ax.get_position().width * figure.get_figwidth()
-    )  # fmt: skip
+def _below(ax: Axes, columns: int) -> dict[str, Any]:
+    """Below the label of x, at a distance that does not depend on how high the axes are."""
+    down = 0.3 + 0.16 * len(ax.get_xlabel().split("\n"))
+    anchor = ax.transAxes + ScaledTranslation(0.0, -down, figure_of(ax).dpi_scale_trans)
+    return {
+        "loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": anchor, "ncols": columns,
+        "frameon": False, "borderaxespad": 0.0, "columnspacing": 1.2,
+    }  # fmt: skip
+
+
+def _inches(text: str, points: float) -> float:
+    """About how wide a text is."""
+    return max(map(len, text.split("\n"))) * _LETTER * points / 72
 
 
 def draw_levels(ax: Axes, levels: Mapping[str, float] | None) -> None:
@@ -137,7 +174,7 @@ def draw_levels(ax: Axes, levels: Mapping[str, float] | None) -> None:
 
 def whole_numbers(axis: Axis) -> None:
     """No ticks between whole numbers."""
-    axis.set_major_locator(MaxNLocator("auto", integer=True))
+    axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
 def is_wide(values: Iterable[float], least: float = WIDE) -> bool:
@@ -216,8 +253,7 @@ def _share_legend(figure: Figure, places: Iterable[Axes], width: float) -> None:
                 known.setdefault(text.get_text(), handle)
             own.remove()
     if known:
-        longest = max(map(len, known))
-        columns = max(1, min(len(known), int(width / (0.55 + 0.075 * longest))))
+        columns = max(1, min(len(known), int(width / (_HANDLE + 0.1 + _inches(max(known, key=len), _SMALL)))))
         figure.legend(
             list(known.values()), list(known), loc="outside lower center", ncols=columns, fontsize=_SMALL,
             frameon=False, handlelength=2.2,

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
+from rich.table import Table
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.tables import Shown
 
 
 def _float64(values: ArrayLike, what: str) -> NDArray[np.float64]:
@@ -60,7 +62,7 @@ def is_binary(values: NDArray[Any]) -> bool:
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
-class BlockQubo:
+class BlockQubo(Shown):
     """Minimise ``E(x) = offset + x' Q x`` over binary x, subject to exact counts.
 
     ``sum(x[labels == g]) = num_pruned[g]`` for every group g; the groups are disjoint and cover
@@ -194,6 +196,11 @@ class BlockQubo:
         if point.shape != (self.num_variables,) or not is_binary(point):
             return False
         return bool((self.counts(point) == self.num_pruned).all())
+
+    def __rich__(self) -> Table:
+        from qubo_prune.facts import problem_table
+
+        return problem_table(self)
 
     def __repr__(self) -> str:
         form = "factor form" if isinstance(self.q, FactorForm) else "dense"

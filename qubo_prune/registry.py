@@ -14,11 +14,16 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
 from qubo_prune.errors import InputError, SolverError, did_you_mean
 from qubo_prune.solver import Capabilities, Solver
+from qubo_prune.tables import Shown
 
 GROUP = "qubo_prune.solvers"
 ADAPTERS = "qubo_prune.adapters"
@@ -183,8 +188,60 @@ def _adapter(name: str) -> type[Adapter]:
     return adapter
 
 
-def describe_solvers() -> list[SolverInfo]:
-    """Every registered solver with its capabilities, or the reason why it cannot be used."""
+class SolverList(Sequence[SolverInfo], Shown):
+    """Solvers with what they can do, as a sequence of :class:`SolverInfo` and as a table."""
+
+    def __init__(self, infos: Iterable[SolverInfo]) -> None:
+        self._infos = tuple(infos)
+
+    @overload
+    def __getitem__(self, at: int) -> SolverInfo: ...
+    @overload
+    def __getitem__(self, at: slice) -> SolverList: ...
+    def __getitem__(self, at: int | slice) -> SolverInfo | SolverList:
+        return SolverList(self._infos[at]) if isinstance(at, slice) else self._infos[at]
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def __repr__(self) -> str:
+        return f"SolverList({', '.join(info.name for info in self)})"
+
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(line) for line in self.broken()))
+
+    def table(self) -> Table:
+        """What each solver declares, and the most variables that it takes."""
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for column in ("solver", "exact", "counts", "groups", "batch", "factor", "random", "size", "package", "state"):
+            table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+        for info in self:
+            table.add_row(Text(info.name), *_declared(info.capabilities), Text(info.distribution), _state(info))
+        return table
+
+    def broken(self) -> list[str]:
+        """Why some cannot be used here, a line for each."""
+        return [f"{info.name}: {info.error}" for info in self if info.error]
+
+
+def _declared(can: Capabilities | None) -> Sequence[str]:
+    if can is None:
+        return ["?"] * 7
+    flags = (can.exact, can.cardinality, can.cardinality and can.groups, can.batched, can.factor_form, can.stochastic)
+    return [*("yes" if flag else "-" for flag in flags), str(can.max_variables or "any")]
+
+
+def _state(info: SolverInfo) -> str:
+    return "not usable" if info.capabilities is None else "ready"
+
+
+def describe_solvers() -> SolverList:
+    """Every registered solver with its capabilities, or the reason why it cannot be used.
+
+    >>> from qubo_prune import describe_solvers
+    >>> "greedy" in [info.name for info in describe_solvers()]
+    True
+    """
     infos = []
     for name, entries in _by_name().items():
         entry = entries[0]
@@ -193,7 +250,7 @@ def describe_solvers() -> list[SolverInfo]:
             infos.append(dataclasses.replace(info, capabilities=solver_class(name).capabilities))
         except SolverError as error:
             infos.append(dataclasses.replace(info, error=str(error)))
-    return infos
+    return SolverList(infos)
 
 
 def available_adapters() -> list[str]:

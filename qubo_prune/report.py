@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 import math
 import platform
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.descent import TracePoint
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 
 _PACKAGES = ("qubo-prune", "torch", "transformers", "numpy", "dimod", "ortools", "qiskit-optimization")
 
@@ -122,7 +122,7 @@ def _share(part: float, whole: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class Report(Shown):
     """Outcome of :func:`qubo_prune.prune`.
 
     Attributes:
@@ -236,7 +236,8 @@ class Report:
 
     def table(self, full: bool = False) -> Table:
         """A table of all layers, or by kind of layer (numbers in names folded together)."""
-        table = Table(title=self._title(), caption=self._caption(), title_justify="left", caption_justify="left")
+        title, caption = Text(self._title(), style="table.title"), Text(self._caption(), style="table.caption")
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
         table.add_column("layer", overflow="fold")
         for column in ("layers", "density", "error before", "after", "ratio", "blocks", "search s"):
             table.add_column(column, justify="right")
@@ -244,9 +245,9 @@ class Report:
         for layer in self.layers:
             groups.setdefault(layer.name if full else _kind(layer.name), []).append(layer)
         for name, members in groups.items():
-            table.add_row(*_row(name, members))
+            table.add_row(Text(name), *_row(members))
         table.add_section()
-        table.add_row(*_row("all", list(self.layers)))
+        table.add_row("all", *_row(list(self.layers)))
         return table
 
     def _title(self) -> str:
@@ -285,18 +286,6 @@ class Report:
     def __rich__(self) -> Table:
         return self.table()
 
-    def _repr_html_(self) -> str:
-        table = self.table()
-        head = "".join(f"<th>{html.escape(str(column.header))}</th>" for column in table.columns)
-        cells = zip(*(list(column.cells) for column in table.columns), strict=True)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells
-        )
-        return (
-            f"<table><caption>{html.escape(self._title())}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table><p>{html.escape(self._caption())}</p>"
-        )
-
 
 def _finite(values: Sequence[float] | None) -> list[float | None] | None:
     """For JSON, which knows no infinity."""
@@ -322,12 +311,12 @@ def _kind(name: str) -> str:
     return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
-def _row(name: str, members: list[LayerReport]) -> tuple[str, ...]:
+def _row(members: list[LayerReport]) -> tuple[str, ...]:
     power = sum(layer.output_power for layer in members)
     before, after = sum(layer.error_before for layer in members), sum(layer.error_after for layer in members)
     density = _share(sum(layer.kept for layer in members), sum(_size(layer) for layer in members))
     return (
-        name, str(len(members)), f"{density:.4f}", f"{_share(before, power):.5f}", f"{_share(after, power):.5f}",
+        str(len(members)), f"{density:.4f}", f"{_share(before, power):.5f}", f"{_share(after, power):.5f}",
         f"{_share(after, before):.3f}", str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
     )  # fmt: skip

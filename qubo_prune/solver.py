@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
+from rich.table import Table
 from torch import Tensor
 
 from qubo_prune.problem import BlockBatch, BlockQubo
+from qubo_prune.tables import Shown
 
 
 class Deadline:
@@ -144,7 +146,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, eq=False)
-class SolveResult:
+class SolveResult(Shown):
     """What a solver answers.
 
     Attributes:
@@ -176,6 +178,17 @@ class SolveResult:
     def energy(self) -> float:
         """The energy of :attr:`assignment`."""
         return float(self.energies[0])
+
+    @property
+    def gap(self) -> float | None:
+        """``(energy - bound) / |energy|``, if a bound is known and the energy is not 0."""
+        bound, energy = self.lower_bound, self.energy
+        return None if bound is None or energy == 0 else max(0.0, energy - bound) / abs(energy)
+
+    def __rich__(self) -> Table:
+        from qubo_prune.facts import result_table
+
+        return result_table(self)
 
     def __repr__(self) -> str:
         bound = "" if self.lower_bound is None else f", lower bound {self.lower_bound:.6g}"

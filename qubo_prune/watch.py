@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.run_folder import EVENTS, is_running, read_manifest
+from qubo_prune.tables import Shown
 
 #: Characters of a line of events that are read at most; longer ones are not of a run.
 _MOST = 2**20
@@ -22,7 +23,7 @@ _SHOWN = 12
 
 
 @dataclass(frozen=True)
-class RunState:
+class RunState(Shown):
     """Where a run is.
 
     Attributes:

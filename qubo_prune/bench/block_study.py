@@ -45,7 +45,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine
 from qubo_prune.solver import Solver
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import Windows, check_length, token_windows
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockStudy:
+class BlockStudy(Shown):
     """Outcome of :func:`study_blocks`.
 
     Attributes:
@@ -152,8 +152,9 @@ class BlockStudy:
     def table(self) -> Table:
         """One line per point, the best of a column of errors or perplexities in bold."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title=f"{self.model}, {self.date}",
-            title_justify="left", caption=self._caption(), caption_justify="left",
+            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
+            title=escape(f"{self.model}, {self.date}"), title_justify="left",
+            caption=escape(self._caption()), caption_justify="left",
         )  # fmt: skip
         for column in _COLUMNS:
             first = column.strip() == "solver"

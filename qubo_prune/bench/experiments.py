@@ -27,7 +27,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import machine
 from qubo_prune.stopwatch import Stopwatch
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 
 #: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.
 METHODS = ("magnitude", "wanda", "gram", "icbs", "icbs-paper")
@@ -259,7 +259,7 @@ def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> Kee
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(Shown):
     """All outcomes of an experiment.
 
     Attributes:

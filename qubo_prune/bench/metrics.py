@@ -31,6 +31,7 @@ from scipy.stats import binomtest
 from qubo_prune.bench.runs import Row, RunTable, latest, read_calls
 from qubo_prune.bench.suite import Instance, Suite
 from qubo_prune.errors import InputError
+from qubo_prune.tables import Shown
 
 #: Gap up to which an answer is as good as the best known.
 SUCCESS = 1e-6
@@ -41,7 +42,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Results:
+class Results(Shown):
     """The rows of one or more runs with the instances they are of.
 
     Attributes:

@@ -36,6 +36,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver, setting_value
 from qubo_prune.report import machine
 from qubo_prune.solver import BatchRequest, Solver, derive_seed
+from qubo_prune.tables import Shown
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Record:
 
 
 @dataclass(frozen=True, eq=False)
-class SolverBenchmark:
+class SolverBenchmark(Shown):
     """Outcome of :func:`compare_solvers`.
 
     Attributes:
@@ -197,7 +198,7 @@ class SolverBenchmark:
         for name, records in groups.items():
             count = len({(r.family, r.instance) for r in records})
             start = self._gaps(records, "start")
-            table.add_row(f"[bold]{name}[/bold], {count} problems", *[""] * 7)
+            table.add_row(f"[bold]{escape(name)}[/bold], {count} problems", *[""] * 7)
             table.add_row("  (Wanda's start)", "", "", _percent(start), f"{100 * max(start):.1f}", "", "", "")
             for solver in self.entrants:
                 table.add_row(f"  {escape(solver)}", *self._cells(records, solver))

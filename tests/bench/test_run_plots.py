@@ -12,6 +12,7 @@ from tiny_runs import instance, results, row
 from qubo_prune.bench import run_plots
 from qubo_prune.bench.metrics import Results
 from qubo_prune.bench.run_report import classes_in
+from qubo_prune.plot import PALETTE
 
 SOLVERS = ("wanda+swaps", "random+swaps", "good", "<weak> & $co")
 
@@ -84,7 +85,7 @@ def test_baselines_are_grey_and_others_have_a_colour_of_their_own(found: Results
     looks = {name_of(line.get_label()): (line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}
     assert len(set(looks.values())) == len(SOLVERS)
     assert {looks[name][0] for name in SOLVERS[:2]} == {"0.25", "0.6"}
-    assert all(looks[name][0].startswith("C") for name in SOLVERS[2:])
+    assert {looks[name][0] for name in SOLVERS[2:]} <= set(PALETTE)
 
 
 def test_one_legend_names_every_solver_once(found: Results) -> None:
@@ -117,3 +118,14 @@ def test_a_run_in_which_nobody_solves_anything_is_drawn(tmp_path: Path) -> None:
         run_plots.distributions(found),
     ):
         assert run_plots.svg(figure).startswith("<svg")
+
+
+def test_each_picture_draws_in_the_axes_that_it_is_given(found: Results) -> None:
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(1, 4)
+    assert run_plots.gap_against_limit(found, ax=axes[0]) is axes[0]
+    assert run_plots.gap_against_size(found, "gram", ax=axes[1]) is axes[1]
+    assert run_plots.gap_distribution(found, ax=axes[2]) is axes[2]
+    assert run_plots.performance_profile(found, ax=axes[3]) is axes[3]
+    assert all(axis.get_lines() and axis.get_xlabel() and axis.get_ylabel() for axis in axes)
+    assert len(figure.axes) == 4
