@@ -256,7 +256,8 @@ class Comparison(Shown):
         save_panels(
             path,
             [lambda ax: methods(self, "rise", ax=ax), lambda ax: others(ax, "error"), lambda ax: others(ax, "seconds")],
-            width=4.0, height=1.4 + 0.4 * entries, shared_legend=True,
+            # with several texts a colour is another series in the first panel than in the others
+            width=4.2, height=1.6 + 0.4 * entries, shared_legend=len(self.texts) == 1,
         )  # fmt: skip
 
     def __str__(self) -> str:

@@ -34,7 +34,7 @@ from qubo_prune.problem import BlockQubo
 from qubo_prune.solver import SolveResult, Status
 
 #: The unit of energies.
-ENERGY = "in units of the layer's loss"
+ENERGY = "units of the layer's loss"
 #: Most variables of a heat map; a picture has no more points, and their order takes cubic time.
 MOST_VARIABLES = 768
 #: Most variables that are named along the axes, and most groups that a legend names.
@@ -115,7 +115,7 @@ def _draw_bar(ax: Axes, image: AxesImage, high: float, over: bool) -> None:
     power = 0 if -1 < math.log10(high) < 4 else power
     bar = figure_of(ax).colorbar(image, ax=ax, extend="both" if over else "neither", fraction=0.046, pad=0.03)
     bar.formatter = FuncFormatter(lambda value, _: f"{value / 10**power:g}")
-    unit = f"in 1e{power} units of the layer's loss" if power else ENERGY
+    unit = f"1e{power} units of the layer's loss" if power else ENERGY
     bar.set_label(wrapped(f"coupling: energy, {unit}", 0.9 * min(size_of(ax)), 8), fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

@@ -53,7 +53,7 @@ def _paragraph(text: RenderableType | None) -> str:
 
 
 def _table(table: Table) -> str:
-    title = f'<caption style="{_LEFT}; caption-side: top; padding: 0.3em 0">{_cell(table.title)}</caption>'
+    title = f'<caption style="{_LEFT}; caption-side: top; font-weight: bold">{_cell(table.title)}</caption>'
     heads = [_entry("th", column.header, column, ' scope="col"') for column in table.columns]
     head = f"<thead>{_row(heads)}</thead>" if table.show_header else ""
     return f"<table>{title if table.title else ''}{head}{_body(table)}</table>"
