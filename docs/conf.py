@@ -42,6 +42,7 @@ myst_heading_anchors = 4  # as GitHub names them
 myst_links_external_new_tab = False
 nb_execution_mode = "force"  # `make docs-fast` leaves them as they are
 nb_execution_timeout = 180
+nb_output_stderr = "error"  # a notebook shows no warnings and no progress bars of others
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True

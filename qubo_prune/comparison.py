@@ -289,6 +289,8 @@ def compare(
     samples: int = 32,
     eval_samples: int = 24,
     sequence_length: int = 512,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     device: str = "cpu",
     dtype: str = "auto",
     output: str | Path | None = None,
@@ -303,7 +305,7 @@ def compare(
         calibration: text source for calibration.
         text: held-out text source, or several; methods are compared on each.
         density: kept share, or several; an entry such as ``"2:4"`` is a pattern of its own.
-        pattern, solver, max_time, seed, samples, sequence_length, device, dtype:
+        pattern, solver, max_time, seed, samples, sequence_length, include, exclude, device, dtype:
             see :func:`qubo_prune.prune`.
         eval_samples: windows of held-out text.
         output: folder for the model of the last method, with ``comparison.json`` and ``comparison.png``.
@@ -347,8 +349,8 @@ def compare(
         report = prune(
             loaded.model, calibration, setting.density, pattern=setting.pattern, method=entry.method,
             hessian=entry.hessian, update=entry.update, max_time=max_time, seed=seed, samples=samples,
-            sequence_length=sequence_length, tokenizer=loaded.tokenizer, progress=progress,
-            **{"solver": solver, **dict(entry.settings)},
+            sequence_length=sequence_length, include=include, exclude=exclude, tokenizer=loaded.tokenizer,
+            progress=progress, **{"solver": solver, **dict(entry.settings)},
         )  # fmt: skip
         calibrated = report.calibration
         rows.append(_row(entry, setting, report, perplexities()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -62,8 +63,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
         options["gguf_file"] = gguf
     wanted = DTYPES[dtype] or (torch.float32 if gguf else "auto")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **options)
+        with _no_bars():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         if "trust_remote_code" in str(error) and not trust_remote_code:
@@ -88,6 +90,25 @@ def check_name(name: str, dtype: str, device: str) -> tuple[str, str | None, tor
     if dtype not in DTYPES:
         raise InputError(f"There is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use one of {', '.join(DTYPES)}.")
     return *_locate(name), usable_device(device)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which nobody asked for."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    # that of .gguf files is tqdm's own, which knows nothing of the switch
+    bar = getattr(gguf, "tqdm", None)
+    gguf.tqdm = functools.partial(bar, disable=True) if bar else None
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def usable_device(device: str) -> torch.device:

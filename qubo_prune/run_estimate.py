@@ -181,8 +181,7 @@ class RunEstimate:
 
     def sentences(self) -> list[str]:
         """Calibration, memory, time, and what was not foreseen."""
-        drawn = ", ".join(f"{name} {value}" for name, value in self.calibration.items() if name != "sha256")
-        said = [f"Calibration: {drawn}."]
+        said = [f"Calibration: {_drawn(self.calibration)}."]
         if self.memory is not None:
             said.append(self.memory.sentence(self.available_bytes))
         if self.time is not None:
@@ -214,6 +213,16 @@ def duration(seconds: float) -> str:
     if seconds < 99.5 * 60:
         return f"{round(seconds / 60)} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def _drawn(calibration: Mapping[str, Any]) -> str:
+    """What a run is calibrated on, in words; of what is no text, all that is known of it."""
+    if {"windows", "length", "tokens", "tokens_available"} <= calibration.keys():
+        return (
+            f"{calibration['windows']} windows of {calibration['length']} tokens, {calibration['tokens']} of the "
+            f"{calibration['tokens_available']} of {calibration['source']}"
+        )
+    return ", ".join(f"{name} {value}" for name, value in calibration.items() if name != "sha256")
 
 
 def estimate_run(

@@ -37,6 +37,16 @@ def test_every_method_starts_from_the_dense_weights(sources: tuple[str, str]) ->
     assert max(map(len, str(both).splitlines())) <= 80
 
 
+def test_only_some_layers_are_pruned(sources: tuple[str, str]) -> None:
+    model, text = sources
+    settings = {"calibration": text, "text": text, "samples": 4, "eval_samples": 3, "sequence_length": 16}
+    some = compare(model, ["magnitude"], include=["*.mlp.*"], exclude=["*.down_proj"], **settings)
+    every = compare(model, ["magnitude"], **settings)
+    assert some.row("dense").perplexity == every.row("dense").perplexity
+    assert some.row("magnitude").perplexity != every.row("magnitude").perplexity
+    assert 0 < some.row("magnitude").layer_error < every.row("magnitude").layer_error
+
+
 def test_methods_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match="did you mean 'wanda'"):
         compare("no-such-model", ["wandda"])

@@ -29,6 +29,24 @@ def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
     assert not any(p.name.startswith(".") for p in tmp_path.iterdir())
 
 
+def test_loading_is_silent_and_leaves_the_bars_of_others_as_they_are(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    folder, shown = tiny.save(tmp_path / "model"), transformers_logging.is_progress_bar_enabled()
+    try:
+        for switch in (transformers_logging.enable_progress_bar, transformers_logging.disable_progress_bar):
+            switch()
+            before = transformers_logging.is_progress_bar_enabled()
+            capfd.readouterr()
+            load_model(str(folder))
+            assert "%" not in "".join(capfd.readouterr())
+            assert transformers_logging.is_progress_bar_enabled() == before
+    finally:
+        (transformers_logging.enable_progress_bar if shown else transformers_logging.disable_progress_bar)()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
