@@ -49,8 +49,8 @@ def test_a_suite_is_made_checked_and_listed(tmp_path: Path) -> None:
     code, printed, _ = call("list", folder)
     assert code == 0
     lines = printed.splitlines()
-    assert lines[0].split()[:2] == ["instance", "n"]
-    assert [line.split()[:3] for line in lines[1:]] == [
+    assert lines[1].split()[:2] == ["instance", "n"]
+    assert [line.split()[:3] for line in lines[2:]] == [
         [i.name, str(i.num_variables), str(i.num_pruned)] for i in suite.instances
     ]
 
