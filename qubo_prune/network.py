@@ -163,7 +163,8 @@ class Sampled:
     Attributes:
         layers: those in it.
         blocks: blocks like it that hold layers, itself included.
-        behind: blocks of the whole stack that a run comes through.
+        behind: blocks of the stack that a run comes through.
+        stack: all blocks of it.
         loading: seconds until its weights were there.
         passes: seconds of the passes that its Grams took, without visits.
         advance: seconds of the pass to the next block.
@@ -172,6 +173,7 @@ class Sampled:
     layers: tuple[Layer, ...]
     blocks: int
     behind: int
+    stack: int
     loading: float
     passes: float
     advance: float
@@ -222,7 +224,9 @@ def sample(
                 call.run(block, state)
             ended = time.perf_counter()
     last = max(number for number, each in enumerate(stack) if any(each is other for other in holding))
-    return Sampled(inside, len(holding), last + 1, there - began, visited - there - visiting.search, ended - visited)
+    return Sampled(
+        inside, len(holding), last + 1, len(stack), there - began, visited - there - visiting.search, ended - visited
+    )
 
 
 def _record_first(stack: list[nn.Module], model: nn.Module, calls: Sequence[Call]) -> _Recording | None:

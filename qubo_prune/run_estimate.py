@@ -365,10 +365,12 @@ class _Measured:
         both = 2 if self._plan.correction else 1
         times = 2 if self._plan.allocation == "owl" else 1
         forward = times * (some.blocks * passes + both * some.behind * advance)
-        judging = 2 * some.behind * advance * len(self._data.held_out) / len(windows)
+        # the first window goes through the whole model, and those by which the result is judged do so twice
+        whole = both * times + 2 * len(self._data.held_out)
+        forward += whole * some.stack * advance / len(windows)
         if not self._loaded.shelf.in_memory:
             loading = some.loading * some.behind
-        return TimeEstimate(loading, forward + judging, self._limited(forward + loading), self._told(some, seen))
+        return TimeEstimate(loading, forward, self._limited(forward + loading), self._told(some, seen))
 
     def _sample(self, inputs: Sequence[Any], held_out: Sequence[Any], visit: Callable[[Layer, Gram], None]) -> Sampled:
         plan, loaded = self._plan, self._loaded
@@ -378,7 +380,7 @@ class _Measured:
 
     def _told(self, some: Sampled, seen: int) -> str:
         of = f"{seen} of {len(self._data.inputs) + len(self._data.held_out)} batches"
-        block = "the model" if some.behind == 1 else f"one of {some.behind} decoder layers"
+        block = "the model" if some.stack == 1 else f"one of {some.stack} decoder layers"
         return f"measured on this machine, with {of} through {block} and {self._rows} rows pruned, and scaled."
 
     def _limited(self, rest: float) -> float:

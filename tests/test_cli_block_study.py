@@ -124,7 +124,7 @@ def test_help_fits_narrow_terminals_and_says_how_long_it_takes(monkeypatch: pyte
     assert code == 0
     assert max(map(len, printed.splitlines())) <= 80
     said = " ".join(printed.split())
-    assert "Example: qubo-prune bench blocks" in said
+    assert "qubo-prune bench blocks" in said
     assert "about 15 minutes on 2 cores" in said
     for option in ("--solvers", "--sizes", "--block-times", "--max-time", "--no-polish", "--output", "--json"):
         assert option in printed

@@ -49,8 +49,8 @@ def test_a_suite_is_made_checked_and_listed(tmp_path: Path) -> None:
     code, printed, _ = call("list", folder)
     assert code == 0
     lines = printed.splitlines()
-    assert lines[0].split()[:2] == ["instance", "n"]
-    assert [line.split()[:3] for line in lines[1:]] == [
+    assert lines[1].split()[:2] == ["instance", "n"]
+    assert [line.split()[:3] for line in lines[2:]] == [
         [i.name, str(i.num_variables), str(i.num_pruned)] for i in suite.instances
     ]
 
@@ -115,7 +115,7 @@ def test_help_fits_narrow_terminals(command: str, monkeypatch: pytest.MonkeyPatc
     code, printed, _ = call(command, "--help")
     assert code == 0
     assert max(map(len, printed.splitlines())) <= 80
-    assert f"Example: qubo-prune instances {command}" in " ".join(printed.split())
+    assert f"qubo-prune instances {command}" in " ".join(printed.split())
     code, printed, _ = call("--help")
     assert code == 0
     assert f" {command} " in printed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, find_layers
-from qubo_prune.network import Seconds, as_call, find_stack, find_stages, stream
+from qubo_prune.network import Seconds, as_call, find_stack, find_stages, sample, stream
 
 MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "gemma": tiny.gemma}
 
@@ -358,3 +358,17 @@ def test_an_embedding_by_convolution_is_pruned_before_the_stack_sees_it() -> Non
     assert seen[0] == "embeddings.patch_embeddings.projection"
     assert sorted(seen) == sorted(layer.name for layer in layers)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_of_a_sample_the_first_block_with_layers_runs_and_no_other() -> None:
+    model = tiny.llama(num_hidden_layers=4)
+    layers = [layer for layer in find_layers(model) if ".layers.0." not in layer.name]
+    ran: list[int] = []
+    for number, block in enumerate(model.model.layers):
+        block.register_forward_pre_hook(lambda module, args, number=number: ran.append(number))
+    seen: list[str] = []
+    sampled = sample(model, layers, list(tiny.tokens().split(1)), lambda layer, gram: seen.append(layer.name))
+    assert seen == [layer.name for layer in layers[:7]] == [layer.name for layer in sampled.layers]
+    assert set(ran) == {0, 1}
+    assert (sampled.blocks, sampled.behind, sampled.stack) == (3, 4, 4)
+    assert sampled.passes > 0 < sampled.advance
