@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -526,3 +527,11 @@ def test_importing_the_pictures_opens_nothing() -> None:
 
     code = "import sys, qubo_prune.plot; print('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_short_logarithmic_axis_has_one_kind_of_figures() -> None:
+    ax = plot.quality({"one": [(10.0, 1.0), (60.0, 2.0), (400.0, 3.0)]}, log_x=True, ax=figure().subplots())
+    ax.get_figure().canvas.draw()
+    shown = [tick.get_text() for tick in ax.get_xticklabels(which="both") if tick.get_text()]
+    assert shown
+    assert all(re.fullmatch(r"\d+", text) for text in shown)

@@ -189,6 +189,7 @@ def logarithmic(ax: Axes, which: str) -> None:
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     low, high = axis.get_view_interval()
     if low > 0 and high / low < 100:
+        axis.set_major_formatter("{x:g}")  # as the figures between the decades
         axis.set_minor_formatter(_Thinned(minor_thresholds=(3, 0.6)))
     else:
         axis.set_minor_formatter(NullFormatter())
