@@ -407,7 +407,8 @@ class _Measured:
         count = rows if gram.groups > 1 else min(rows, _ROWS)
         self._prune(layer, gram, count)  # loads and compiles what it takes
         spent: list[tuple[int, float]] = []
-        while not spent or (spent[-1][0] < rows and spent[-1][1] < enough):
+        # one point alone does not tell what is there once from what each row takes
+        while not spent or (spent[-1][0] < rows and (len(spent) < 2 or spent[-1][1] < enough)):
             spent.append((count, self._prune(layer, gram, count)))
             count = min(rows, _MORE * count)
         self._rows += spent[-1][0]
@@ -437,7 +438,9 @@ def _extended(spent: Sequence[tuple[int, float]], count: int) -> float:
         return seconds
     if not before or before[0][0] == last:
         return seconds * count / last
-    slope = max(0.0, seconds - before[0][1]) / (last - before[0][0])
+    first, least = before[0]
+    # what is there once does not make the others slower: whatever disturbed one of the two, the slope is within these
+    slope = min(max(0.0, seconds - least) / (last - first), least / first)
     return seconds + slope * (count - last)
 
 

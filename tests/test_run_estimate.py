@@ -210,4 +210,5 @@ def test_times_go_on_along_a_line() -> None:
     assert _extended([(4, 2.0), (8, 3.0)], 16) == 5.0
     assert _extended([(4, 2.0), (8, 1.0)], 16) == 1.0
     assert _extended([(4, 2.0), (8, 3.0)], 8) == 3.0
+    assert _extended([(1, 1.0), (8, 80.0)], 16) == 88.0
     assert [duration(each) for each in (0.4, 7.2, 61, 1000, 20000)] == ["1 s", "7 s", "1 min", "17 min", "5.6 h"]
