@@ -51,11 +51,13 @@ peers: install texts
 demo: install
 	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,icbs --density 0.5 --pattern row --output demo-output --overwrite
 
+# Two processes, each with whole files, so that what the tests of a file share is made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 test: install data
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: install
-	$(BIN)/python -m pytest -m 'not heavy'
+	$(PYTEST) -m 'not heavy'
 
 # The site in site/html/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.
 SPHINX := $(BIN)/sphinx-build -c docs . site/html -b html --fail-on-warning --keep-going --quiet
