@@ -51,6 +51,9 @@ peers: install texts
 demo: install
 	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,icbs --density 0.5 --pattern row --output demo-output --overwrite
 
+# Threads that wait give way: tests run in two processes, a notebook's kernel starts others.
+test test-fast docs docs-fast: export OMP_WAIT_POLICY = PASSIVE
+
 # Two processes, each with whole files, so that what the tests of a file share is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 test: install data
