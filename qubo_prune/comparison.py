@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
-from qubo_prune.models import check_name, check_output, load_model
+from qubo_prune.models import LoadedModel, check_name, check_output, load_model
 from qubo_prune.peers import PEERS
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
 from qubo_prune.progress import Progress
@@ -276,7 +277,7 @@ class Comparison(Shown):
 
 
 def compare(
-    model: str,
+    model: str | LoadedModel,
     methods: Sequence[str] = COMPARED,
     *,
     calibration: str = "pydoc",
@@ -300,7 +301,8 @@ def compare(
     """Prune a model by several methods, each from the dense weights, and evaluate each.
 
     Args:
-        model: a name that :func:`qubo_prune.models.load_model` takes.
+        model: a name that :func:`qubo_prune.models.load_model` takes, or what it returned, which has its dense weights
+            again in the end.
         methods: entries ``METHOD[:HESSIAN][+UPDATE]``, such as ``wanda``, ``admm+refit``, ``icbs:compensated``.
         calibration: text source for calibration.
         text: held-out text source, or several; methods are compared on each.
@@ -320,7 +322,8 @@ def compare(
     for entry, setting in itertools.product(entries, settings):
         entry.check(setting, solver)
     parse_seconds(max_time)
-    check_name(model, dtype, device)
+    if isinstance(model, str):
+        check_name(model, dtype, device)
     texts = [text] if isinstance(text, str) else list(text)
     if not texts:
         raise InputError("No held-out text is given; name one or more.")
@@ -330,8 +333,11 @@ def compare(
         check_windows(count, sequence_length)
     target = None if output is None else check_output(output, overwrite)
     bars = Progress(progress)
-    with bars.task(f"loading {model}", None):
-        loaded = load_model(model, dtype, device)
+    if isinstance(model, str):
+        with bars.task(f"loading {model}", None):
+            loaded = load_model(model, dtype, device)
+    else:
+        loaded = model
     check_length(loaded.model, sequence_length)
     held_out = [token_windows(loaded.tokenizer, each, "evaluation", eval_samples, sequence_length) for each in texts]
 
@@ -339,32 +345,45 @@ def compare(
         return tuple(perplexity(loaded.model, each.tokens, each.source, bars).perplexity for each in held_out)
 
     rows = [ComparisonRow("dense", 1.0, perplexities())]
-    original = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
     calibrated: dict[str, Any] = {}
-    for number, (setting, entry) in enumerate(itertools.product(settings, entries)):
-        if number:
-            for name, weight in loaded.model.named_parameters():
-                weight.data.copy_(original[name])
-        reset_peak_memory()
-        report = prune(
-            loaded.model, calibration, setting.density, pattern=setting.pattern, method=entry.method,
-            hessian=entry.hessian, update=entry.update, max_time=max_time, seed=seed, samples=samples,
-            sequence_length=sequence_length, include=include, exclude=exclude, tokenizer=loaded.tokenizer,
-            progress=progress, **{"solver": solver, **dict(entry.settings)},
-        )  # fmt: skip
-        calibrated = report.calibration
-        rows.append(_row(entry, setting, report, perplexities()))
-        logger.info(
-            "%s, %s: perplexity %s, layer error %.6f, %.0f s", entry, setting,
-            ", ".join(f"{value:.3f}" for value in rows[-1].perplexities), report.relative_error,
-            report.seconds["total"],
-        )  # fmt: skip
-    evaluated = tuple(each.describe() | {"tokens": each.tokens[:, 1:].numel()} for each in held_out)
-    result = Comparison(model, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
-    if target is not None:
-        save_pruned(loaded, target, report, {"comparison.json": json.dumps(result.to_dict(), indent=1)})
-        result.plot(target / "comparison.png")
+    with _dense_again(loaded) as restore:
+        for setting, entry in itertools.product(settings, entries):
+            restore()
+            reset_peak_memory()
+            report = prune(
+                loaded.model, calibration, setting.density, pattern=setting.pattern, method=entry.method,
+                hessian=entry.hessian, update=entry.update, max_time=max_time, seed=seed, samples=samples,
+                sequence_length=sequence_length, include=include, exclude=exclude, tokenizer=loaded.tokenizer,
+                progress=progress, **{"solver": solver, **dict(entry.settings)},
+            )  # fmt: skip
+            calibrated = report.calibration
+            rows.append(_row(entry, setting, report, perplexities()))
+            logger.info(
+                "%s, %s: perplexity %s, layer error %.6f, %.0f s", entry, setting,
+                ", ".join(f"{value:.3f}" for value in rows[-1].perplexities), report.relative_error,
+                report.seconds["total"],
+            )  # fmt: skip
+        evaluated = tuple(each.describe() | {"tokens": each.tokens[:, 1:].numel()} for each in held_out)
+        result = Comparison(loaded.name, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
+        if target is not None:
+            save_pruned(loaded, target, report, {"comparison.json": json.dumps(result.to_dict(), indent=1)})
+            result.plot(target / "comparison.png")
     return result
+
+
+@contextmanager
+def _dense_again(loaded: LoadedModel) -> Iterator[Callable[[], None]]:
+    """What gives a model the weights back that it has now; it is done in the end, too."""
+    dense = {name: weight.detach().clone() for name, weight in loaded.model.named_parameters()}
+
+    def restore() -> None:
+        for name, weight in loaded.model.named_parameters():
+            weight.data.copy_(dense[name])
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def _row(entry: Entry, setting: Setting, report: Report, values: tuple[float, ...]) -> ComparisonRow:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from qubo_prune.comparison import Entry, compare
 from qubo_prune.errors import InputError
+from qubo_prune.models import load_model
 
 
 @pytest.fixture
@@ -45,6 +47,18 @@ def test_only_some_layers_are_pruned(sources: tuple[str, str]) -> None:
     assert some.row("dense").perplexity == every.row("dense").perplexity
     assert some.row("magnitude").perplexity != every.row("magnitude").perplexity
     assert 0 < some.row("magnitude").layer_error < every.row("magnitude").layer_error
+
+
+def test_a_loaded_model_is_compared_and_dense_again(sources: tuple[str, str]) -> None:
+    name, text = sources
+    settings = {"calibration": text, "text": text, "samples": 4, "eval_samples": 3, "sequence_length": 16}
+    loaded = load_model(name)
+    dense = {key: value.clone() for key, value in loaded.model.state_dict().items()}
+    given, by_name = (compare(model, ["wanda", "admm"], **settings) for model in (loaded, name))
+    for one, other in zip(given.rows, by_name.rows, strict=True):
+        assert (one.method, one.perplexities, one.layer_error) == (other.method, other.perplexities, other.layer_error)
+    assert given.model == by_name.model == name
+    assert all(torch.equal(value, dense[key]) for key, value in loaded.model.state_dict().items())
 
 
 def test_methods_are_checked_before_anything_is_loaded() -> None:
