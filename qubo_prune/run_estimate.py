@@ -42,7 +42,7 @@ from qubo_prune.pruning import (
 )
 from qubo_prune.run_folder import check_free
 from qubo_prune.shards import is_checkpoint
-from qubo_prune.tables import rendered
+from qubo_prune.tables import Shown, rendered
 
 #: Windows that the sampled decoder layer sees.
 _WINDOWS = 8
@@ -106,7 +106,7 @@ class TimeEstimate:
 
 
 @dataclass(frozen=True, eq=False)
-class RunEstimate:
+class RunEstimate(Shown):
     """What :func:`qubo_prune.prune` would do with the same arguments.
 
     Attributes:

@@ -40,7 +40,7 @@ def test_a_classifier_of_transformers_with_its_preprocessing(saved: Path, tmp_pa
     [
         ("./nowhere", "cpu", "There is no folder './nowhere'"),
         (".", "cpu", "The image classifier '.' could not be loaded"),
-        ("anything", "gpu", "The device 'gpu' cannot be used here"),
+        ("anything", "gpu", r"The device 'gpu' \(did you mean 'cpu'\?\) cannot be used here"),
     ],
 )
 def test_classifiers_that_cannot_be_loaded(name: str, device: str, message: str) -> None:

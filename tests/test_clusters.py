@@ -315,8 +315,10 @@ def test_masks_are_the_same_when_the_cluster_is_lost_in_mid_run_and_the_notes_sa
     lost = on_dask["lost"]
     assert lost["same"]
     assert 0 < lost["before"] < lost["solves"]
-    (added,) = set(lost["notes"]) - set(on_dask["local"]["notes"])
-    assert "was lost (its scheduler is gone); the rest was solved on this machine." in added
+    # on a busy machine a solve that was under way may be noted, too
+    added = set(lost["notes"]) - set(on_dask["local"]["notes"])
+    said = "was lost (its scheduler is gone); the rest was solved on this machine."
+    assert sum(said in note for note in added) == 1
 
 
 @real
