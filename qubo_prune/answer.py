@@ -33,11 +33,6 @@ class Answer(Shown):
     source: str
     asked: dict[str, Any]
 
-    @property
-    def gap(self) -> float | None:
-        """``(energy - bound) / |energy|``, if a bound is known and the energy is not 0."""
-        return self.result.gap
-
     def notes(self) -> dict[str, str]:
         """What the solver told, and what was done instead of what was asked."""
         return {key: str(value) for key, value in self.result.info.items()}

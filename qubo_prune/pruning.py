@@ -371,7 +371,7 @@ def densities_of(plan: Plan, layers: Sequence[Layer]) -> dict[str, float]:
 def prune_alone(plan: Plan, layer: Layer, gram: Gram) -> LayerReport:
     """Prune one layer by its Gram, without the run around it."""
     run = _Run(plan, [layer], time.perf_counter(), Records(None, [layer]), InMemory(layer.module))
-    run.only(layer, gram)
+    run.one_layer(layer, gram)
     return run.reports[0]
 
 
@@ -624,7 +624,7 @@ class _Run:
 
             def visit(layer: Layer, gram: Gram) -> None:
                 if self._records.lacks(layer):
-                    self._one_layer(layer, gram)
+                    self.one_layer(layer, gram)
                 else:
                     self._take(layer)
                 advance(layer.parameter.numel(), layer.name)
@@ -639,11 +639,8 @@ class _Run:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
 
-    def only(self, layer: Layer, gram: Gram) -> None:
+    def one_layer(self, layer: Layer, gram: Gram) -> None:
         """Prune one layer."""
-        self._one_layer(layer, gram)
-
-    def _one_layer(self, layer: Layer, gram: Gram) -> None:
         plan, began = self._plan, time.perf_counter()
         event(_log, "layer-began", f"{layer.name} is pruned now.", layer=layer.name)
         weight, raised = layer.matrix().to(gram.matrix.device), Counter[str]()

@@ -144,6 +144,11 @@ class RunEstimate(Shown):
         """Weights that would be kept, of those."""
         return sum(group.kept for group in self.groups)
 
+    @property
+    def density(self) -> float:
+        """The kept share of all of them."""
+        return self.kept / self.weights
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         memory, seconds = self.memory, self.time
@@ -152,7 +157,7 @@ class RunEstimate(Shown):
             "settings": self.settings,
             "calibration": self.calibration,
             "totals": {
-                "layers": self.layers, "weights": self.weights, "kept": self.kept, "density": self.kept / self.weights,
+                "layers": self.layers, "weights": self.weights, "kept": self.kept, "density": self.density,
             },
             "groups": [asdict(group) | {"weights": group.weights, "density": group.density} for group in self.groups],
             "memory_estimate_bytes": None if memory is None else asdict(memory) | {"total": memory.total},
@@ -174,9 +179,7 @@ class RunEstimate(Shown):
                 f"{group.kept:,}", f"{group.density:.4f}", blocks,
             )  # fmt: skip
         table.add_section()
-        table.add_row(
-            "all", str(self.layers), "", f"{self.weights:,}", f"{self.kept:,}", f"{self.kept / self.weights:.4f}", ""
-        )
+        table.add_row("all", str(self.layers), "", f"{self.weights:,}", f"{self.kept:,}", f"{self.density:.4f}", "")
         return table
 
     def sentences(self) -> list[str]:
