@@ -23,6 +23,7 @@ from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern
 from qubo_prune.problem import BlockQubo
 from qubo_prune.registry import make_solver
+from qubo_prune.seeds import checked_seed
 from qubo_prune.selection import borderline_block
 from qubo_prune.solver import Solver, derive_seed, to_numpy_bool
 
@@ -130,6 +131,7 @@ def block_optima(
         size: most weights of a block.
         seconds: wall-clock limit for the proof of one block; ``None`` for none.
     """
+    seed = checked_seed(seed)
     drawn = torch.zeros(len(weight), 1, dtype=torch.bool)
     drawn[torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))[:rows]] = True
     parts = zip(gram.split(weight), gram.parts(), gram.split(keep), gram.split(drawn), strict=True)

@@ -30,6 +30,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
+from qubo_prune.seeds import checked_seed
 from qubo_prune.tables import Shown, rendered
 from qubo_prune.text import check_length, check_source, check_windows, token_windows
 
@@ -322,6 +323,7 @@ def compare(
     for entry, setting in itertools.product(entries, settings):
         entry.check(setting, solver)
     parse_seconds(max_time)
+    checked_seed(seed)
     if isinstance(model, str):
         check_name(model, dtype, device)
     texts = [text] if isinstance(text, str) else list(text)

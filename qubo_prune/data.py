@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.seeds import checked_seed
 
 
 @runtime_checkable
@@ -93,7 +94,7 @@ def split(samples: Samples, sizes: Sequence[int], seed: int) -> list[Subset]:
             f"{len(samples)} samples cannot be split into disjoint sets of {', '.join(map(str, sizes)) or 'no size'}; "
             "each size must be at least 1 and their sum at most the number of samples."
         )
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(checked_seed(seed)))
     ends = itertools.accumulate(sizes)
     return [Subset(samples, order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
@@ -107,7 +108,7 @@ class Fresh:
 
     def __init__(self, samples: Samples, seed: int) -> None:
         self._samples = samples
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(checked_seed(seed))
         self._left = torch.empty(0, dtype=torch.long)
 
     def indices(self, count: int) -> Int[Tensor, " b"]:

@@ -25,9 +25,10 @@ from qubo_prune.clusters import Cluster, connect, split_name
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
-from qubo_prune.problem import BlockQubo, FactorForm, is_binary
+from qubo_prune.problem import BlockQubo, FactorForm, binary
 from qubo_prune.registry import make_solver
 from qubo_prune.repair import repair
+from qubo_prune.seeds import checked_seed
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -115,6 +116,7 @@ def solve(
     start = None if warm_start is None else _checked_start(problem, warm_start)
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"time_limit is {time_limit}; pass a positive number of seconds or None.")
+    seed = checked_seed(seed)
     if not num_answers >= 1:
         raise InputError(f"num_answers is {num_answers}; pass a whole number from 1 on.")
     began = time.perf_counter()
@@ -319,7 +321,7 @@ class _Call:
         problem, start = request.problem, request.warm_start
         try:
             result = _sound(wait())
-            answers = _binary_answers(problem, result)
+            answers, unusable = _binary_answers(problem, result)
         except Overrun as error:
             return self._fallback(problem, start, Status.OVERRAN, str(error), error)
         except Crash as error:
@@ -330,6 +332,11 @@ class _Call:
             if alone and isinstance(error, InputError):
                 raise
             return self._fallback(problem, start, Status.FAILED, f"{type(error).__name__}: {error}", error)
+        if not len(answers):
+            return self._fallback(problem, start, Status.INFEASIBLE, unusable)
+        if unusable:
+            told = {**dict(result.info), "disbelieved": unusable}
+            result = dataclasses.replace(result, assignments=answers, info=told)
         return self._verified(request, result, answers, alone)
 
     def _verified(
@@ -338,9 +345,8 @@ class _Call:
         """Mend and polish the answers, score them in float64, order them, fall back on the start."""
         problem, start, can = request.problem, request.warm_start, self._solver.capabilities
         feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
-        if not len(answers) or (can.cardinality and not feasible.any()):
-            wanted = "is binary" if not len(answers) else "meets the counts"
-            return self._fallback(problem, start, Status.INFEASIBLE, f"no answer {wanted}")
+        if can.cardinality and not feasible.any():
+            return self._fallback(problem, start, Status.INFEASIBLE, "no answer meets the counts")
         # what misses a count is mended only for solvers that were not asked to meet it
         mended = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
         mended, energies = best_first(problem, mended, request.num_answers)
@@ -371,21 +377,25 @@ class _Call:
 
         ``as_given``: its first answer met the counts, so that a proof for the penalised problem holds.
         """
-        info, status = dict(result.info), result.status
+        info, status, doubts = dict(result.info), result.status, []
         # minus infinity proves nothing
         bound = None if result.lower_bound in (None, -np.inf) else float(result.lower_bound)
         if self._not_isolated is not None:
             info["isolation"] = self._not_isolated
         if status is Status.OPTIMAL and not self._solver.capabilities.exact:
-            status = Status.FEASIBLE
-            info["disbelieved"] = "it called its answer optimal without declaring to be exact"
+            doubts.append("it called its answer optimal without declaring to be exact")
         elif status is Status.OPTIMAL and not as_given:
-            status = Status.FEASIBLE
-            info["disbelieved"] = "it called an answer optimal that misses a count"
+            doubts.append("it called an answer optimal that misses a count")
         scale = max(abs(energy), abs(problem.offset), float(np.abs(problem.diagonal).sum()))
-        if bound is not None and not bound <= energy + 1e-9 * scale:
-            info["disbelieved"] = f"its lower bound {bound:.9g} is above the energy found"
+        if bound is not None and not np.isfinite(bound):
+            doubts.append(f"its lower bound {bound} is none; pass a number, or None where nothing is proven")
+            bound = None
+        elif bound is not None and not bound <= energy + 1e-9 * scale:
+            doubts.append(f"its lower bound {bound:.9g} is above the energy found")
             status, bound = Status.FEASIBLE, None
+        if doubts:
+            status = Status.FEASIBLE if status is Status.OPTIMAL else status
+            info["disbelieved"] = "; ".join([*([info["disbelieved"]] if "disbelieved" in info else []), *doubts])
         return status, bound, info
 
     def _fallback(
@@ -402,22 +412,34 @@ class _Call:
 
 
 def _sound(result: object) -> SolveResult:
-    """The result, if its parts are what they are said to be; ``TypeError`` or ``ValueError`` if not."""
+    """The result, if its parts are what they are said to be; ``TypeError`` if not."""
     if not isinstance(result, SolveResult):
         raise TypeError(f"it answered with a {type(result).__name__} instead of a SolveResult")
     if not isinstance(result.status, Status):
-        raise TypeError(f"its status is {result.status!r} instead of a Status")
-    float(result.lower_bound or 0)
+        raise TypeError(
+            f"its status is {result.status!r} instead of a Status, such as qubo_prune.solver.Status.FEASIBLE"
+        )
+    bound = result.lower_bound
+    if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, float, np.number))):
+        raise TypeError(f"its lower bound is {bound!r} instead of a number or None")
     dict(result.info)
     return result
 
 
-def _binary_answers(problem: BlockQubo, result: SolveResult) -> NDArray[np.bool_]:
-    """The answers that are binary and of the right length, ``(k, n)``."""
-    n = problem.num_variables
-    points = [np.asarray(x) for x in result.assignments]
-    usable = [x.astype(bool) for x in points if x.shape == (n,) and is_binary(x)]
-    return np.stack(usable) if usable else np.zeros((0, n), dtype=bool)
+def _binary_answers(problem: BlockQubo, result: SolveResult) -> tuple[NDArray[np.bool_], str]:
+    """The answers that are binary and of the right length, ``(k, n)``, and what the others are."""
+    n, usable, unusable = problem.num_variables, [], ""
+    for given in result.assignments:
+        x = np.asarray(given)
+        try:
+            if x.shape != (n,):
+                raise ValueError(f"it answered with shape {x.shape}; ({n},) is needed")
+            usable.append(binary(x, "it answered with"))
+        except ValueError as error:
+            unusable = unusable or str(error)
+    if not usable:
+        return np.zeros((0, n), dtype=bool), unusable or "it gave no assignment"
+    return np.stack(usable), unusable
 
 
 def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None = None) -> BatchResult:

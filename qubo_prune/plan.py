@@ -27,6 +27,7 @@ from qubo_prune.models import usable_device
 from qubo_prune.objective import Loss, LossFunction, NextToken, make_loss
 from qubo_prune.peers import PEERS
 from qubo_prune.registry import make_solver
+from qubo_prune.seeds import checked_seed
 from qubo_prune.solver import Solver
 
 #: Weights from which on the descent on the loss takes the settings for large networks.
@@ -143,6 +144,7 @@ class Plan:
         allocation: str = "uniform", densities: Mapping[str, float] | None = None, protect: float = 0.0,
         certify: str | None = None, gram_devices: Sequence[str] = (),
     ) -> Plan:  # fmt: skip
+        seed = checked_seed(seed)
         chosen = Pattern.parse(pattern)
         chosen.check(density)
         check_allocation(allocation, chosen)

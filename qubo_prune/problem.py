@@ -56,9 +56,34 @@ class FactorForm:
 
 
 def is_binary(values: NDArray[Any]) -> bool:
-    """True if all are 0 or 1, of whatever type."""
+    """True if all are 0 or 1, of whatever type of numbers."""
     # most are bool already, and this is asked several times for each small block
-    return values.dtype == np.bool_ or bool(((values == 0) | (values == 1)).all())
+    if values.dtype == np.bool_:
+        return True
+    return values.dtype.kind in "iufO" and bool(((values == 0) | (values == 1)).all())
+
+
+def binary(values: ArrayLike, who: str) -> NDArray[np.bool_]:
+    """Values 0 and 1, or bool, as bool.
+
+    Args:
+        values: of any shape; spins, fractions and NaN are rejected, since as bool they would all be 1.
+        who: how the sentence of the error begins, such as ``"it answered with"``.
+
+    Raises:
+        ValueError: something else is among them.
+    """
+    array = np.asarray(values)
+    if not is_binary(array):
+        raise ValueError(f"{who} {_some(array)}; only 0 and 1 are allowed, 1 = prune")
+    return array.astype(bool)
+
+
+def _some(values: NDArray[Any]) -> str:
+    """Some of the different values, or the type of what are no numbers."""
+    if values.dtype.kind not in "iuf":
+        return f"values of type {values.dtype}"
+    return str(np.unique(values)[:5].tolist())
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -146,10 +171,12 @@ class BlockQubo(Shown):
         return self.q
 
     def energy(self, x: ArrayLike) -> float | NDArray[np.float64]:
-        """``offset + x'Qx`` in float64: a float for one ``(n,)`` x, an array for ``(k, n)``."""
-        points = np.asarray(x, dtype=np.float64)
-        if points.ndim not in (1, 2) or points.shape[-1] != self.num_variables:
-            raise InputError(f"x has shape {points.shape}; pass ({self.num_variables},) or (k, {self.num_variables}).")
+        """``offset + x'Qx`` in float64: a float for one ``(n,)`` x, an array for ``(k, n)``.
+
+        Raises:
+            InputError: x is not of that shape, or holds anything but 0 and 1.
+        """
+        points = self._checked(x, 1, 2).astype(np.float64)
         if isinstance(self.q, FactorForm):
             projected = points @ self.q.factor
             quadratic = (points * points) @ self.q.diagonal + (projected * projected).sum(axis=-1)
@@ -163,7 +190,7 @@ class BlockQubo(Shown):
 
         Flipping a kept weight changes the energy by ``K_i``, flipping a pruned one by ``-K_i``.
         """
-        point = np.asarray(x, dtype=np.float64)
+        point = self._checked(x, 1).astype(np.float64)
         pulled = self.q.apply(point) if isinstance(self.q, FactorForm) else self.q @ point
         return np.asarray(self.diagonal * (1 - 2 * point) + 2 * pulled)
 
@@ -185,9 +212,9 @@ class BlockQubo(Shown):
 
     def counts(self, x: ArrayLike) -> NDArray[np.int64]:
         """How many variables of each group are 1 in x ``(n,)``."""
+        chosen = self._checked(x, 1)
         if self.free:
             return np.zeros(0, dtype=np.int64)
-        chosen = np.asarray(x).astype(bool)
         return np.bincount(self.labels[chosen], minlength=self.num_groups)
 
     def is_feasible(self, x: ArrayLike) -> bool:
@@ -196,6 +223,17 @@ class BlockQubo(Shown):
         if point.shape != (self.num_variables,) or not is_binary(point):
             return False
         return bool((self.counts(point) == self.num_pruned).all())
+
+    def _checked(self, x: ArrayLike, *dimensions: int) -> NDArray[np.bool_]:
+        """x as bool, if it is one assignment or, with two dimensions, several."""
+        n, points = self.num_variables, np.asarray(x)
+        if points.ndim not in dimensions or points.shape[-1] != n:
+            allowed = f"({n},) or (k, {n})" if 2 in dimensions else f"({n},)"
+            raise InputError(f"x has shape {points.shape}; pass {allowed}.")
+        try:
+            return binary(points, "x holds")
+        except ValueError as error:
+            raise InputError(f"{error}.") from None
 
     def __rich__(self) -> Table:
         from qubo_prune.facts import problem_table
@@ -231,6 +269,13 @@ def _check_counts(n: int, labels: NDArray[np.int64], counts: Sequence[int]) -> N
                 f"num_pruned is {count} in group {group}, which has {size} variables; "
                 f"pass a whole number from 0 to {size}."
             )
+
+
+def _as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Assignments of a batch as 0.0 and 1.0."""
+    if x.dtype != torch.bool:
+        raise InputError(f"x has the type {x.dtype}; pass torch.bool, True = prune.")
+    return x.to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,13 +337,13 @@ class BlockBatch:
 
     def flip_costs(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, "r n"]:
         """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` of every row at its x, as :meth:`BlockQubo.flip_costs`."""
-        now, own = x.to(self.values.dtype), self.own
+        now, own = _as_numbers(x, self.values.dtype), self.own
         costs = torch.addcmul(self.linear, self.values, self.times_hessian(self.values * now)).add_(own)
         return costs.addcmul_(own, now, value=-2)
 
     def energy(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
         """``E_r(x_r)`` of every row."""
-        x = x.to(self.values.dtype)
+        x = _as_numbers(x, self.values.dtype)
         masked = self.values * x
         quadratic = (masked * self.times_hessian(masked)).sum(1) / 2
         return quadratic + (self.linear * x).sum(1) + self.offset
@@ -308,7 +353,7 @@ class BlockBatch:
 
         Uses ``y'Hy - z'Hz = (y - z)'H(y + z)`` with ``y = u*new`` and ``z = u*old``.
         """
-        before, after = old.to(self.values.dtype), new.to(self.values.dtype)
+        before, after = (_as_numbers(x, self.values.dtype) for x in (old, new))
         sign = after - before
         step, total = self.values * sign, self.values * after.add_(before)
         return (total * self.times_hessian(step)).sum(1) / 2 + (self.linear * sign).sum(1)

@@ -15,8 +15,8 @@ def repair(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> NDArray[np.bool_]:
     A group with too few pruned weights prunes the one that costs least given the rest, a group with
     too many restores the one that gains most. O(n) a flip, O(n rank) in factor form.
     """
+    missing = np.array(problem.num_pruned, dtype=np.int64) - problem.counts(x)
     result = np.array(x, dtype=bool)
-    missing = np.array(problem.num_pruned, dtype=np.int64) - problem.counts(result)
     costs = problem.flip_costs(result)
     for group in np.flatnonzero(missing):
         prune = missing[group] > 0

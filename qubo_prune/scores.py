@@ -9,6 +9,7 @@ from torch import Tensor
 from qubo_prune.choices import SCORES
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
+from qubo_prune.seeds import checked_seed
 
 
 def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int) -> Float[Tensor, "d_out d_in"]:
@@ -23,7 +24,7 @@ def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int)
         # H_jj = 2/N ||X_j||^2, so this is Wanda's score times sqrt(2/N), the same order
         scores = weight.abs() * gram.for_rows(gram.diagonal.sqrt(), len(weight))
     elif kind == "random":
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(checked_seed(seed))
         scores = torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
     else:
         raise InputError(f"There is no score {kind!r}{did_you_mean(kind, SCORES)}; use one of {', '.join(SCORES)}.")

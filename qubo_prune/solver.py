@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 from torch import Tensor
 
-from qubo_prune.problem import BlockBatch, BlockQubo
+from qubo_prune.problem import BlockBatch, BlockQubo, binary
+from qubo_prune.seeds import derive_seed as derive_seed
 from qubo_prune.tables import Shown
 
 
@@ -40,11 +41,6 @@ class Deadline:
 def shortest(*limits: float | None) -> float | None:
     """The shortest of several limits in seconds; ``None`` is none."""
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def derive_seed(seed: int, *path: int) -> int:
-    """An independent 63-bit seed for a part of a run, the same for the same ``seed`` and ``path``."""
-    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class Status(enum.Enum):
@@ -271,15 +267,33 @@ def best_first(
 
 
 def ranked_answers(problem: BlockQubo, assignments: ArrayLike, status: Status, **fields: Any) -> SolveResult:
-    """A :class:`SolveResult` of assignments ``(k, n)``, energies computed, best first, each once."""
-    points, energies = best_first(problem, np.atleast_2d(np.asarray(assignments, dtype=bool)))
+    """A :class:`SolveResult` of assignments ``(k, n)``, energies computed, best first, each once.
+
+    Raises:
+        ValueError: there is none, they have another shape, or hold anything but 0 and 1.
+    """
+    points, energies = best_first(problem, _answered(problem, np.atleast_2d(np.asarray(assignments))))
     return SolveResult(points, energies, status, **fields)
 
 
-def single_answer(problem: BlockQubo, x: NDArray[np.bool_], status: Status, **fields: Any) -> SolveResult:
-    """A :class:`SolveResult` with one assignment, its energy computed from the problem."""
-    x = np.asarray(x, dtype=bool)
-    return SolveResult(x[None, :], np.array([problem.energy(x)]), status, **fields)
+def single_answer(problem: BlockQubo, x: ArrayLike, status: Status, **fields: Any) -> SolveResult:
+    """A :class:`SolveResult` with one assignment, its energy computed from the problem.
+
+    Raises:
+        ValueError: it has another shape, or holds anything but 0 and 1.
+    """
+    points = _answered(problem, np.asarray(x)[None])
+    return SolveResult(points, np.array([problem.energy(points[0])]), status, **fields)
+
+
+def _answered(problem: BlockQubo, points: NDArray[Any]) -> NDArray[np.bool_]:
+    """Assignments ``(k, n)`` as bool, k at least 1."""
+    n = problem.num_variables
+    if points.ndim != 2 or points.shape[1] != n:
+        raise ValueError(f"it answered with shape {points.shape}; ({n},) or (k, {n}) is needed")
+    if not len(points):
+        raise ValueError("it answered with no assignment; at least one is needed")
+    return binary(points, "it answered with")
 
 
 def to_numpy_bool(x: Tensor) -> NDArray[np.bool_]:

@@ -221,6 +221,17 @@ class SolverContract:
         for seed in range(4):
             _answer(solver, _random(n, n // 2 if seed % 2 else n // 3, seed))
 
+    def test_answers_follow_the_problem(self, solver: Solver) -> None:
+        """It reads its problem: problems whose optima share no value are not all answered with one constant."""
+        answers = set()
+        for seed, problem in enumerate(_opposites(_size(solver))):
+            result = solver.solve(_request(solver, problem, seed=seed))
+            answers |= {np.asarray(x).astype(np.float64).tobytes() for x in result.assignments}
+        _require(
+            len(answers) > 1,
+            "it gives one constant answer, whatever the problem: look at how its samples become 0 and 1",
+        )
+
     def test_lower_bound(self, solver: Solver) -> None:
         """A bound, if there is one, is below the optimum."""
         n, given = _size(solver, 10), 0
@@ -461,6 +472,14 @@ def _random(
     weights = rng.normal(size=n)
     q = weights[:, None] * (inputs.T @ inputs) * weights / n + np.diag(rng.normal(size=n))
     return BlockQubo(scale * q, counts, scale * float(rng.normal()), labels)
+
+
+def _opposites(n: int) -> list[BlockQubo]:
+    """Problems without couplings, each with the optimum of the one before it reversed."""
+    if n == 1:
+        return [BlockQubo([[-1.0 if count else 1.0]], count) for count in (0, 1, 0, 1)]
+    gains = np.where(_rng().permutation(n) < n // 2, -1.0, 1.0)
+    return [BlockQubo(np.diag(sign * gains), int((sign * gains < 0).sum())) for sign in (1.0, -1.0, 1.0, -1.0)]
 
 
 def _start(problem: BlockQubo) -> Bool[np.ndarray, " n"]:

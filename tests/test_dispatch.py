@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts, swaps
+from unchecked import without_type_checks
 
 from qubo_prune import dispatch
 from qubo_prune.dispatch import Handling
@@ -28,6 +29,7 @@ from qubo_prune.solver import (
     SolveResult,
     Status,
     derive_seed,
+    ranked_answers,
     single_answer,
 )
 
@@ -647,3 +649,57 @@ def test_how_many_processes_a_solver_gets():
     assert dispatch.workers_for(Saying(boom), None) == os.cpu_count()
     parallel = sampler(parallel=True)(boom)
     assert [dispatch.workers_for(parallel, count) for count in (None, 0, 1, 8)] == [1, 0, 1, 1]
+
+
+def test_spins_are_no_answer_and_the_sentence_says_so(problem):
+    start = best_and_worst(problem)[0]
+    spins = np.where(start, 1, -1)
+    kept = dispatch.solve(problem, Saying(lambda r: result(spins)), warm_start=start)
+    assert kept.status is Status.INFEASIBLE
+    assert kept.info["detail"] == "it answered with [-1, 1]; only 0 and 1 are allowed, 1 = prune"
+    with pytest.raises(SolverError, match="only 0 and 1 are allowed"):
+        dispatch.solve(problem, Saying(lambda r: ranked_answers(r.problem, spins, Status.FEASIBLE)))
+
+
+def test_answers_beside_usable_ones_are_left_out_with_a_note(problem):
+    best = best_and_worst(problem)[0]
+    mixed = answers([best.astype(int), np.where(best, 1, -1)])
+    found = dispatch.solve(problem, Saying(lambda r: mixed), num_answers=2, polish=False)
+    assert found.assignments.tolist() == [best.tolist()]
+    assert "only 0 and 1 are allowed" in found.info["disbelieved"]
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf")])
+def test_a_bound_that_is_no_bound_is_disbelieved(problem, bound):
+    def boast(request: SolveRequest) -> SolveResult:
+        best = best_and_worst(request.problem)[0]
+        return single_answer(request.problem, best, Status.FEASIBLE, lower_bound=bound)
+
+    found = dispatch.solve(problem, Watching(boast))
+    assert found.lower_bound is None
+    assert f"its lower bound {bound}" in found.info["disbelieved"]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [("status", "optimal", r"'optimal' instead of a Status, such as"), ("lower_bound", "3", "'3' instead of a number")],
+)
+def test_parts_of_other_types_are_named(problem, part, value, message):
+    spoilt = result(best_and_worst(problem)[0])
+    object.__setattr__(spoilt, part, value)
+    with pytest.raises(SolverError, match=message):
+        dispatch.solve(problem, Saying(lambda r: spoilt))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 1.5, True, "1"])
+def test_seeds_are_whole_numbers_that_every_generator_takes(problem, seed):
+    with (
+        without_type_checks(),
+        pytest.raises(InputError, match=r"seed is .*; pass a whole number from 0 to 2\*\*63 - 1"),
+    ):
+        dispatch.solve(problem, "greedy", seed)
+
+
+def test_the_highest_seed_works_with_every_solver(problem):
+    for name in ("greedy", "tabu", "neal", "steepest", "dwave-tabu", "cpsat", "exact", "qaoa"):
+        assert problem.is_feasible(dispatch.solve(problem, name, 2**63 - 1).assignment)

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from reference import batch_energy, energy, random_batch, random_feasible, random_problem, random_starts
+from unchecked import without_type_checks
 
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
+from qubo_prune.repair import repair
 
 TWO = np.eye(2)
 
@@ -230,3 +232,31 @@ def test_a_free_problem_allows_every_binary_x(rng):
 def test_a_free_problem_has_no_groups(rng):
     with pytest.raises(InputError, match="labels are given without num_pruned"):
         BlockQubo(np.eye(3), None, labels=[0, 0, 1])
+
+
+@pytest.mark.parametrize("wrong", [[-1, 1, 1], [0.5, 0, 1], [2, 0, 0], [np.nan, 0, 1]])
+def test_energies_are_of_zeros_and_ones_only(rng, wrong):
+    for problem in (random_problem(rng, 3, 1), BlockQubo(FactorForm(np.ones(3), np.ones((3, 1))), None)):
+        for ask in (problem.energy, problem.flip_costs, problem.counts):
+            with (
+                without_type_checks(),
+                pytest.raises(InputError, match=r"x holds .*only 0 and 1 are allowed"),
+            ):
+                ask(np.array(wrong))
+        with pytest.raises(InputError, match="x holds"):
+            problem.energy(np.array([[1, 0, 0], wrong]))
+        with pytest.raises(InputError, match=r"pass \(3,\)\."):
+            problem.flip_costs(np.zeros((2, 3), dtype=bool))
+    with without_type_checks(), pytest.raises(InputError, match="x holds"):
+        repair(random_problem(rng, 3, 1), np.array(wrong))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_energies_of_a_batch_are_of_bools_only(rng, dtype):
+    batch = random_batch(rng, 2, 4, [2])
+    x = torch.ones(2, 4, dtype=dtype)
+    good = x.bool()
+    calls = [lambda: batch.energy(x), lambda: batch.flip_costs(x), lambda: batch.energy_change(good, x)]
+    for call in calls:
+        with without_type_checks(), pytest.raises(InputError, match=r"pass torch\.bool"):
+            call()

@@ -87,3 +87,30 @@ def test_ranked_answers_are_each_once_and_best_first(rng):
 
 def test_tensors_become_bool_arrays():
     assert to_numpy_bool(torch.tensor([0, 2])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("wrong", [[-1, 1, -1, 1], [0.5, 0.5, 1, 0], [2, 0, 1, 0], [float("nan"), 1, 1, 0]])
+def test_only_zeros_and_ones_are_answers(rng, wrong):
+    problem = random_problem(rng, 4, 2)
+    for answered in (np.array(wrong), np.array([[1, 1, 0, 0], wrong])):
+        with pytest.raises(ValueError, match=r"it answered with .*only 0 and 1 are allowed, 1 = prune"):
+            ranked_answers(problem, answered, Status.FEASIBLE)
+    with pytest.raises(ValueError, match="only 0 and 1 are allowed"):
+        single_answer(problem, np.array(wrong), Status.FEASIBLE)
+    for allowed in ([1, 0, 1, 0], [1.0, 0.0, 1.0, 0.0], [True, False, True, False]):
+        assert ranked_answers(problem, np.array(allowed), Status.FEASIBLE).assignment.tolist() == [1, 0, 1, 0]
+        assert single_answer(problem, np.array(allowed), Status.FEASIBLE).assignment.dtype == np.bool_
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (1, 1, 4), (0, 4), ()])
+def test_answers_of_another_shape_are_rejected(rng, shape):
+    problem = random_problem(rng, 4, 2)
+    with pytest.raises(ValueError, match="it answered with"):
+        ranked_answers(problem, np.zeros(shape, dtype=bool), Status.FEASIBLE)
+    with pytest.raises(ValueError, match="it answered with shape"):
+        single_answer(problem, np.zeros((*shape, 2), dtype=bool), Status.FEASIBLE)
+
+
+def test_what_is_no_number_is_no_answer(rng):
+    with pytest.raises(ValueError, match="values of type <U1"):
+        ranked_answers(random_problem(rng, 2, 1), np.array(["a", "b"]), Status.FEASIBLE)

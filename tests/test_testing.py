@@ -280,6 +280,21 @@ BROKEN = {
         broken(lambda s, r: Lottery().solve(r), base=FreeBrute),
         "declared exact and found",
     ),
+    "spins as bools": (
+        "answers_follow_the_problem",
+        broken(lambda s, r: ranked_answers(r.problem, [True] * r.problem.num_variables, Status.FEASIBLE), FreeBrute),
+        "one constant answer",
+    ),
+    "nothing pruned": (
+        "answers_follow_the_problem",
+        broken(lambda s, r: ranked_answers(r.problem, [False] * r.problem.num_variables, Status.FEASIBLE), FreeBrute),
+        "one constant answer",
+    ),
+    "always the same": (
+        "answers_follow_the_problem",
+        broken(lambda s, r: ranked_answers(r.problem, np.arange(r.problem.num_variables) % 2 == 1, Status.FEASIBLE)),
+        "one constant answer",
+    ),
     "bound too high": (
         "lower_bound",
         broken(lambda s, r: spoilt(good(r), lower_bound=good(r).energy + 1e-3)),

@@ -28,6 +28,7 @@ from qubo_prune.plot import quality, save_panels
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import machine
+from qubo_prune.seeds import checked_seed
 from qubo_prune.stopwatch import Stopwatch
 from qubo_prune.tables import Shown, rendered
 
@@ -168,7 +169,7 @@ def run(
             f"{workload.name} has one budget over all layers, which wanda and gram do not know; leave them out."
         )
     runner = _Runner(workload, settings or {}, max_time, progress)
-    for seed in seeds:
+    for seed in [checked_seed(seed) for seed in seeds]:
         runner.dense(seed)
         for density in densities:
             for method in methods:

@@ -30,6 +30,7 @@ from qubo_prune.network import Seconds, stream
 from qubo_prune.problem import BlockBatch, BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.scores import score
+from qubo_prune.seeds import checked_seed
 from qubo_prune.solver import to_numpy_bool
 from qubo_prune.text import check_length, token_windows
 
@@ -93,7 +94,7 @@ class Captured:
         d_out, d_in = self.weight.shape
         if size > d_in:
             raise InputError(f"A block of {size} does not fit into {self.name!r}, whose rows have {d_in} weights.")
-        rng = np.random.default_rng([seed, size])
+        rng = np.random.default_rng([checked_seed(seed), size])
         columns = torch.tensor(np.sort(rng.permutation(d_in)[:size]))
         chosen = torch.tensor(np.sort(rng.permutation(d_out)[:rows]))
         hessian = self.gram.matrix[columns][:, columns].contiguous()

@@ -35,6 +35,7 @@ from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver, setting_value
 from qubo_prune.report import machine
+from qubo_prune.seeds import checked_seed
 from qubo_prune.solver import BatchRequest, Solver, derive_seed
 from qubo_prune.tables import Shown
 
@@ -273,6 +274,7 @@ def compare_solvers(
         time_limit: wall-clock seconds for each solve, or ``None``.
         progress: where to report to.
     """
+    seed = checked_seed(seed)
     bars = progress or Progress()
     solvers = {entrant.label: entrant.make() for entrant in entrants}
     records: list[Record] = []

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
 from qubo_prune.penalty import temperature_range
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem import BlockQubo, binary
 from qubo_prune.solver import SolveRequest, derive_seed
 
 if TYPE_CHECKING:
@@ -35,11 +35,46 @@ def model_of(problem: BlockQubo) -> dimod.BinaryQuadraticModel:
     return model
 
 
-def assignments_of(samples: dimod.SampleSet, num_variables: int) -> NDArray[np.bool_]:
-    """Every sample over variables 0 to n-1 as a row ``(k, n)``, True = prune; binary or spins."""
-    columns = np.empty(num_variables, dtype=np.int64)
-    columns[np.fromiter(samples.variables, dtype=np.int64, count=num_variables)] = np.arange(num_variables)
-    return np.asarray(samples.record.sample[:, columns] > 0)
+def assignments_of(samples: dimod.SampleSet, num_variables: int, sampler: str = "the sampler") -> NDArray[np.bool_]:
+    """Every sample over variables 0 to n-1 as a row ``(k, n)``, True = prune; binary or spins.
+
+    Args:
+        samples: what the sampler answered; variables besides those of the problem are left out.
+        num_variables: n.
+        sampler: its name, for the message.
+
+    Raises:
+        ValueError: there are no samples, a variable is missing, or values are none of the sample set's type.
+    """
+    columns = _columns(samples, num_variables, sampler)
+    values = np.asarray(samples.record.sample)
+    if not len(values):
+        raise ValueError(f"{sampler} answered with no samples; at least one is needed")
+    values = values[:, columns]
+    if getattr(samples.vartype, "name", "") != "SPIN":
+        return binary(values, f"{sampler} answered with")
+    if not (np.abs(values) == 1).all():
+        found = np.unique(values)[:5].tolist()
+        raise ValueError(f"{sampler} answered with spins {found}; only -1 and +1 are allowed, +1 = prune")
+    return np.asarray(values > 0)
+
+
+def _columns(samples: dimod.SampleSet, num_variables: int, sampler: str) -> list[int]:
+    """Where the samples have variable 0, 1, and so on."""
+    if not hasattr(samples, "record") or not hasattr(samples, "variables"):
+        raise ValueError(f"{sampler} answered with a {type(samples).__name__} instead of a dimod.SampleSet")
+    places = {variable: place for place, variable in enumerate(samples.variables)}
+    missing = [i for i in range(num_variables) if i not in places]
+    if missing:
+        raise ValueError(
+            f"{sampler} answered for the variables {_listed(list(places))}, without {_listed(missing)}; a value for "
+            f"each of 0 to {num_variables - 1}, by the names that its model has, is needed"
+        )
+    return [places[i] for i in range(num_variables)]
+
+
+def _listed(things: list[object] | list[int]) -> str:
+    return f"[{', '.join(map(repr, things[:4]))}{', ...' if len(things) > 4 else ''}]"
 
 
 def initial_states(starts: NDArray[np.bool_]) -> tuple[NDArray[np.int8], list[int]]:

@@ -90,8 +90,9 @@ class DimodSampler(Remade):
         model = to_cqm(problem) if self.capabilities.cardinality else model_of(problem)
         arguments = self._arguments(request) | dict(self.settings)
         samples = getattr(self.sampler, self._method)(model, **arguments)
-        info = {"arguments": sorted(arguments), "samples": len(samples)}
-        return ranked_answers(problem, assignments_of(samples, problem.num_variables), Status.FEASIBLE, info=info)
+        points = assignments_of(samples, problem.num_variables, type(self.sampler).__name__)
+        info = {"arguments": sorted(arguments), "samples": len(points)}
+        return ranked_answers(problem, points, Status.FEASIBLE, info=info)
 
     @property
     def _method(self) -> str:

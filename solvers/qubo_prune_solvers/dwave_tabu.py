@@ -69,7 +69,7 @@ class DwaveTabu(Solver):
         cut = timeout is not None and min(restarts) < self.num_restarts
         return ranked_answers(
             problem,
-            assignments_of(samples, problem.num_variables),
+            assignments_of(samples, problem.num_variables, "TabuSampler"),
             Status.TIME_LIMIT if cut else Status.FEASIBLE,
             info={"reads": len(samples), "restarts": restarts},
         )

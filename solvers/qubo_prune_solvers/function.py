@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
 from qubo_prune.registry import check_settings, import_object
@@ -109,15 +108,4 @@ class CallableSolver(Remade):
         answer = self.function(*first, **given)
         if isinstance(answer, SolveResult):
             return answer
-        points = _rows(answer, request.problem.num_variables)
-        return ranked_answers(request.problem, points, Status.FEASIBLE)
-
-
-def _rows(answer: Any, num_variables: int) -> NDArray[np.bool_]:
-    """Assignments ``(k, n)`` from what a function answered, or a ``ValueError`` that says what is wrong."""
-    points = np.atleast_2d(np.asarray(answer))
-    if points.ndim != 2 or points.shape[1] != num_variables:
-        raise ValueError(f"it answered with shape {points.shape}; ({num_variables},) or (k, {num_variables}) is needed")
-    if not np.isin(points, (0, 1)).all():
-        raise ValueError(f"it answered with {np.unique(points)[:5].tolist()}; only 0 and 1 are allowed, 1 = prune")
-    return points.astype(bool)
+        return ranked_answers(request.problem, np.asarray(answer), Status.FEASIBLE)

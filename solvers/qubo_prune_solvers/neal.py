@@ -65,7 +65,7 @@ class Neal(Solver):
         cut = len(samples) < self.num_reads or sweeps < self.num_sweeps
         return ranked_answers(
             problem,
-            assignments_of(samples, problem.num_variables),
+            assignments_of(samples, problem.num_variables, "SimulatedAnnealingSampler"),
             Status.TIME_LIMIT if cut else Status.FEASIBLE,
             info={"reads": len(samples), "sweeps": sweeps, "beta_range": settings["beta_range"]},
         )

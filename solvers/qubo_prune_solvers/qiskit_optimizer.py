@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qubo_prune.conversions import to_quadratic_program
 from qubo_prune.errors import InputError
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem import BlockQubo, binary
 from qubo_prune.registry import check_settings, import_object
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import small_seed
+
+# how far from 0 and 1 the answers of algorithms that compute with fractions may be
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +81,18 @@ class QiskitOptimizer(Remade):
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
         with _seeded(small_seed(request.seed)):
             result = self.algorithm.solve(to_quadratic_program(problem))
-        points = [result.x, *(sample.x for sample in result.samples or ())]
-        info = {"algorithm": type(self.algorithm).__name__, "status": result.status.name}
-        return ranked_answers(problem, np.rint(points), Status.FEASIBLE, info=info)
+        name = type(self.algorithm).__name__
+        info = {"algorithm": name, "status": result.status.name}
+        return ranked_answers(problem, _points(result, name), Status.FEASIBLE, info=info)
+
+
+def _points(result: Any, name: str) -> NDArray[np.bool_]:
+    """Its assignments ``(k, n)``; numbers within ``_ROUNDING`` of 0 or 1 are taken for those."""
+    if result.x is None:
+        raise ValueError(f"{name} answered with no assignment (its status is {result.status.name})")
+    points = np.array([result.x, *(sample.x for sample in result.samples or ())], dtype=np.float64)
+    nearest = np.rint(points)
+    return binary(np.where(np.abs(points - nearest) <= _ROUNDING, nearest, points), f"{name} answered with")
 
 
 def _refusal(algorithm: Any, num_pruned: int | None) -> str:

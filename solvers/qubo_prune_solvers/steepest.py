@@ -47,7 +47,7 @@ class Steepest(Solver):
         for at in range(0, len(starts), _CHUNK):
             given = initial_states(starts[at : at + _CHUNK])
             samples = SteepestDescentSampler().sample(model, initial_states=given)
-            answers.extend(assignments_of(samples, problem.num_variables))
+            answers.extend(assignments_of(samples, problem.num_variables, "SteepestDescentSampler"))
             if clock.expired:
                 break
         status = Status.TIME_LIMIT if len(answers) < len(starts) else Status.FEASIBLE

@@ -64,3 +64,32 @@ def test_betas_scale_with_the_energies(rng, scale):
 
 def test_betas_are_those_of_the_request_where_it_has_temperatures():
     assert beta_range(SolveRequest(BlockQubo(np.eye(2), None), temperatures=(4.0, 0.5))) == (0.25, 2.0)
+
+
+def test_samples_that_miss_a_variable_are_named():
+    renamed = dimod.SampleSet.from_samples(([[0, 1]], ["a", "b"]), vartype="BINARY", energy=[0])
+    partial = dimod.SampleSet.from_samples(([[0]], [1]), vartype="BINARY", energy=[0])
+    with pytest.raises(ValueError, match=r"Mine answered for the variables \['a', 'b'\], without \[0, 1\]"):
+        assignments_of(renamed, 2, "Mine")
+    with pytest.raises(ValueError, match=r"variables \[1\], without \[0\]; a value for each of 0 to 1"):
+        assignments_of(partial, 2, "Mine")
+
+
+def test_further_variables_are_left_out():
+    more = dimod.SampleSet.from_samples(([[1, 0, 1]], ["slack", 1, 0]), vartype="BINARY", energy=[0])
+    assert assignments_of(more, 2, "Mine").tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize(
+    ("values", "vartype", "message"),
+    [
+        ([[-1, 1]], "BINARY", "only 0 and 1"),
+        ([[0, 1]], "SPIN", r"only -1 and \+1"),
+        ([[2, 1]], "BINARY", "only 0 and 1"),
+    ],
+)
+def test_samples_are_read_by_the_type_that_they_declare(values, vartype, message):
+    samples = dimod.SampleSet.from_samples(([[1, 1]], [0, 1]), vartype=vartype, energy=[0])
+    samples.record.sample[:] = values
+    with pytest.raises(ValueError, match=f"Mine answered with .*{message}"):
+        assignments_of(samples, 2, "Mine")

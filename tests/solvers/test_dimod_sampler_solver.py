@@ -208,3 +208,36 @@ class TestContract(SolverContract):
     @pytest.fixture
     def solver(self):
         return DimodSampler(dwave.samplers.SimulatedAnnealingSampler())
+
+
+class Saying(dimod.Sampler):
+    """Answers with what it is given."""
+
+    properties = None
+    parameters = None
+
+    def __init__(self, answer) -> None:
+        self.parameters, self._answer = {}, answer
+
+    def sample(self, bqm, **parameters):
+        return self._answer(bqm)
+
+
+def from_samples(values, names, vartype="BINARY"):
+    return dimod.SampleSet.from_samples((values, names), vartype=vartype, energy=[0.0] * len(values))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda bqm: from_samples(np.zeros((0, 6)), list(range(6))), "Saying answered with no samples"),
+        (lambda bqm: from_samples([[0, 1, 1]], [0, 1, 2]), r"Saying answered for the variables .* without \[3, 4, 5\]"),
+        (lambda bqm: from_samples([[0] * 6], list("abcdef")), "Saying answered for the variables"),
+        (lambda bqm: None, "Saying answered with a NoneType instead of a dimod.SampleSet"),
+        (lambda bqm: {0: 1}, "Saying answered with a dict"),
+    ],
+)
+def test_a_sampler_that_gives_no_or_other_answers_is_named(rng, answer, message):
+    problem = random_problem(rng, 6, 3)
+    with pytest.raises(SolverError, match=message):
+        solve(problem, DimodSampler(Saying(answer)))

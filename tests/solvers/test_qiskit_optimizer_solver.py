@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,3 +125,29 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "qiskit_optimization.algorithms", None)
     with pytest.raises(SolverError, match="cannot be loaded: ModuleNotFoundError"):
         make_solver("qiskit:qiskit_optimization.algorithms:CplexOptimizer")
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([0.5, 0, 1, 0], r"Fixed answered with \[0\.0, 0\.5, 1\.0\]; only 0 and 1"),
+        ([-1, 1, 1, -1], "Fixed answered with .* only 0 and 1"),
+        (None, "Fixed answered with no assignment"),
+    ],
+)
+def test_answers_that_are_not_binary_are_named(rng, x, message):
+    class Fixed(Trying):
+        def solve(self, program):
+            return SimpleNamespace(x=x, samples=(), status=SimpleNamespace(name="SUCCESS"))
+
+    with pytest.raises(SolverError, match=message):
+        solve(random_problem(rng, 4, 2), QiskitOptimizer(Fixed()))
+
+
+def test_answers_within_rounding_of_binary_ones_pass(rng):
+    class Nearly(Trying):
+        def solve(self, program):
+            x = np.array([1 - 1e-9, 1e-9, 1.0, 0.0])
+            return SimpleNamespace(x=x, samples=(), status=SimpleNamespace(name="SUCCESS"))
+
+    assert solve(random_problem(rng, 4, 2), QiskitOptimizer(Nearly()), polish=False).assignment.tolist() == [1, 0, 1, 0]
