@@ -13,7 +13,9 @@ from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
 from qubo_prune.models import LoadedModel, device_of
 from qubo_prune.objective import Classification, Loss, LossFunction, NextToken, make_loss
+from qubo_prune.padding import one_by_one
 from qubo_prune.run_folder import digest_of_batches
+from qubo_prune.signature import Signature
 from qubo_prune.solver import derive_seed
 from qubo_prune.text import all_windows, check_length, token_windows
 
@@ -81,8 +83,16 @@ def read_calibration(
     if isinstance(source, str):
         more = GUARD if guard is None else guard
         return _of_text(source, loaded, windows, length, loss, loss_length, device, more)
-    given = _of_inputs(source, loss, gram_samples, device)
+    given = _without_padding(_of_inputs(source, loss, gram_samples, device), loaded)
     return given.without_last(guard) if guard else given
+
+
+def _without_padding(given: Calibration, loaded: LoadedModel) -> Calibration:
+    """The inputs with the samples of padded batches one by one, by their real positions."""
+    signature = Signature.of(loaded.model)
+    inputs = [one for number, batch in enumerate(given.inputs) for one in one_by_one(batch, signature, number)]
+    described = given.described | ({"batches": len(inputs)} if "batches" in given.described else {})
+    return replace(given, inputs=inputs, described=described)
 
 
 def _of_inputs(source: Source, loss: Loss | None, gram_samples: int, device: torch.device) -> Calibration:

@@ -106,3 +106,72 @@ def save(folder: Path) -> Path:
     llama().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def bert(**changes: Any) -> nn.Module:
+    """An encoder of two layers that classifies sequences into three classes."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    settings = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3,
+        "vocab_size": VOCABULARY, "max_position_embeddings": 64,
+    }  # fmt: skip
+    return BertForSequenceClassification(BertConfig(**{**settings, **changes})).eval()
+
+
+def mixtral() -> nn.Module:
+    """Two decoder layers of four experts, two a token."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCABULARY, max_position_embeddings=64, num_local_experts=4,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
+def t5() -> nn.Module:
+    """Encoder and decoder of two layers each."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(
+        d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=VOCABULARY, decoder_start_token_id=0
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def bart() -> nn.Module:
+    """Encoder and decoder of two layers each, whose blocks hand on hidden states alone."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = BartConfig(
+        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, vocab_size=VOCABULARY, max_position_embeddings=64,
+    )  # fmt: skip
+    return BartForConditionalGeneration(config).eval()
+
+
+class RoutedRows(nn.Module):
+    """Two linear experts as modules, each given the rows that a router sends it, behind an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, 16)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits ``(B, 4)`` of the mean over the real positions."""
+        embedded = self.embed(input_ids)
+        rows, out = embedded.flatten(0, 1), torch.zeros_like(embedded).flatten(0, 1)
+        route = input_ids.flatten() % 2
+        for number, expert in enumerate(self.experts):
+            out[route == number] = expert(rows[route == number])
+        out = out.reshape(embedded.shape).relu()
+        weight = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.head((out * weight[..., None]).sum(1) / weight.sum(1, keepdim=True))
