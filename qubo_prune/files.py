@@ -357,6 +357,7 @@ class _List:
     linear: dict[int, float] = field(default_factory=dict)
     quadratic: dict[tuple[int, int], float] = field(default_factory=dict)
     most: int = -1
+    first: int = 1
 
     def remark(self, number: int, text: str) -> None:
         """A comment; ``key=value`` with one of our keys counts."""
@@ -373,6 +374,7 @@ class _List:
             raise InputError(f"line {number}: {_short(line)} is found; 'i j value' is needed.")
         i, j = sorted((_index(number, words[0]), _index(number, words[1])))
         value = _number(f"line {number}", words[2])
+        self.first = self.first if self.most >= 0 else number
         self.most = max(self.most, j)
         place: Any = i if i == j else (i, j)
         table: dict[Any, float] = self.linear if i == j else self.quadratic
@@ -385,11 +387,15 @@ class _List:
         said = self._integers("num_variables")
         if said and len(said) > 1:
             raise InputError(f"the comment num_variables is {_short(self.remarks['num_variables'])}; one is needed.")
+        declared = n is not None or said is not None
         n = n if n is not None else said[0] if said else self.most + 1
         if self.most >= n:
             raise InputError(f"the variable {self.most} is used, and there are {n}, from 0 on.")
         if n > MAX_VARIABLES:
             raise InputError(f"the variable {n - 1} is named; at most {MAX_VARIABLES} are allowed.")
+        _check_matrix(n)
+        if not said:
+            self._check_named(n, declared)
         q = _zeros(n)
         for (i, j), value in self.quadratic.items():
             q[i, j] = q[j, i] = value / 2
@@ -397,6 +403,25 @@ class _List:
             q[i, i] = value
         offset = _number("the comment offset", self.remarks.get("offset", "0").strip())
         return _Parts(q, self._integers("num_pruned"), self._labels(), offset)
+
+    def _check_named(self, n: int, declared: bool) -> None:
+        """Raise :class:`InputError` where variables that no line names would appear, as in files numbered from 1.
+
+        Args:
+            n: number of variables.
+            declared: the file says so, and only the variable 0 is looked at.
+        """
+        if self.most < 0 and not declared:
+            raise InputError("no line 'i j value' is found; one is needed, or a comment 'num_variables=0'.")
+        named = {*self.linear, *(i for pair in self.quadratic for i in pair)}
+        missing = next((i for i in range(1 if declared else n) if i not in named), None)
+        if missing is None or not named:
+            return
+        hint = "the file may be numbered from 1: subtract 1 from its variables" if missing == 0 else "give all numbers"
+        raise InputError(
+            f"line {self.first}: no line names the variable {missing}, and {self.most} is named; variables are "
+            f"numbered from 0, so {hint}, or write a line '{missing} {missing} 0' if it costs nothing."
+        )
 
     def spin_parts(self) -> _Parts:
         """The same of spins ``s = 2x - 1``: ``Q_ij = 2 J_ij``, ``Q_ii = 2 h_i - 2 sum_j J_ij``."""
@@ -443,7 +468,7 @@ def _number(where: str, word: str) -> float:
 
 def _read_list(text: str, vartype: str) -> _Parts:
     found = _List()
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.lstrip().startswith("#"):
             found.remark(number, line.lstrip()[1:])
         elif line.strip():
@@ -466,10 +491,10 @@ def _read_ising(text: str) -> _Parts:
 def _read_qubo(text: str) -> _Parts:
     found = _List()
     head: tuple[int, int, int] | None = None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         words = line.split()
-        if line.startswith("c"):
-            found.remark(number, line[1:])
+        if line.lstrip().startswith("c"):
+            found.remark(number, line.lstrip()[1:])
         elif words and head is None:
             head = _qubo_head(number, words)
         elif words and head is not None:

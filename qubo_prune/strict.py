@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ def short(value: Any) -> str:
 
 
 def limited_text(path: Path, most: int) -> str:
-    """The text of a file of at most ``most`` bytes, UTF-8.
+    """The text of a file of at most ``most`` bytes, UTF-8; a byte-order mark is left out.
 
     Raises:
         FileNotFoundError: there is no such file; folders, pipes and devices are none.
@@ -34,13 +35,32 @@ def limited_text(path: Path, most: int) -> str:
             content = stream.read(most + 1)
         if len(content) > most:
             raise InputError(f"the file has {path.stat().st_size} bytes; at most {most} are read.")
-        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return plain_text(content)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise InputError(f"the file cannot be read ({error.strerror}); check its name and its permissions.") from None
+
+
+#: What a text of another encoding begins with; the longer ones first, since one begins with another.
+_MARKS = ((codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
+          (codecs.BOM_UTF16_BE, "UTF-16"))  # fmt: skip
+
+
+def plain_text(content: bytes) -> str:
+    """UTF-8 as text with the line ends of Unix and without a byte-order mark.
+
+    Raises:
+        InputError: it is another encoding, or no text.
+    """
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            raise InputError(f"the file is {encoding} by its byte-order mark; save it as UTF-8.")
+    try:
+        text = content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"byte {error.start} is not UTF-8; only text files are read.") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def strict_json(text: str, constants: bool = False) -> Any:
@@ -55,7 +75,7 @@ def strict_json(text: str, constants: bool = False) -> Any:
     """
 
     def refuse(constant: str) -> Any:
-        raise InputError(f"{constant} is found; only finite numbers are allowed.")
+        raise InputError(f"line {_line_of(constant, text)}: {constant} is found; only finite numbers are allowed.")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -73,6 +93,14 @@ def strict_json(text: str, constants: bool = False) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"this JSON cannot be read: {error}.") from None
+
+
+def _line_of(constant: str, text: str) -> int:
+    """Where a constant stands outside of strings."""
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b', text):
+        if match[0] == constant:
+            return text.count("\n", 0, match.start()) + 1
+    return 1
 
 
 def is_plain(text: Any, most: int = 1000) -> bool:

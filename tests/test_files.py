@@ -297,6 +297,18 @@ MALFORMED = [
     ("p.coo", "# labels=0 0\n0 1 1\n", "labels without num_pruned"),
     ("p.coo", "# offset=inf\n0 1 1\n", "the comment offset: the value 'inf'"),
     ("p.coo", "0 1 1e308\n0 1 1e308\n", "NaN or infinite"),
+    ("p.coo", "", "no line 'i j value' is found"),
+    ("p.ising", " \n", "no line 'i j value' is found"),
+    ("p.coo", "# from 1\n1 1 1\n1 2 1\n", "line 2: no line names the variable 0, and 2 is named; .* subtract 1"),
+    ("p.ising", "1 2 1\n", "line 1: no line names the variable 0, and 2 is named; .* a line '0 0 0'"),
+    ("p.coo", "0 0 1\n3 3 1\n", "line 1: no line names the variable 1, and 3 is named; .* a line '1 1 0'"),
+    ("p.coo", "# num_variables=2\n1 1 1\n2 2 1\n", "the variable 2 is used, and there are 2, from 0 on"),
+    ("p.coo", "0 0 1 # note\n", "line 1: '0 0 1 # note' is found; 'i j value'"),
+    ("p.qubo", "", "there is no line 'p qubo"),
+    ("p.qubo", "p qubo 0 3 2 1\n1 1 1\n2 2 1\n1 2 1\n", "line 2: no line names the variable 0, and 2 is named"),
+    ("p.qubo", "p qubo 0 2 2 0\n1 1 1\n2 2 1\n", "line 3: the variable 2 is named; the line 'p' says 2, from 0"),
+    ("p.json", json_text(offset=0.5).replace(", ", ",\n").replace("3.0", "NaN"), r"line 8: NaN is found"),
+    ("p.json", json_text(offset="NaN").replace("3.0", "-Infinity"), "line 1: -Infinity is found"),
     ("p.ising", "0 0 1\n0 1 up\n", "line 2: the value 'up'"),
     ("p.qubo", "c nothing\n", "there is no line 'p qubo"),
     ("p.qubo", "0 0 1\n", "line 1: '0 0 1' is found; 'p qubo 0 maxNodes"),
@@ -324,7 +336,7 @@ MALFORMED = [
     ("p.lp", "Minimize\n [ x * y \nBinary\n x y\nEnd", "line 2: the end of the section"),
     ("p.lp", "Minimize\n [ x ^ 3 ] / 2\nBinary\n x y\nEnd", "line 2: '3' is found; the exponent 2"),
     ("p.lp", "Minimize\n [ x y ] / 2\nBinary\n x y\nEnd", r"line 2: 'y' is found; '\*' or '\^'"),
-    ("p.lp", "Minimize\n x\nSubject To\n x <= 1\nBinary\n x\nEnd", "line 4: '<=' is found; only 'x"),
+    ("p.lp", "Minimize\n x\nSubject To\n x + y <= 1\nBinary\n x y\nEnd", "line 4: '<=' is found; only 'x"),
     ("p.lp", "Minimize\n x\nSubject To\n 2 x = 1\nBinary\n x\nEnd", "line 4: '2' is found; only the coefficient 1"),
     ("p.lp", "Minimize\n x\nSubject To\n x = 0.5\nBinary\n x\nEnd", "line 4: '0.5' is found; a whole number"),
     ("p.lp", "Minimize\n x\nSubject To\n x = 1e400\nBinary\n x\nEnd", "line 4: '1e400' is found; a finite"),
@@ -361,6 +373,24 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(rng, tmp_path, forma
     path.write_text(text)
     with suppress(InputError):
         read_problem(path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_byte_order_marks_and_line_ends_of_windows_change_nothing(rng, tmp_path, format):
+    path = tmp_path / f"p.{format}"
+    write_problem(random_problem(rng, 4, (1, 2), [0, 1, 0, 1]), path)
+    plain, text = read_problem(path), path.read_text(encoding="utf-8")
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert same(read_problem(path), plain)
+    for encoding in ("utf-16", "utf-32"):
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(InputError, match=f"the file is {encoding.upper()} by its byte-order mark; save it as"):
+            read_problem(path)
+
+
+def test_comments_of_a_qubo_file_may_be_indented(tmp_path):
+    (tmp_path / "p.qubo").write_text("  c num_pruned=1\np qubo 0 1 1 0\n\tc a remark\n0 0 1\n")
+    assert read_problem(tmp_path / "p.qubo").num_pruned == (1,)
 
 
 def test_binary_rubbish_is_no_text(tmp_path):

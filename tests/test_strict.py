@@ -32,6 +32,7 @@ def test_what_json_writes_is_read_again(value: object) -> None:
         ('{"a": 1,\n"a": 2}', "the key 'a' stands twice"),
         ('[{"b": {"a": 1, "a": 1}}]', "the key 'a' stands twice"),
         ("NaN", "NaN is found"),
+        ('{"a": "NaN",\n"b": "\\\\", "c": NaN}', "line 2: NaN is found"),
         ("[1, -Infinity]", "-Infinity is found"),
         ("[" * 100_000, "cannot be read"),
         ('{"a":' * 100_000, "cannot be read"),
@@ -61,6 +62,11 @@ def test_files_are_read_up_to_their_limit(tmp_path: Path) -> None:
     assert limited_text(file, 8) == "one\ntwo"
     with pytest.raises(InputError, match="has 8 bytes; at most 7 are read"):
         limited_text(file, 7)
+    file.write_bytes(b"\xef\xbb\xbfone")
+    assert limited_text(file, 8) == "one"
+    file.write_bytes("one".encode("utf-16"))
+    with pytest.raises(InputError, match="the file is UTF-16 by its byte-order mark; save it as UTF-8"):
+        limited_text(file, 8)
     file.write_bytes(b"\xff")
     with pytest.raises(InputError, match="byte 0 is not UTF-8"):
         limited_text(file, 7)
