@@ -31,7 +31,7 @@ from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.seeds import checked_seed
-from qubo_prune.tables import Shown, rendered
+from qubo_prune.tables import Shown, rendered, shown
 from qubo_prune.text import check_length, check_source, check_windows, token_windows
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class ComparisonRow:
         method: ``dense``, or an entry as :class:`Entry` reads it.
         density: kept share of the pruned layers.
         perplexities: on each of the held-out texts.
-        layer_error: mean squared output error, summed over the layers.
+        layer_error: mean squared output error, summed over the layers; ``None`` where it was not measured.
         relative_error: the same as a share of the summed output power.
         seconds: wall-clock time of the pruning, calibration passes included.
         forward_seconds: of it, forward passes over the calibration data.
@@ -159,8 +159,8 @@ class ComparisonRow:
     method: str
     density: float
     perplexities: tuple[float, ...]
-    layer_error: float = 0.0
-    relative_error: float = 0.0
+    layer_error: float | None = 0.0
+    relative_error: float | None = 0.0
     seconds: float = 0.0
     forward_seconds: float = 0.0
     search_seconds: float = 0.0
@@ -241,7 +241,7 @@ class Comparison(Shown):
                     )
                     search = () if several else (f"{row.search_seconds:.0f}",)
                     numbers = (
-                        f"{row.relative_error:.5f}", f"{row.seconds:.0f}", *search,
+                        shown(row.relative_error, 5), f"{row.seconds:.0f}", *search,
                         f"{row.peak_memory_bytes / 2**30:.1f}",
                     )  # fmt: skip
                     table.add_row(
@@ -361,8 +361,8 @@ def compare(
             calibrated = report.calibration
             rows.append(_row(entry, setting, report, perplexities()))
             logger.info(
-                "%s, %s: perplexity %s, layer error %.6f, %.0f s", entry, setting,
-                ", ".join(f"{value:.3f}" for value in rows[-1].perplexities), report.relative_error,
+                "%s, %s: perplexity %s, layer error %s, %.0f s", entry, setting,
+                ", ".join(f"{value:.3f}" for value in rows[-1].perplexities), shown(report.relative_error, 6),
                 report.seconds["total"],
             )  # fmt: skip
         evaluated = tuple(each.describe() | {"tokens": each.tokens[:, 1:].numel()} for each in held_out)

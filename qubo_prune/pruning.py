@@ -30,6 +30,7 @@ from qubo_prune.certificate import BlockOptima, block_optima, least_error
 from qubo_prune.choices import WEIGHTS
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.correction import corrected
+from qubo_prune.coverage import Coverage
 from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
 from qubo_prune.disk_model import load_on_disk
@@ -64,6 +65,7 @@ from qubo_prune.run_folder import EVENTS, RunFolder, check_free, opened
 from qubo_prune.shards import Checkpoint, is_checkpoint
 from qubo_prune.shelf import InMemory, Shelf
 from qubo_prune.solver import Deadline, Solver, derive_seed
+from qubo_prune.tables import shown
 from qubo_prune.text import check_source, check_windows
 from qubo_prune.update import update as update_weights
 
@@ -236,6 +238,7 @@ def prune(
         foreseen = estimate(
             loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks
         )
+        coverage = Coverage.of(loaded.model, layers, include, exclude)
         records = Records(folder, layers)
         run = _Run(plan, layers, began, records, loaded.shelf)
         _tell_memory(foreseen, bars)
@@ -252,7 +255,7 @@ def prune(
             seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
             report = Report(
                 tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, run.masks, trace, judged,
-                None if foreseen is None else foreseen.total,
+                None if foreseen is None else foreseen.total, coverage=coverage,
             )  # fmt: skip
             if target is not None:
                 save_pruned(loaded, target, report)
@@ -656,7 +659,7 @@ class _Run:
         if start.weight is not None and plan.updates:
             began_with = start.weight
         held_out = _held_out_errors(gram, weight, began_with, final)
-        reverted = held_out[1] > held_out[0]
+        reverted = held_out[0] is not None and held_out[1] is not None and held_out[1] > held_out[0]
         if reverted:
             final, keep = began_with, start.keep
             notes = {**notes, "Its error on held-out inputs rose, so the layer has its warm start back.": 1}
@@ -713,7 +716,8 @@ class _Run:
         return stored.masked_fill(~layer.stored(decided.keep), 0)
 
     def _tell(self, report: LayerReport) -> None:
-        sentence = f"{report.name}: relative error {report.relative_before:.5f} to {report.relative_after:.5f}."
+        errors = f"{shown(report.relative_before, 5)} to {shown(report.relative_after, 5)}"
+        sentence = f"{report.name}: relative error {errors}."
         event(
             _log, "layer", sentence, layer=report.name, number=len(self.reports), layers=len(self._layers),
             weights=report.shape[0] * report.shape[1], weights_left=self._left, kept=report.kept,
@@ -806,15 +810,15 @@ def _perplexity(model: nn.Module, windows: Sequence[Tensor], bars: Progress) -> 
         return perplexity(model, torch.cat(list(windows)), progress=bars).perplexity
 
 
-def _error(gram: Gram, change: Tensor) -> float:
-    """Of the output, summed; an unseen layer's Gram is zero throughout."""
-    return float(gram.output_error(change).sum()) if gram.tokens else 0.0
+def _error(gram: Gram, change: Tensor) -> float | None:
+    """Of the output, summed; ``None`` where no inputs were seen."""
+    return float(gram.output_error(change).sum()) if gram.tokens else None
 
 
-def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float, float]:
-    """Of the warm start and of the result, relative to the layer's output; zeros without held-out inputs."""
+def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float | None, float | None]:
+    """Of the warm start and of the result, relative to the layer's output; ``None`` without held-out inputs."""
     if gram.held_out is None:
-        return 0.0, 0.0
+        return None, None
     power = float(gram.held_out.output_error(weight).sum())
     errors = [float(gram.held_out.dense_output_error(weight, new).sum()) for new in (before, after)]
     return (errors[0] / power, errors[1] / power) if power else (0.0, 0.0)

@@ -9,7 +9,7 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,18 +20,19 @@ from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.certificate import BlockOptima
+from qubo_prune.coverage import Coverage, LeftDense, percent, sentences
 from qubo_prune.descent import TracePoint
 from qubo_prune.layer_names import DottedName, folded
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
-from qubo_prune.tables import Shown, rendered
+from qubo_prune.tables import Shown, rendered, shown
 
 _PACKAGES = ("qubo-prune", "torch", "transformers", "numpy", "dimod", "ortools", "qiskit-optimization")
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of a run.
+    """One layer of a run that was pruned. What was not measured is ``None``: errors and power without inputs.
 
     Attributes:
         name: dotted path in the model.
@@ -54,7 +55,8 @@ class LayerReport:
         notes: what was done instead of what was asked, as sentences, each with its number.
         trace: energy against time.
         swapped: weights whose mask a descent on the loss changed after that; the errors are those before.
-        held_out_before: error of the warm start on held-out inputs, as a share of the outputs' power there.
+        held_out_before: error of the warm start on held-out inputs, as a share of the outputs' power there; ``None``
+            if there were none.
         held_out_after: the same of the result, before it was reverted if it was.
         reverted: the error on held-out inputs rose, so the layer has its warm start back.
         least_error: no mask of these counts has an error below this; ``None`` where nothing was proven.
@@ -65,9 +67,9 @@ class LayerReport:
     shape: tuple[int, int]
     kept: int
     density: float
-    error_before: float
-    error_after: float
-    output_power: float
+    error_before: float | None
+    error_after: float | None
+    output_power: float | None
     steps: int
     accepted: int
     solver_gain: float
@@ -80,8 +82,8 @@ class LayerReport:
     notes: dict[str, int] = field(default_factory=dict)
     trace: tuple[TracePoint, ...] = ()
     swapped: int = 0
-    held_out_before: float = 0.0
-    held_out_after: float = 0.0
+    held_out_before: float | None = None
+    held_out_after: float | None = None
     reverted: bool = False
     least_error: float | None = None
     block_optima: BlockOptima | None = None
@@ -89,17 +91,19 @@ class LayerReport:
     @property
     def gap(self) -> float | None:
         """By how much of ``error_after`` a better mask may be below it, at most; ``None`` where nothing was proven."""
-        return None if self.least_error is None else _share(self.error_after - self.least_error, self.error_after)
+        if self.least_error is None or self.error_after is None:
+            return None
+        return _share(self.error_after - self.least_error, self.error_after)
 
     @property
-    def relative_before(self) -> float:
-        """``error_before / output_power``."""
-        return _share(self.error_before, self.output_power)
+    def relative_before(self) -> float | None:
+        """``error_before / output_power``; ``None`` where that was not measured."""
+        return _ratio(self.error_before, self.output_power)
 
     @property
-    def relative_after(self) -> float:
-        """``error_after / output_power``."""
-        return _share(self.error_after, self.output_power)
+    def relative_after(self) -> float | None:
+        """``error_after / output_power``; ``None`` where that was not measured."""
+        return _ratio(self.error_after, self.output_power)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the relative errors as plain data."""
@@ -123,6 +127,16 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None else _share(part, whole)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Of those that were measured; ``None`` if none was."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) if measured else None
+
+
 @dataclass(frozen=True, eq=False)
 class Report(Shown):
     """Outcome of :func:`qubo_prune.prune`.
@@ -139,6 +153,9 @@ class Report(Shown):
         held_out_perplexity: of the dense and of the pruned model on the held-out windows of a calibration text, if
             there are any.
         memory_estimate_bytes: what was foreseen of that before the run; ``None`` where it is not known.
+        left_dense: layers of the run that were not pruned, with the reason: no calibration input reached them.
+        coverage: the weights of the whole model, and large parameters that are in no layer of the run; ``None`` where
+            that is not known.
         peak_memory_bytes: highest resident memory of the process so far.
         versions: of Python and the packages that matter.
         machine: processor and operating system.
@@ -153,6 +170,8 @@ class Report(Shown):
     loss: LossTrace | None = None
     held_out_perplexity: tuple[float, float] | None = None
     memory_estimate_bytes: int | None = None
+    left_dense: tuple[LeftDense, ...] = ()
+    coverage: Coverage | None = None
     peak_memory_bytes: int = field(default_factory=lambda: peak_memory())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: dict[str, Any] = field(default_factory=lambda: machine())
@@ -163,31 +182,38 @@ class Report(Shown):
         return _share(sum(layer.kept for layer in self.layers), sum(_size(layer) for layer in self.layers))
 
     @property
-    def error_before(self) -> float:
-        """Layer output errors of the warm start, summed over the layers."""
-        return sum(layer.error_before for layer in self.layers)
+    def share(self) -> float | None:
+        """The pruned layers' share of all weights of the model; ``None`` where those were not counted."""
+        if self.coverage is None:
+            return None
+        return _share(sum(_size(layer) for layer in self.layers), self.coverage.weights)
 
     @property
-    def error_after(self) -> float:
-        """Layer output errors of the final masks, summed over the layers."""
-        return sum(layer.error_after for layer in self.layers)
+    def error_before(self) -> float | None:
+        """Layer output errors of the warm start, summed over the layers where they were measured."""
+        return _sum(layer.error_before for layer in self.layers)
 
     @property
-    def relative_error(self) -> float:
+    def error_after(self) -> float | None:
+        """Layer output errors of the final masks, summed over the layers where they were measured."""
+        return _sum(layer.error_after for layer in self.layers)
+
+    @property
+    def relative_error(self) -> float | None:
         """:attr:`error_after` as a share of the summed output power."""
-        return _share(self.error_after, sum(layer.output_power for layer in self.layers))
+        return _ratio(self.error_after, _sum(layer.output_power for layer in self.layers))
 
     @property
-    def relative_error_before(self) -> float:
+    def relative_error_before(self) -> float | None:
         """:attr:`error_before` as a share of the summed output power."""
-        return _share(self.error_before, sum(layer.output_power for layer in self.layers))
+        return _ratio(self.error_before, _sum(layer.output_power for layer in self.layers))
 
     @property
     def gap(self) -> float | None:
         """By how much of the summed error better masks may be below it, at most, over the layers with a bound."""
         proven = [layer for layer in self.layers if layer.least_error is not None]
-        after, least = sum(layer.error_after for layer in proven), sum(layer.least_error or 0.0 for layer in proven)
-        return _share(after - least, after) if proven else None
+        after, least = _sum(layer.error_after for layer in proven), _sum(layer.least_error for layer in proven)
+        return None if after is None or least is None else _share(after - least, after)
 
     @property
     def block_optima(self) -> BlockOptima | None:
@@ -203,6 +229,7 @@ class Report(Shown):
             "weights": sum(_size(layer) for layer in self.layers),
             "kept": sum(layer.kept for layer in self.layers),
             "density": self.density,
+            "share": self.share,
             "error_before": self.error_before,
             "error_after": self.error_after,
             "relative_before": self.relative_error_before,
@@ -213,6 +240,7 @@ class Report(Shown):
             "accepted": sum(layer.accepted for layer in self.layers),
             "stopped_early": sum(layer.stopped_early for layer in self.layers),
             "reverted": [layer.name for layer in self.layers if layer.reverted],
+            "left_dense": len(self.left_dense),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,6 +256,8 @@ class Report(Shown):
             "loss": self.loss.to_dict() if self.loss else None,
             "held_out_perplexity": _finite(self.held_out_perplexity),
             "layers": [layer.to_dict() for layer in self.layers],
+            "left_dense": [dataclasses.asdict(layer) for layer in self.left_dense],
+            "coverage": self.coverage.to_dict() if self.coverage else None,
             "versions": self.versions,
             "machine": self.machine,
         }
@@ -261,7 +291,8 @@ class Report(Shown):
         by = f"{method} blocks by {solver}" if method == "icbs" else method
         if self.loss:
             by = f"{method} blocks of the loss by {self.settings['loss_settings']['solver']}"
-        return f"{self.model}: {by}, pattern {pattern}, density {self.density:.4f}"
+        share = "" if self.share is None else f" of {percent(self.share)} of the model's weights"
+        return f"{self.model}: {by}, pattern {pattern}, density {self.density:.4f}{share}"
 
     def _caption(self) -> str:
         seconds, trace = self.seconds, self.loss
@@ -276,6 +307,7 @@ class Report(Shown):
         loss += f"{_told(self.block_optima)}\n" if self.block_optima else ""
         back = [layer.name for layer in self.layers if layer.reverted]
         loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
+        loss += "".join(f"{line}\n" for line in sentences(self.coverage, self.left_dense))
         return (
             f"{loss}kept: share of weights; before, after: errors {'of the warm start, ' if trace else ''}relative "
             f"to the layers' outputs; s: of the search; "
@@ -314,12 +346,12 @@ def _size(layer: LayerReport) -> int:
 
 
 def _row(members: list[LayerReport]) -> tuple[str, ...]:
-    power = sum(layer.output_power for layer in members)
-    before, after = sum(layer.error_before for layer in members), sum(layer.error_after for layer in members)
+    power = _sum(layer.output_power for layer in members)
+    before, after = _sum(layer.error_before for layer in members), _sum(layer.error_after for layer in members)
     density = _share(sum(layer.kept for layer in members), sum(_size(layer) for layer in members))
     return (
-        str(len(members)), f"{density:.4f}", f"{_share(before, power):.5f}", f"{_share(after, power):.5f}",
-        f"{_share(after, before):.3f}", str(sum(layer.steps for layer in members)),
+        str(len(members)), f"{density:.4f}", shown(_ratio(before, power), 5), shown(_ratio(after, power), 5),
+        shown(_ratio(after, before), 3), str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
     )  # fmt: skip
 

@@ -20,6 +20,15 @@ def rendered(shown: RenderableType, width: int) -> str:
     return stream.getvalue().rstrip()
 
 
+def shown(value: float | None, places: int) -> str:
+    """A number as a cell; a dash where none was measured.
+
+    >>> shown(0.25, 3), shown(None, 3)
+    ('0.250', '-')
+    """
+    return "-" if value is None else f"{value:.{places}f}"
+
+
 class Shown(abc.ABC):
     """What shows itself: as a table in terminals, by rich, and the same table as HTML in notebooks."""
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from qubo_prune.layer_names import DottedName
 from qubo_prune.run_folder import EVENTS, is_running, read_manifest
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, shown
 
 #: Characters of a line of events that are read at most; longer ones are not of a run.
 _MOST = 2**20
@@ -112,9 +112,9 @@ class RunState(Shown):
         for column in ("error before", "after", "search s"):
             table.add_column(column, justify="right", no_wrap=True)
         for layer in self.layers[-_SHOWN:]:
-            before, after = _number(layer.get("relative_before")), _number(layer.get("relative_after"))
+            errors = [_error(layer.get(name)) for name in ("relative_before", "relative_after")]
             seconds = _number(layer.get("seconds"))
-            table.add_row(DottedName(str(layer.get("layer", ""))), f"{before:.5f}", f"{after:.5f}", f"{seconds:.1f}")
+            table.add_row(DottedName(str(layer.get("layer", ""))), *errors, f"{seconds:.1f}")
         return table
 
 
@@ -138,6 +138,11 @@ def _events(file: Path) -> Iterator[Mapping[str, Any]]:
                 continue
             if isinstance(found, dict) and isinstance(found.get("kind"), str):
                 yield found
+
+
+def _error(value: Any) -> str:
+    """A relative error as a cell; it is ``None`` where it was not measured."""
+    return shown(None if value is None else _number(value), 5)
 
 
 def _number(value: Any) -> float:

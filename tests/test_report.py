@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qubo_prune.certificate import BlockOptima
+from qubo_prune.coverage import LeftDense
 from qubo_prune.descent import TracePoint
 from qubo_prune.report import LayerReport, Report
 
@@ -100,3 +101,30 @@ def test_html_escapes_names() -> None:
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert text.count("<tr>") == 4
+
+
+def test_what_was_not_measured_is_no_number() -> None:
+    unmeasured = replace(layer("layers.2.odd", 0.0, 0.0), error_before=None, error_after=None, output_power=None)
+    assert (unmeasured.relative_before, unmeasured.relative_after, unmeasured.gap) == (None, None, None)
+    assert LayerReport.from_dict(json.loads(json.dumps(unmeasured.to_dict()))) == unmeasured
+    some = replace(report(), layers=(*report().layers, unmeasured))
+    assert (some.error_before, some.relative_error) == (6.0, 3.5 / 30)  # left out of sums and of their ratios
+    rows = [[str(cell) for cell in column.cells] for column in some.table(full=True).columns]
+    assert [column[3] for column in rows[3:6]] == ["-", "-", "-"]
+    none = replace(report(), layers=(unmeasured,))
+    assert (none.error_before, none.error_after, none.relative_error, none.gap) == (None, None, None, None)
+    assert json.loads(json.dumps(none.to_dict()))["totals"]["relative_after"] is None
+    assert [column.cells for column in none.table().columns]  # a table all the same
+
+
+def test_layers_left_dense_are_data_and_a_line_under_the_table() -> None:
+    left = (LeftDense("vision.0.up", 1234, "not reached by any calibration input"),)
+    told = replace(report(), left_dense=left)
+    assert "left dense: vision.*.up (1 layer, 1,234 weights), not reached by any calibration input" in " ".join(
+        str(told).split()
+    )
+    assert "1,234 weights" in told._repr_html_()
+    plain = json.loads(json.dumps(told.to_dict()))
+    assert plain["left_dense"] == [{"name": "vision.0.up", "weights": 1234, "reason": left[0].reason}]
+    assert plain["totals"]["left_dense"] == 1
+    assert plain["totals"]["layers"] == 3

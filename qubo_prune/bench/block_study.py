@@ -517,7 +517,7 @@ class _Runner:
             for layer, weight in zip(self._layers, self._dense, strict=True):
                 layer.parameter.detach().copy_(weight)
         if label == WANDA:
-            self.wanda_error = report.error_after
+            self.wanda_error = _measured(report.error_after)
         point = self._point(label, size, limit, report, value)
         self.points.append(point)
         logger.info(
@@ -532,13 +532,13 @@ class _Runner:
         narrow = 0 if size is None else sum(layer.shape[1] < size for layer in self._layers)
         if narrow:
             notes["The layer has rows shorter than a block, which was the whole row there."] = narrow
-        error = report.error_after
+        after = error = _measured(report.error_after)
         seconds = sum((layer.trace[-1].seconds for layer in report.layers if layer.trace), 0.0)
         if size is not None:  # else there are no blocks but the whole rows
             error = sum(_error_after_blocks(layer) for layer in report.layers)
             seconds = sum(_blocks_end(layer, self._asked.max_sweeps).seconds for layer in report.layers)
         return Point(
-            label, size, limit, self._share(error), self._share(report.error_after), value, seconds,
+            label, size, limit, self._share(error), self._share(after), value, seconds,
             report.seconds["search"], report.seconds["total"], sum(layer.steps for layer in report.layers),
             sum(layer.accepted for layer in report.layers), sum(layer.stopped_early for layer in report.layers),
             dict(notes),
@@ -549,9 +549,15 @@ class _Runner:
         return error / self.wanda_error if self.wanda_error else 1.0
 
 
+def _measured(error: float | None) -> float:
+    """An error of layers that are pruned by their inputs, which is always measured."""
+    assert error is not None
+    return error
+
+
 def _error_after_blocks(layer: LayerReport) -> float:
     """What the solver's answers, and the swaps on its blocks, left of a layer's error before the whole-row swaps."""
-    return layer.error_before - layer.solver_gain - layer.polish_gain
+    return _measured(layer.error_before) - layer.solver_gain - layer.polish_gain
 
 
 def _blocks_end(layer: LayerReport, max_sweeps: int) -> TracePoint:

@@ -227,13 +227,11 @@ def layers(report: Report | Mapping[str, Report], quantity: str = "error", *, ax
     if quantity not in ("error", "density"):
         raise InputError(f"The quantity {quantity!r} is not known; use 'error' or 'density'.")
     reports = {"": report} if isinstance(report, Report) else dict(report)
-    series = {
-        name: {each.name: each.relative_after if quantity == "error" else each.density for each in one.layers}
-        for name, one in reports.items()
-    }
+    series = {name: _by_layer(one, quantity) for name, one in reports.items()}
     names = list(dict.fromkeys(layer for values in series.values() for layer in values))
     if not names:
-        raise InputError("The report has no layers, so there is nothing to draw.")
+        missing = "layers whose error was measured" if quantity == "error" else "layers"
+        raise InputError(f"The report has no {missing}, so there is nothing to draw.")
     label = {"error": "layer error, share of the output's power", "density": "density: kept share of the weights"}
     numbered = {name: _numbered(name) for name in names}
     by_number = len(names) > _NAMED and all(number is not None for _, number in numbered.values())
@@ -249,6 +247,12 @@ def layers(report: Report | Mapping[str, Report], quantity: str = "error", *, ax
         room = max(0.02, 0.1 * (max(values) - min(values)))
         (ax.set_ylim if by_number else ax.set_xlim)(min(values) - room, max(values) + room)
     return ax
+
+
+def _by_layer(report: Report, quantity: str) -> dict[str, float]:
+    """What is to be drawn of every layer where it is known."""
+    values = {each.name: each.relative_after if quantity == "error" else each.density for each in report.layers}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _numbered(name: str) -> tuple[str, int | None]:

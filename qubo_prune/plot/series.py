@@ -154,7 +154,9 @@ def methods(
             return comparison.rise(row.method, row.setting, text)
         if quantity == "perplexity":
             return row.perplexities[text]
-        return row.relative_error if quantity == "error" else row.seconds
+        if quantity == "error":
+            return math.nan if row.relative_error is None else row.relative_error
+        return row.seconds
 
     series = {
         f"{setting}, {comparison.texts[text]}" if len(texts) > 1 else setting: [
