@@ -22,6 +22,7 @@ from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_names import no_match
 from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.precision import pinned
 from qubo_prune.scores import score
 
 _WHOLE = Pattern("layer")
@@ -162,6 +163,7 @@ def _rounded(budgets: Sequence[_Budget], scale: Fraction, total: int) -> list[in
 # --- desired densities ------------------------------------------------------------------------------
 
 
+@pinned()
 def outlier_share(weight: Float[Tensor, "d_out d_in"], gram: Gram, multiple: float = 5.0) -> float:
     """``D``: the share of a layer's weights with ``|W_ij| ||X_j|| > M mean(|W| ||X||)``, M the multiple.
 
@@ -211,6 +213,7 @@ def owl(
     return {name: density + reach * ((found - mean) / farthest) for name, found in outliers.items()}
 
 
+@pinned()
 def predicted_rise(
     weight: Float[Tensor, "d_out d_in"], mean: Float[Tensor, "d_out d_in"], square: Float[Tensor, "d_out d_in"]
 ) -> Float[Tensor, "d_out d_in"]:

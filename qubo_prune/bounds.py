@@ -33,6 +33,7 @@ from torch import Tensor
 
 from qubo_prune.choices import BOUNDS as KINDS
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockBatch
 from qubo_prune.solver import Deadline
 
@@ -65,6 +66,7 @@ class Bounds:
     stopped_early: bool = False
 
 
+@pinned()
 def lower_bounds(
     problems: BlockBatch, kind: str = "trace", *, total: int | None = None, tolerance: float = 1e-3,
     most: int = 2000, rounds: int = 4, deadline: Deadline | None = None,

@@ -21,6 +21,7 @@ from qubo_prune.emission import emit_whole_rows
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.registry import make_solver
 from qubo_prune.seeds import checked_seed
@@ -37,6 +38,7 @@ PROOF_SECONDS = 1.0
 _ROUNDING = 1e-8
 
 
+@pinned()
 def least_error(
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,
@@ -103,6 +105,7 @@ class BlockOptima:
         return asdict(self) | {"gain_share": self.gain_share}
 
 
+@pinned()
 def block_optima(
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,

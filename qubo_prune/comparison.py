@@ -26,6 +26,7 @@ from qubo_prune.masks import Pattern
 from qubo_prune.models import LoadedModel, check_name, check_output, load_model
 from qubo_prune.peers import PEERS
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
+from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.registry import setting_value
@@ -277,6 +278,7 @@ class Comparison(Shown):
         return self.table()
 
 
+@pinned()
 def compare(
     model: str | LoadedModel,
     methods: Sequence[str] = COMPARED,

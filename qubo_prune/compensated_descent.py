@@ -23,6 +23,7 @@ from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockBatch
 from qubo_prune.solver import BatchRequest, Deadline, Solver, derive_seed
 from qubo_prune.threads import in_threads
@@ -65,6 +66,7 @@ class CompensatedDescent:
     dtype: torch.dtype = torch.float32
 
 
+@pinned()
 def descend_compensated(
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,

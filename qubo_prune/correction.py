@@ -23,12 +23,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qubo_prune.hessian import Gram
+from qubo_prune.precision import pinned
 from qubo_prune.update import cholesky, fitting, with_damping
 
 #: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.
 SHARE, CORRECTION_DAMPING = 0.5, 0.3
 
 
+@pinned()
 def corrected(
     weight: Float[Tensor, "d_out d_in"], gram: Gram, share: float, damping: float, notes: Counter[str]
 ) -> Float[Tensor, "d_out d_in"]:

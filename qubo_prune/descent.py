@@ -24,6 +24,7 @@ from qubo_prune.events import event
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.precision import pinned
 from qubo_prune.registry import make_solver
 from qubo_prune.scores import score
 from qubo_prune.selection import borderline_block
@@ -107,6 +108,7 @@ class DescentResult:
     trace: tuple[TracePoint, ...] = ()
 
 
+@pinned()
 def warm_start(
     kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, pattern: Pattern, density: float, seed: int
 ) -> Bool[Tensor, "d_out d_in"]:
@@ -128,6 +130,7 @@ def _selected(state: LayerState) -> Bool[Tensor, "d_out d_in"]:
     return state.keep_mask()
 
 
+@pinned()
 def descend(
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,

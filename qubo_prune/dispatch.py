@@ -25,6 +25,7 @@ from qubo_prune.clusters import Cluster, connect, split_name
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo, FactorForm, binary
 from qubo_prune.registry import make_solver
 from qubo_prune.repair import repair
@@ -71,6 +72,7 @@ class Handling:
     cluster: Cluster | None = None
 
 
+@pinned()
 def solve(
     problem: BlockQubo,
     solver: str | Solver = "greedy",
@@ -442,6 +444,7 @@ def _binary_answers(problem: BlockQubo, result: SolveResult) -> tuple[NDArray[np
     return np.stack(usable), unusable
 
 
+@pinned()
 def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None = None) -> BatchResult:
     """Solve one problem per row; rows whose answer is unusable or worse keep their warm start.
 

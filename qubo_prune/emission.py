@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
 from qubo_prune.submatrices import square
 
@@ -55,6 +56,7 @@ def emit(
     return BlockQubo(q, num_pruned, float(offset), labels)
 
 
+@pinned()
 def emit_block(
     weight: Float[Tensor, "d_out d_in"],
     keep: Bool[Tensor, "d_out d_in"],
@@ -82,6 +84,7 @@ def emit_block(
     )  # fmt: skip
 
 
+@pinned()
 def emit_factor(
     factor: Float[Tensor, "B n"],
     gradient: Float[Tensor, " n"],
@@ -119,6 +122,7 @@ def emit_factor(
     return BlockQubo((scaled @ scaled.T + torch.diag(linear)).cpu().numpy(), num_pruned, float(offset), labels)
 
 
+@pinned()
 def emit_rows(
     weight: Float[Tensor, "r d_in"],
     x: Float[Tensor, "r d_in"],

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.precision import pinned
 
 
 def enforce(model: nn.Module, masks: Mapping[str, Tensor]) -> Enforced:
@@ -162,6 +163,7 @@ def _check_mask(keep: Tensor, weight: Tensor, what: str) -> None:
         raise InputError(f"{what} belongs to a weight of {weight.dtype}; only floating-point weights can be masked.")
 
 
+@pinned()
 def merge_low_rank(weight: Tensor, a: Tensor, b: Tensor, scale: float, keep: Tensor) -> tuple[Tensor, float]:
     """Merge a low-rank update such as LoRA's into a sparse weight: ``keep * (W + scale * B A)``.
 

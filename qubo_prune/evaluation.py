@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from qubo_prune.errors import InputError
 from qubo_prune.models import device_of
+from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.progress import Progress
 from qubo_prune.text import check_length, token_windows
 
@@ -43,6 +44,7 @@ class Perplexity:
         return asdict(self)
 
 
+@pinned()
 def perplexity(
     model: nn.Module,
     tokens: Int[Tensor, "windows length"],
@@ -63,7 +65,9 @@ def perplexity(
     with torch.no_grad(), (progress or Progress()).task("perplexity", len(tokens)) as advance:
         for window in tokens:
             ids = window[None, :].to(device)
-            logits = model(ids).logits[0, :-1].float()
+            with caller_defaults():
+                output = model(ids)
+            logits = output.logits[0, :-1].float()
             total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
             advance(1, "")
     count = tokens.shape[0] * (tokens.shape[1] - 1)

@@ -24,6 +24,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
 from qubo_prune.models import evaluating
 from qubo_prune.objective import Objective
+from qubo_prune.precision import caller_defaults, pinned
 
 # floats in the working arrays of one layer
 _ROOM = 2**25
@@ -70,6 +71,7 @@ class Moments:
 Consume = Callable[[Layer, int, Tensor, Tensor], None]
 
 
+@pinned()
 def moments(
     objective: Objective, samples: Samples, indices: Int[Tensor, " B"], layers: Sequence[Layer], group: int = 1
 ) -> dict[str, Moments]:
@@ -197,6 +199,7 @@ class BlockGradients:
     losses: Float[Tensor, " B"]
 
 
+@pinned()
 def block_gradients(
     objective: Objective,
     samples: Samples,
@@ -240,6 +243,7 @@ def block_gradients(
     return BlockGradients(found[0], found[-1], losses)
 
 
+@pinned()
 def told_apart(objective: Objective, samples: Samples, layers: Sequence[Layer], seed: int) -> bool:
     """Whether two samples have the same gradients together as each alone, at random weights of every layer.
 
@@ -332,6 +336,7 @@ class _Watch:
             if 0 < len(watched.outputs) < len(watched.inputs):
                 self._hand_over(self._layers[name], watched)
 
+    @pinned()
     def _receive(self, layer: Layer, number: int, grad: Tensor) -> None:
         watched = self._seen[layer.name]
         watched.outputs.append((number, grad.detach()))
@@ -382,14 +387,16 @@ def _backward(
             losses.append(own.detach().double())
             watch.consume = consume
             if own.requires_grad:  # else it depends on none of the layers
-                torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
+                with caller_defaults():  # checkpoints run the model again
+                    torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
             watch.finish()
             if consume_drawn is not None and drawn is not None:
                 watch.forget(inputs=False)
                 watch.consume = consume_drawn
-                own = objective.loss.drawn(prediction, drawn)
-                if own.requires_grad:
-                    torch.autograd.backward(own.sum())
+                with caller_defaults():
+                    own = objective.loss.drawn(prediction, drawn)
+                    if own.requires_grad:
+                        torch.autograd.backward(own.sum())
                 watch.finish()
             watch.forget(inputs=True)
             first += len(part)

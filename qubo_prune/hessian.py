@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.precision import pinned
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +166,7 @@ class GramAccumulator:
     _under_way: deque[dict[str, Tensor]] = field(default_factory=deque, repr=False)
     _home: torch.device = field(default=torch.device("cpu"), repr=False)
 
+    @pinned()
     def add(self, inputs: Tensor, dense: Tensor | None = None, behind: Tensor | None = None) -> None:
         """Add rows ``(..., d_in)``, or ``(..., groups, d_in)`` if there are several groups.
 
@@ -221,6 +223,7 @@ class GramAccumulator:
                 "such as float32 and the calibration data."
             )
 
+    @pinned()
     def finish(self, d_in: int, device: torch.device | None = None) -> Gram:
         """The Gram of everything added; all zeros if nothing was.
 

@@ -40,6 +40,7 @@ from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip
 from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.masks import Pattern, packed_bits, unpacked_bits
 from qubo_prune.objective import Objective
+from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.sealed import Sealed
@@ -224,6 +225,7 @@ def _check_kind(name: str, value: Any) -> None:
 OnStep = Callable[[LossStep], None]
 
 
+@pinned()
 def descend_loss(
     objective: Objective,
     layers: Sequence[Layer],
@@ -275,7 +277,7 @@ def descend_loss(
                 if keeper is not None:
                     keeper.put_if_due(run.state)
                 if on_step is not None:
-                    with run.paused():
+                    with run.paused(), caller_defaults():
                         on_step(step)
         except KeyboardInterrupt:
             run.stopped = "It was interrupted; the best masks by then count."

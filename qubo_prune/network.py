@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
 from qubo_prune.models import evaluating
+from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.shelf import InMemory, Shelf, States
 
 
@@ -52,7 +53,8 @@ class Call:
             args[self.slot] = hidden
         elif self.slot is not None:
             kwargs[self.slot] = hidden
-        return module(*args, **kwargs)
+        with caller_defaults():
+            return module(*args, **kwargs)
 
 
 class _Stop(Exception):
@@ -111,6 +113,7 @@ class _Pass:
                 layer.parameter.data = data
 
 
+@pinned()
 def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
     held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
@@ -179,6 +182,7 @@ class Sampled:
     advance: float
 
 
+@pinned()
 def sample(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, held_out: Sequence[Any] = (),
     paired: bool = False, shelf: Shelf | None = None, gram_devices: tuple[str, ...] = (),
@@ -530,6 +534,7 @@ def with_residuals(block: nn.Module, stages: list[Stage], call: Call, hidden: Te
     seen: list[tuple[nn.Module, Tensor]] = []  # inputs in the order in which modules run
     sums: list[tuple[Stage, nn.Module, Tensor]] = []
 
+    @pinned()
     def look(module: nn.Module, tensor: Tensor | None) -> None:
         if tensor is None or not tensor.is_floating_point():
             return
@@ -631,6 +636,7 @@ def _feed(
     def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         residual[0] = _first_of(args, kwargs)
 
+    @pinned()  # the model may have an autocast of its own
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         began = time.perf_counter()
         take((_input_of(args, kwargs), residual[0]))

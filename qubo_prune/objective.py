@@ -15,6 +15,7 @@ from torch.nn import functional
 from qubo_prune.data import Samples, to_device
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.models import device_of, evaluating
+from qubo_prune.precision import caller_defaults, pinned
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -159,6 +160,7 @@ class Objective:
     loss: Loss
     micro_batch: int = 256
 
+    @pinned()
     def measure(self, samples: Samples, indices: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """The loss of each sample, float64, without gradients.
 
@@ -176,8 +178,9 @@ class Objective:
     def losses_of(self, samples: Samples, indices: Int[Tensor, " m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
         """Prediction and losses of one micro-batch; raises :class:`InputError` if one is not finite."""
         batch = to_device(samples.batch(indices), device_of(self.model))
-        prediction = self.loss.predict(self.model, batch)
-        losses = self.loss.losses(prediction, batch)
+        with caller_defaults():
+            prediction = self.loss.predict(self.model, batch)
+            losses = self.loss.losses(prediction, batch)
         if losses.shape != indices.shape:
             raise InputError(
                 f"The loss function returned {len(losses)} values for a batch of {len(indices)} samples; one value "
@@ -205,7 +208,7 @@ class Objective:
 
         handles = [module.register_forward_hook(look(name)) for name, module in self.model.named_modules() if name]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), caller_defaults():
                 self.loss.predict(self.model, batch)
         finally:
             for handle in handles:

@@ -22,6 +22,7 @@ from qubo_prune.descent import Descent, descend
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.precision import pinned
 from qubo_prune.registry import make_solver
 from qubo_prune.scores import score
 from qubo_prune.submatrices import unit_diagonal
@@ -103,6 +104,7 @@ Masked = tuple[Tensor, Tensor | None]
 Method = Callable[[Task], Masked]
 
 
+@pinned()
 def choose(
     name: str,
     weight: Float[Tensor, "d_out d_in"],

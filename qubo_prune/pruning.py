@@ -58,6 +58,7 @@ from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_of, task_of
+from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.records import Decided, Records, settings_of
 from qubo_prune.report import LayerReport, Report, versions
@@ -75,6 +76,7 @@ _log = logging.getLogger(__name__)
 _FISHER_SAMPLES = 64
 
 
+@pinned()
 def prune(
     model: str | nn.Module,
     calibration: Source = "pydoc",
@@ -371,6 +373,7 @@ def densities_of(plan: Plan, layers: Sequence[Layer]) -> dict[str, float]:
     return found
 
 
+@pinned()
 def prune_alone(plan: Plan, layer: Layer, gram: Gram) -> LayerReport:
     """Prune one layer by its Gram, without the run around it."""
     run = _Run(plan, [layer], time.perf_counter(), Records(None, [layer]), InMemory(layer.module))

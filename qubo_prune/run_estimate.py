@@ -30,6 +30,7 @@ from qubo_prune.memory import MemoryEstimate, available_memory, estimate, reside
 from qubo_prune.models import DTYPES, LoadedModel, load_model
 from qubo_prune.network import Sampled, sample
 from qubo_prune.plan import Plan
+from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import (
     Checked,
@@ -228,6 +229,7 @@ def _drawn(calibration: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in calibration.items() if name != "sha256")
 
 
+@pinned()
 def estimate_run(
     model: str | nn.Module, calibration: Any = "pydoc", density: float = 0.5, **arguments: Any
 ) -> RunEstimate:

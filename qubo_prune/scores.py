@@ -9,9 +9,11 @@ from torch import Tensor
 from qubo_prune.choices import SCORES
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
+from qubo_prune.precision import pinned
 from qubo_prune.seeds import checked_seed
 
 
+@pinned()
 def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int) -> Float[Tensor, "d_out d_in"]:
     """Scores of every weight; inputs that are always zero score below everything else.
 

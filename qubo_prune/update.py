@@ -21,6 +21,7 @@ from qubo_prune.choices import UPDATES
 from qubo_prune.compensated import DAMPING
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
+from qubo_prune.precision import pinned
 from qubo_prune.submatrices import padded_columns, padded_square, unit_diagonal
 from qubo_prune.threads import in_threads
 
@@ -54,6 +55,7 @@ class Updated:
     notes: dict[str, int]
 
 
+@pinned()
 def update(
     kind: str,
     weight: Float[Tensor, "d_out d_in"],

@@ -41,6 +41,7 @@ from qubo_prune.network import find_stack
 from qubo_prune.plan import Blocks, Plan, parse_seconds
 from qubo_prune.plot import save_panels, trade_offs
 from qubo_prune.plot.series import Mark
+from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine
@@ -303,6 +304,7 @@ class _Asked:
 Combination = tuple[Entrant, int, float | None]
 
 
+@pinned()
 def study_blocks(
     model: str = "smollm2-135m",
     solvers: str | Sequence[Entrant] = SOLVERS,

@@ -25,6 +25,7 @@ from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
 from qubo_prune.plot import quality, save_panels
+from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
 from qubo_prune.report import machine
@@ -135,6 +136,7 @@ class Outcome:
         return next((point for point in self.curve if point.blocks >= blocks), None)
 
 
+@pinned()
 def run(
     workload: Workload, methods: Sequence[str], densities: Sequence[float], seeds: Sequence[int],
     settings: Mapping[str, Any] | None = None, max_time: float | str | None = None, marks: Sequence[int] = (),

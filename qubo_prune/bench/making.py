@@ -21,6 +21,7 @@ from qubo_prune.choices import FORMATS
 from qubo_prune.dispatch import solve
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.files import write_problem
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions
@@ -34,6 +35,7 @@ _OWN_SHIFT, _SHIFTED = 576, 1024
 _PROVABLE = 512
 
 
+@pinned()
 def make_suite(
     folder: str | Path, name: str = "standard", *, proof_time: float = 10.0, formats: Sequence[str] = ("json",),
     progress: Progress | None = None,

@@ -35,6 +35,7 @@ from qubo_prune.clusters import joblib_backend
 from qubo_prune.dispatch import solve
 from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, QuboPruneError, near_entry
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine, versions
@@ -280,6 +281,7 @@ def entrants_with_baselines(entrants: Sequence[Entrant]) -> list[Entrant]:
     return base + [entrant for entrant in entrants if entrant.label not in BASELINES]
 
 
+@pinned()
 def run_suite(
     suite: Suite, entrants: Sequence[Entrant], output: str | Path, *, instances: Sequence[Instance] | None = None,
     time_limits: Sequence[float] = (0.03, 0.1, 0.3, 1.0), seeds: int = 3, workers: int | None = None,
@@ -428,6 +430,7 @@ def _made_ready(entrant: Entrant) -> Solver:
     return solver
 
 
+@pinned()
 def solve_task(task: Task) -> Row:
     """Solve it on one thread, here, and say what came out."""
     torch.set_num_threads(1)

@@ -31,6 +31,7 @@ from threadpoolctl import threadpool_limits
 from qubo_prune.bench.instances import Family
 from qubo_prune.dispatch import solve, solve_batch
 from qubo_prune.errors import InputError, QuboPruneError
+from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver, setting_value
@@ -258,6 +259,7 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
 
 
+@pinned()
 def compare_solvers(
     families: Sequence[Family],
     entrants: Sequence[Entrant],
