@@ -196,20 +196,26 @@ def hush_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
-    """Settings from ``name=value`` texts."""
+def texts(option: str, given: list[str] | None) -> dict[str, str]:
+    """Names and values from ``name=value`` texts."""
     from qubo_prune.errors import InputError
-    from qubo_prune.registry import setting_value
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, str] = {}
     for text in given or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InputError(f"The setting {text!r} is not understood; give {option} name=value.")
         if name in settings:
             raise InputError(f"The setting {name!r} is given twice; give it once.")
-        settings[name] = setting_value(value)
+        settings[name] = value
     return settings
+
+
+def pairs(option: str, given: list[str] | None) -> dict[str, Any]:
+    """Settings from ``name=value`` texts, their values as JSON or as text."""
+    from qubo_prune.settings import setting_value
+
+    return {name: setting_value(value) for name, value in texts(option, given).items()}
 
 
 def shares(option: str, given: list[str] | None) -> dict[str, float]:
@@ -224,18 +230,10 @@ def shares(option: str, given: list[str] | None) -> dict[str, float]:
 
 
 def settings_of(solver: str, given: list[str] | None) -> dict[str, Any]:
-    """Settings from ``name=value`` texts, checked against the solver they are for."""
-    from qubo_prune.errors import InputError
-    from qubo_prune.registry import make_solver
+    """Settings from ``name=value`` texts, read as the solver's fields and checked against them."""
+    from qubo_prune.registry import read_settings
 
-    settings = pairs("--set", given)
-    try:
-        make_solver(solver, **settings)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:  # an unknown setting, or a value that the solver refuses
-        raise InputError(str(error)) from None
-    return settings
+    return read_settings(solver, texts("--set", given))
 
 
 def show(result: Any, as_json: bool, quiet: bool) -> None:

@@ -29,9 +29,9 @@ from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
-from qubo_prune.registry import setting_value
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.seeds import checked_seed
+from qubo_prune.settings import Given, checked, kinds_of
 from qubo_prune.tables import Shown, rendered, shown
 from qubo_prune.text import check_length, check_source, check_windows, token_windows
 
@@ -66,7 +66,7 @@ class Entry:
     @classmethod
     def parse(cls, text: str) -> Entry:
         """Read the text of an entry; :meth:`check` says whether it can be run."""
-        text, *given = text.split("@")
+        whole, (text, *given) = text, text.split("@")
         settings = [setting.partition("=") for setting in given]
         for name, equals, _ in settings:
             if name not in ENTRY_SETTINGS or not equals:
@@ -78,7 +78,11 @@ class Entry:
         method, _, hessian = name.partition(":")
         if method not in METHODS:
             raise InputError(f"There is no method {method!r}{did_you_mean(method, METHODS)}; use {', '.join(METHODS)}.")
-        values = tuple((name, setting_value(value)) for name, _, value in settings)
+        kinds = kinds_of(prune)
+        values = tuple(
+            (name, checked(f"The setting {name} of {whole!r}", Given(value), kinds[name]))
+            for name, _, value in settings
+        )
         return cls(method, hessian or "gram", update or None, values)
 
     def check(self, setting: Setting, solver: str = "greedy") -> None:
@@ -87,15 +91,10 @@ class Entry:
         given = dict(self.settings)
         blocks = Blocks(given.pop("solver", solver), {}, given.pop("block_size", None), None, given.pop("polish", True))
         given.pop("guard", None)
-        try:
-            Plan.checked(
-                density=setting.density, pattern=setting.pattern, method=self.method, hessian=self.hessian,
-                update=self.update, blocks=blocks, **given,
-            )  # fmt: skip
-        except TypeError as error:  # a text where a number is needed
-            raise InputError(
-                f"The settings of {str(self)!r} are not understood ({error}); check their values."
-            ) from None
+        Plan.checked(
+            density=setting.density, pattern=setting.pattern, method=self.method, hessian=self.hessian,
+            update=self.update, blocks=blocks, **given,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         hessian = f":{self.hessian}" if self.hessian != "gram" else ""
@@ -114,7 +113,7 @@ class Entry:
 
 
 def _as_text(value: Any) -> str:
-    """What :func:`~qubo_prune.registry.setting_value` reads as the value."""
+    """What :func:`~qubo_prune.settings.setting_value` reads as the value."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -15,6 +15,10 @@ class InputError(QuboPruneError, ValueError):
     """The caller gave something that cannot be used; the command line exits with code 2."""
 
 
+class SettingError(InputError, TypeError):
+    """A setting that a solver does not have, or a value that does not fit it."""
+
+
 class SolverError(QuboPruneError):
     """A solver could not be loaded, or answered with something that is not a solution."""
 

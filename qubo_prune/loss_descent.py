@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.sealed import Sealed
+from qubo_prune.settings import checked, kinds_of
 from qubo_prune.solver import Deadline, Solver, derive_seed, shortest
 from qubo_prune.stopwatch import Stopwatch
 
@@ -129,7 +130,7 @@ class LossDescent:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            _check_kind(entry.name, getattr(self, entry.name))
+            object.__setattr__(self, entry.name, checked(entry.name, getattr(self, entry.name), _KINDS[entry.name]))
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
@@ -205,21 +206,7 @@ _LEAST = {
 }  # fmt: skip
 
 
-_KINDS = get_type_hints(LossDescent)
-
-
-def _check_kind(name: str, value: Any) -> None:
-    """Raise :class:`InputError` if a value is not of the kind that its field is annotated with."""
-    kind = _KINDS[name]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int and not (number and value == int(value)):
-        raise InputError(f"{name} is {value!r}; a whole number is needed.")
-    if kind is float and not number:
-        raise InputError(f"{name} is {value!r}; a number is needed.")
-    if kind is bool and not isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}; true or false is needed.")
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise InputError(f"{name} is {value!r}; use one of {', '.join(get_args(kind))}.")
+_KINDS = kinds_of(LossDescent)
 
 
 OnStep = Callable[[LossStep], None]

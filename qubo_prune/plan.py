@@ -79,10 +79,7 @@ class Task:
         if blocks.size is not None:
             changes["block_size"] = blocks.size
         settings = LossDescent.preset(kind, **{**changes, **given})
-        try:
-            made = make_solver(settings.solver, **settings.solver_settings)
-        except TypeError as error:
-            raise InputError(f"solver_settings do not fit the solver: {error}.") from error
+        made = make_solver(settings.solver, **settings.solver_settings)
         most = made.capabilities.max_variables
         if most is not None and most < settings.block_size and "block_size" not in {**changes, **given}:
             settings = replace(settings, block_size=most)

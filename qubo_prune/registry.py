@@ -13,8 +13,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from rich.console import Group
@@ -22,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.choices import ADAPTERS, GROUP
-from qubo_prune.errors import InputError, SolverError, did_you_mean
+from qubo_prune.errors import InputError, SettingError, SolverError, did_you_mean
+from qubo_prune.settings import Given, check_instance, checked_settings, checked_values
 from qubo_prune.solver import Capabilities, Solver
 from qubo_prune.tables import Shown
 
@@ -128,49 +128,51 @@ def _importable(module: str) -> bool:
 
 
 def make_solver(solver: str | Solver, **settings: Any) -> Solver:
-    """A solver instance from a name (see above) and its settings; an instance is passed through.
+    """A solver instance from a name (see above) and its settings; an instance is checked and passed through.
 
     Raises:
-        TypeError: the solver has no such setting (the message gives near ones).
+        SettingError: the solver has no such setting (the message gives near ones), or its value does not fit.
+        InputError: no such name, or the solver cannot be made.
     """
     if isinstance(solver, Solver):
         if settings:
-            raise TypeError(f"{solver!r} is already made; pass settings {sorted(settings)} to its class.")
+            raise SettingError(f"{solver!r} is already made; pass settings {sorted(settings)} to its class.")
+        check_instance(type(solver).__name__, solver)
         return solver
     prefix, _, path = solver.partition(":")
     if ":" in path:
-        return _adapter(prefix).from_path(path, **settings)
+        made = _adapter(prefix).from_path(path, **checked_values(solver, {}, settings))
+        check_instance(solver, made)
+        return made
     cls = solver_class(solver)
-    known: list[str] = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-    check_settings(solver, settings, known)
-    return cls(**settings)
+    return _made(solver, cls, checked_settings(solver, cls, settings))
 
 
-def check_settings(name: str, settings: Iterable[str], known: Iterable[str]) -> None:
-    """Raise :class:`TypeError`, naming near ones, for a setting that is not among those known."""
-    known = list(known)
-    for setting in settings:
-        if setting not in known:
-            raise TypeError(
-                f"The solver {name!r} has no setting {setting!r}{did_you_mean(setting, known)}; "
-                f"it has {', '.join(known) or 'none'}."
-            )
+def _made(name: str, cls: type[Solver], settings: Mapping[str, Any]) -> Solver:
+    try:
+        return cls(**settings)
+    except InputError:
+        raise
+    except Exception as error:  # a stranger's constructor may raise anything
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items()) or "no settings"
+        raise SettingError(
+            f"The solver {name!r} cannot be made with {given} ({type(error).__name__}: {error}); check its settings."
+        ) from error
 
 
-def setting_value(text: str) -> Any:
-    """A setting from the command line: JSON, or the text itself where it is none.
+def read_settings(solver: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """Settings from texts of a command line, in the types of the solver's fields.
 
     Raises:
-        InputError: it is JSON that is nested without end, or a number of thousands of digits.
+        InputError: there is no such solver or setting, or a value does not fit.
     """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"The value {text[:40]!r}... of a setting cannot be read ({error}); give a shorter one."
-        ) from None
+    given = {name: Given(text) for name, text in texts.items()}
+    if solver.count(":") > 1:
+        settings = checked_values(solver, {}, given)
+    else:
+        settings = checked_settings(solver, solver_class(solver), given)
+    make_solver(solver, **settings)
+    return settings
 
 
 def _adapter(name: str) -> type[Adapter]:

@@ -25,6 +25,7 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cloudpickle
@@ -37,6 +38,9 @@ from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, short
 #: Seconds for what comes before the solving: reading the request, importing the solver's modules.
 LOADING = 60.0
 
+
+#: From this priority on, what is left to do at the end of a process is done before it waits for its children.
+_BEFORE_WAITING = 0
 
 #: Deaths of its process after which a solve is given up, and of the whole pool around it.
 DEATHS, BREAKS = 2, 3
@@ -461,6 +465,9 @@ def _pool(count: int) -> Pool:
     with _pools_change:
         if count not in _pools:
             _pools[count] = Pool(count)
+            # a process that is itself a worker (of joblib, say) runs no functions of atexit when it ends, and would
+            # wait for its own processes, which wait for calls
+            Finalize(None, _stop_all, exitpriority=_BEFORE_WAITING)
         return _pools[count]
 
 

@@ -26,7 +26,8 @@ from qubo_prune.errors import InputError
 from qubo_prune.files import FORMATS, read_problem, write_problem
 from qubo_prune.images import read_idx, read_image
 from qubo_prune.problem import BlockQubo
-from qubo_prune.registry import make_solver, setting_value
+from qubo_prune.registry import make_solver
+from qubo_prune.settings import setting_value
 from qubo_prune.sparse_files import load_masks, load_sparse, save_sparse, sizes
 from qubo_prune.text import read_text
 

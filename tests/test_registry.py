@@ -15,11 +15,11 @@ from qubo_prune.errors import InputError, SolverError
 from qubo_prune.registry import (
     Adapter,
     available_solvers,
-    check_settings,
     describe_solvers,
     make_solver,
     solver_class,
 )
+from qubo_prune.settings import check_settings
 from qubo_prune.solver import Capabilities, Solver
 
 GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", registry.GROUP)

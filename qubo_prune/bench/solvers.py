@@ -34,9 +34,10 @@ from qubo_prune.errors import InputError, QuboPruneError
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
-from qubo_prune.registry import make_solver, setting_value
+from qubo_prune.registry import make_solver
 from qubo_prune.report import machine
 from qubo_prune.seeds import checked_seed
+from qubo_prune.settings import setting_value
 from qubo_prune.solver import BatchRequest, Solver, derive_seed
 from qubo_prune.tables import Shown
 
@@ -50,13 +51,8 @@ class Entrant:
     settings: Mapping[str, Any]
 
     def solver(self) -> Solver:
-        """With all its threads; :class:`InputError` for an unknown setting or a value that it refuses."""
-        try:
-            return make_solver(self.name, **self.settings)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(str(error)) from error
+        """With all its threads; :class:`InputError` for an unknown setting or a value that does not fit."""
+        return make_solver(self.name, **self.settings)
 
     def make(self) -> Solver:
         """The same on one thread, if it can be told."""

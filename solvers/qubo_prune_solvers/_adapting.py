@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 
 from qubo_prune.errors import InputError
 from qubo_prune.registry import Adapter
+from qubo_prune.settings import checked_values, kinds_of
 
 
 class Remade(Adapter):
@@ -50,10 +51,11 @@ def make(name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) ->
     """Call a class or function with the settings that its signature names; the thing and the rest.
 
     Raises:
-        InputError: it raises, for instance because it needs an object that no setting can be.
+        InputError: a setting is not of the type that the signature says, or it raises, for instance because it
+            needs an object that no setting can be.
     """
     names = argument_names(factory)
-    own = {key: value for key, value in settings.items() if key in names}
+    own = checked_values(name, kinds_of(factory), {key: value for key, value in settings.items() if key in names})
     try:
         thing = factory(**own)
     except Exception as error:  # a stranger's constructor may raise anything

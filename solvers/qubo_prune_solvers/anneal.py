@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qubo_prune.settings import setting
 from qubo_prune.solver import Deadline
 from qubo_prune_solvers._search import State, SwapSearch, keep_best
 from qubo_prune_solvers._swaps import below, coupling, exchange, uniform
@@ -32,11 +33,11 @@ class Anneal(SwapSearch):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
-    starts: int = 3
-    sweeps: int = 200
-    hot: float = 0.3
-    cold: float = 1e-3
-    threads: int | None = None
+    starts: int = setting(3, least=1)
+    sweeps: int = setting(200, least=0)
+    hot: float = setting(0.3, above=0)
+    cold: float = setting(1e-3, above=0)
+    threads: int | None = setting(None, least=1)
 
     def search(self, state: State, clock: Deadline) -> None:
         form = state.form

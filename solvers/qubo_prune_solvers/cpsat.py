@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo
+from qubo_prune.settings import setting
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, single_answer
 from qubo_prune_solvers._bqm import small_seed
 
@@ -49,7 +50,7 @@ class CpSat(Solver):
         exact=True, anytime=True, max_variables=_MAX_VARIABLES, requires=(("ortools", "ortools"),)
     )
 
-    workers: int = 1
+    workers: int = setting(1, least=1)
 
     def __post_init__(self) -> None:
         # what this instance does stands in front of what is said of the class

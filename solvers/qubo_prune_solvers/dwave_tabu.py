@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from qubo_prune.settings import setting
 from qubo_prune.solver import (
     Capabilities,
     Deadline,
@@ -43,10 +44,10 @@ class DwaveTabu(Solver):
         cardinality=False, anytime=True, requires=(("dimod", "dimod"), ("dwave.samplers", "dwave-samplers"))
     )
 
-    num_reads: int = 2
-    num_restarts: int = 10
-    tenure: int | None = None
-    timeout: float | None = None
+    num_reads: int = setting(2, least=1)
+    num_restarts: int = setting(10, least=0)
+    tenure: int | None = setting(None, least=0)
+    timeout: float | None = setting(None, above=0)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         from dwave.samplers import TabuSampler

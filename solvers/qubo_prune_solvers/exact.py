@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo
+from qubo_prune.settings import setting
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -60,8 +61,8 @@ class Exact(Solver):
         max_variables=_MAX_VARIABLES,
     )
 
-    tolerance: float = 1e-9
-    threads: int | None = None
+    tolerance: float = setting(1e-9, least=0)
+    threads: int | None = setting(None, least=1)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem = request.problem

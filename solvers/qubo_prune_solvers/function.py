@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qubo_prune.errors import InputError
-from qubo_prune.registry import check_settings, import_object
+from qubo_prune.registry import import_object
+from qubo_prune.settings import check_settings, checked_values, kinds_of
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._adapting import Remade, argument_names, make, takes_any_name
 
@@ -67,9 +68,11 @@ class CallableSolver(Remade):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise InputError(f"{self.function!r} is not callable; pass a function of the problem.")
-        names = argument_names(self.function)
+        names, called = argument_names(self.function), f"callable:{getattr(self.function, '__name__', self.function)}"
+        checked_values(called, kinds_of(type(self)), {"counts": self.counts})
         if not takes_any_name(self.function):
-            check_settings(f"callable:{getattr(self.function, '__name__', self.function)}", self.settings, names)
+            check_settings(called, self.settings, names)
+        object.__setattr__(self, "settings", checked_values(called, kinds_of(self.function), self.settings))
         own = dataclasses.replace(
             type(self).capabilities,
             cardinality=self.counts,

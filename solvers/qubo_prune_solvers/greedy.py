@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qubo_prune.couplings import Couplings, of_batch
 from qubo_prune.problem import BlockBatch
+from qubo_prune.settings import setting
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -67,10 +68,10 @@ class Greedy(Solver):
         devices=("cpu", "cuda"),
     )
 
-    candidates: int = 8
+    candidates: int = setting(8, least=1)
     kernel: Literal["auto", "compiled", "torch"] = "auto"
     precision: Literal["single", "double"] = "single"
-    threads: int | None = None
+    threads: int | None = setting(None, least=1)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)

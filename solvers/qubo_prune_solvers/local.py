@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qubo_prune.settings import setting
 from qubo_prune.solver import Deadline
 from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
 from qubo_prune_solvers._swaps import best_swap, coupling, descend, exchange
@@ -34,12 +35,12 @@ class Local(SwapSearch):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
-    starts: int = 3
-    rounds: float = 0.5
-    candidates: int = 8
-    ejections: int = 4
-    kick: int = 5
-    threads: int | None = None
+    starts: int = setting(3, least=1)
+    rounds: float = setting(0.5, least=0)
+    candidates: int = setting(8, least=1)
+    ejections: int = setting(4, least=0)
+    kick: int = setting(5, least=0)
+    threads: int | None = setting(None, least=1)
 
     def search(self, state: State, clock: Deadline) -> None:
         form = state.form

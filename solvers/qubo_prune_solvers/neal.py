@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from qubo_prune.settings import setting
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
 
@@ -46,10 +47,10 @@ class Neal(Solver):
         cardinality=False, anytime=True, requires=(("dimod", "dimod"), ("dwave.samplers", "dwave-samplers"))
     )
 
-    num_reads: int = 10
-    num_sweeps: int = 1000
+    num_reads: int = setting(10, least=1)
+    num_sweeps: int = setting(1000, least=1)
     start: Literal["warm", "random"] = "warm"
-    beta_range: tuple[float, float] | None = None
+    beta_range: tuple[float, float] | None = setting(None, above=0)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)

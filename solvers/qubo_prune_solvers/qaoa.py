@@ -16,6 +16,7 @@ from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.penalty import penalised
 from qubo_prune.problem import BlockQubo
 from qubo_prune.repair import repair
+from qubo_prune.settings import setting
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import small_seed
 from qubo_prune_solvers._qaoa_circuits import Ansatz, ising, mixer_pairs
@@ -83,13 +84,13 @@ class Qaoa(Solver):
     ansatz: Literal["xy", "penalty"] = "xy"
     mixer: Literal["complete", "ring"] = "complete"
     initial: Literal["dicke", "warm_start"] = "dicke"
-    layers: int = 2
-    shots: int = 1024
-    maxiter: int = 100
+    layers: int = setting(2, least=1)
+    shots: int = setting(1024, least=1)
+    maxiter: int = setting(100, least=0)
     training: Literal["simulation", "samples"] = "simulation"
     sampler: Any = "statevector"
-    noise: float = 0.0
-    strength: float | None = None
+    noise: float = setting(0.0, least=0, most=1)
+    strength: float | None = setting(None, above=0)
 
     def __post_init__(self) -> None:
         _check("ansatz", self.ansatz, ("xy", "penalty"))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from qubo_prune.conversions import to_quadratic_program
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo, binary
-from qubo_prune.registry import check_settings, import_object
+from qubo_prune.registry import import_object
+from qubo_prune.settings import check_settings
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import small_seed

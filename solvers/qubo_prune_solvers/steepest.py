@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qubo_prune.settings import setting
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import assignments_of, initial_states, model_of
 
@@ -32,7 +33,7 @@ class Steepest(Solver):
         cardinality=False, anytime=True, requires=(("dimod", "dimod"), ("dwave.samplers", "dwave-samplers"))
     )
 
-    num_reads: int = 100
+    num_reads: int = setting(100, least=1)
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         from dwave.samplers import SteepestDescentSampler

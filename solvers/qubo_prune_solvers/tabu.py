@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qubo_prune.errors import InputError
+from qubo_prune.settings import setting
 from qubo_prune.solver import Deadline
 from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
 from qubo_prune_solvers._swaps import below, best_swap, exchange
@@ -38,13 +40,17 @@ class Tabu(SwapSearch):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
-    starts: int = 4
-    steps: int = 15
-    candidates: int = 4
-    tenure: tuple[int, int] = (3, 8)
-    patience: int = 200
-    kick: int = 20
-    threads: int | None = None
+    starts: int = setting(4, least=1)
+    steps: int = setting(15, least=0)
+    candidates: int = setting(4, least=1)
+    tenure: tuple[int, int] = setting((3, 8), least=0)
+    patience: int = setting(200, least=0)
+    kick: int = setting(20, least=0)
+    threads: int | None = setting(None, least=1)
+
+    def __post_init__(self) -> None:
+        if self.tenure[0] > self.tenure[1]:
+            raise InputError(f"tenure is {list(self.tenure)}; give the fewest steps, then the most, such as [3, 8].")
 
     def search(self, state: State, clock: Deadline) -> None:
         form, left = state.form, self.steps * state.form.num_variables
