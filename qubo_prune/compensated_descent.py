@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qubo_prune.block_counts import BlockCounts
 from qubo_prune.compensated import DAMPING, Blocks, Curvature, Support, Swaps, sufficient
 from qubo_prune.descent import UNFED, DescentResult, TracePoint, by_group, tell_sweep
 from qubo_prune.dispatch import Handling, solve_batch
@@ -120,6 +121,7 @@ class _Descent:
         self._steps = self._accepted = 0
         self._solver_gain = self._polish_gain = 0.0
         self._trace: list[TracePoint] = []
+        self._blocks = BlockCounts()
         self._curvature: Curvature | None = None
         if not gram.diagonal.any():
             self._notes[UNFED] = 1
@@ -150,7 +152,7 @@ class _Descent:
             self._sweeps()
         return DescentResult(
             ~self._x, self._steps, self._accepted, time.perf_counter() - self._began, self._deadline.expired,
-            self._solver_gain, self._polish_gain, dict(self._notes), tuple(self._trace),
+            self._solver_gain, self._polish_gain, dict(self._notes), tuple(self._trace), self._blocks,
         )  # fmt: skip
 
     def _sweeps(self) -> None:
@@ -272,6 +274,7 @@ class _Descent:
         """The solver's answers."""
         request = BatchRequest(batch, blocks.x.contiguous(), seed, self._deadline.remaining, self._settings.block_time)
         answer = solve_batch(self._settings.solver, request, self._settings.handling)
+        self._blocks += BlockCounts.of_batch(answer, len(answer.assignments))
         self._notes.update(answer.notes)
         self._notes.update(status.told(detail) for status, detail in answer.failures.values())
         return answer.assignments

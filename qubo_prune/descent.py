@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from qubo_prune.block_counts import NONE, BlockCounts, total
 from qubo_prune.construction import forward_selection
 from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.events import event
@@ -93,6 +94,7 @@ class DescentResult:
         polish_gain: how much more the swaps on its blocks did; what is left of the whole gain is the
             whole-row swaps'.
         kept_start: why other blocks stayed as they were, as sentences, each with its number.
+        blocks: how many blocks the solver was given, lost, and was cut in by the clock.
         stopped_early: the time budget ended the descent.
         trace: the energy after each sweep.
     """
@@ -106,6 +108,7 @@ class DescentResult:
     polish_gain: float = 0.0
     kept_start: dict[str, int] = field(default_factory=dict)
     trace: tuple[TracePoint, ...] = ()
+    blocks: BlockCounts = NONE
 
 
 @pinned()
@@ -200,6 +203,7 @@ def merged(results: Sequence[DescentResult]) -> DescentResult:
         sum(result.polish_gain for result in results),
         dict(notes),
         tuple(trace),
+        total(result.blocks for result in results),
     )
 
 
@@ -218,6 +222,7 @@ class _Outcome:
     solver_gain: float = 0.0
     polish_gain: float = 0.0
     notes: Counter[str] = field(default_factory=Counter)
+    blocks: BlockCounts = NONE
 
 
 class _Run:
@@ -229,6 +234,7 @@ class _Run:
         self._steps = self._accepted = self._rounds = 0
         self._solver_gain = self._polish_gain = 0.0
         self._kept_start: Counter[str] = Counter()
+        self._blocks = BlockCounts()
         self._energy = state.energy()
         self._trace = [TracePoint(0.0, self._energy, 0)]
 
@@ -248,6 +254,7 @@ class _Run:
             self._polish_gain,
             dict(self._kept_start),
             tuple(self._trace),
+            self._blocks,
         )
 
     def _search(self) -> None:
@@ -274,6 +281,7 @@ class _Run:
             self._energy += float(outcome.change.sum())
             self._solver_gain += outcome.solver_gain
             self._polish_gain += outcome.polish_gain
+            self._blocks += outcome.blocks
             self._kept_start.update(outcome.notes)
             self._kept_start.update(status.told(detail) for status, detail in outcome.failures)
         self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted, self._steps))
@@ -297,7 +305,7 @@ class _Run:
     def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
         """Solve one block in each of some rows."""
         change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        steps, solver_gain, polish_gain, notes = 0, 0.0, 0.0, Counter[str]()
+        steps, solver_gain, polish_gain, notes, blocks = 0, 0.0, 0.0, Counter[str](), BlockCounts()
         failures: list[tuple[Status, str]] = []
         num_pruned = self._state.masks(rows).sum(1)
         half, d = self._settings.block_size // 2, self._state.weight.shape[1]
@@ -311,7 +319,8 @@ class _Run:
                 steps, failures = steps + outcome.steps, [*failures, *outcome.failures]
                 solver_gain, polish_gain = solver_gain + outcome.solver_gain, polish_gain + outcome.polish_gain
                 notes.update(outcome.notes)
-        return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain, notes)
+                blocks += outcome.blocks
+        return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain, notes, blocks)
 
     def _solve_blocks(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
         state, size = self._state, self._settings.block_size
@@ -336,7 +345,7 @@ class _Run:
         polish_gain = -float(answer.change.sum()) - solver_gain
         return _Outcome(
             rows, answer.change, len(rows), tuple(answer.failures.values()), solver_gain, max(0.0, polish_gain),
-            Counter(answer.notes),
+            Counter(answer.notes), BlockCounts.of_batch(answer, len(rows)),
         )  # fmt: skip
 
     def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.clusters import Cluster, connect, split_name
-from qubo_prune.errors import InputError, SolverError
+from qubo_prune.errors import InputError, SolverError, as_sentence
 from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
 from qubo_prune.precision import pinned
@@ -43,6 +43,7 @@ from qubo_prune.solver import (
     derive_seed,
     shortest,
     single_answer,
+    solved,
     to_numpy_bool,
 )
 from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
@@ -281,7 +282,7 @@ class _Call:
         workers = self._isolation(request.time_limit)
         if workers is not None:
             return workers.submit(given, clock)
-        return lambda: self._solver.solve(given)
+        return lambda: solved(self._solver, given)
 
     def _isolation(self, limit: float | None) -> Workers | None:
         """The processes that this solver is to run in, or ``None`` for this one."""
@@ -461,25 +462,25 @@ def solve_batch(solver: Solver, request: BatchRequest, handling: Handling | None
     if not (can.batched and can.cardinality):
         return _row_by_row(solver, request, handling)
     if handling.journal is None:
-        answer, failures = _batch_answers(solver, request)
+        answers = _batch_answers(solver, request)
     else:
-        answer, failures = _recalled(solver, request, handling.journal)
-    return _accepted(solver, request, answer, failures, handling)
+        answers = _recalled(solver, request, handling.journal)
+    return _accepted(solver, request, answers, handling)
 
 
-def _recalled(
-    solver: Solver, request: BatchRequest, journal: Journal
-) -> tuple[torch.Tensor, dict[int, tuple[Status, str]]]:
+def _recalled(solver: Solver, request: BatchRequest, journal: Journal) -> BatchResult:
     """The answers that the journal knows, or else the solver's, which it knows from then on."""
     known = journal.batch(request.warm_start)
     if not known.done.all():
-        answer, known.failures = _batch_answers(solver, request)
-        known.done[:], known.assignments[:] = True, answer.cpu()
+        answers = _batch_answers(solver, request)
+        known.failures, known.cut = dict(answers.failures), set(answers.cut)
+        known.done[:], known.assignments[:] = True, answers.assignments.cpu()
         journal.written()
-    return known.assignments.to(request.warm_start.device), dict(known.failures)
+    assignments = known.assignments.to(request.warm_start.device)
+    return BatchResult(assignments, dict(known.failures), cut=frozenset(known.cut))
 
 
-def _batch_answers(solver: Solver, request: BatchRequest) -> tuple[torch.Tensor, dict[int, tuple[Status, str]]]:
+def _batch_answers(solver: Solver, request: BatchRequest) -> BatchResult:
     """What the solver answers to all rows at once; where that cannot be used, the warm start and why."""
     start = request.warm_start
     try:
@@ -491,30 +492,32 @@ def _batch_answers(solver: Solver, request: BatchRequest) -> tuple[torch.Tensor,
                 f"answer has shape {tuple(answer.shape)} and type {answer.dtype}; "
                 f"{tuple(start.shape)} and torch.bool are needed"
             )
-        failures = _sound_failures(result.failures, len(start))
+        failures, cut = _sound_failures(result.failures, len(start)), _sound_rows(result.cut, len(start))
     except (Exception, SystemExit) as error:  # a solver's failure costs this batch, not the run
-        return start, {row: (Status.FAILED, f"{type(error).__name__}: {error}") for row in range(len(start))}
+        reason = (Status.FAILED, f"{type(error).__name__}: {error}")
+        return BatchResult(start, dict.fromkeys(range(len(start)), reason))
     counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)
     failures.update(dict.fromkeys(_positions(~counts_met), (Status.INFEASIBLE, "counts are not met")))
-    return torch.where(counts_met[:, None], answer, start), failures
+    return BatchResult(torch.where(counts_met[:, None], answer, start), failures, cut=cut)
 
 
 def _sound_failures(failures: Mapping[int, tuple[Status, str]], rows: int) -> dict[int, tuple[Status, str]]:
     sound = {int(row): (Status(status), str(detail)) for row, (status, detail) in failures.items()}
+    _sound_rows(sound, rows)
+    return sound
+
+
+def _sound_rows(reported: Iterable[int], rows: int) -> frozenset[int]:
+    sound = frozenset(int(row) for row in reported)
     if not all(0 <= row < rows for row in sound):
         raise ValueError(f"it reported failures in rows {sorted(sound)} of {rows}")
     return sound
 
 
-def _accepted(
-    solver: Solver,
-    request: BatchRequest,
-    answer: torch.Tensor,
-    failures: dict[int, tuple[Status, str]],
-    handling: Handling,
-) -> BatchResult:
+def _accepted(solver: Solver, request: BatchRequest, answers: BatchResult, handling: Handling) -> BatchResult:
     """Polish feasible answers, and keep of them what is no worse than the start."""
     problems, start = request.problems, request.warm_start
+    answer, failures = answers.assignments, dict(answers.failures)
     change = problems.energy_change(start, answer)
     nothing = torch.zeros_like(change)
     # not (change <= 0) also catches NaN
@@ -530,7 +533,10 @@ def _accepted(
     worse = ~(change <= 0)
     failures.update(dict.fromkeys(_positions(worse), (Status.NOT_IMPROVED, "")))
     answer = torch.where(worse[:, None], start, answer)
-    return BatchResult(answer, failures, torch.where(worse, nothing, change), solver_change)
+    change = torch.where(worse, nothing, change)
+    return dataclasses.replace(
+        answers, assignments=answer, failures=failures, change=change, solver_change=solver_change
+    )
 
 
 def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> BatchResult:
@@ -543,20 +549,23 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
         if result is None:  # another run may have the time for it
             late[row] = (Status.TIME_LIMIT, "")
             continue
-        said = [str(result.info[kind]) for kind in _TOLD if kind in result.info]
+        said = [as_sentence(str(result.info[kind])) for kind in _TOLD if kind in result.info]
         if said:
             known.notes[row] = said
         if result.status.kept_warm_start:
             known.failures[row] = (result.status, str(result.info.get("detail", "")))
         else:
             known.assignments[row] = torch.as_tensor(np.array(result.assignment, order="C"))
+            if result.status is Status.TIME_LIMIT:
+                known.cut.add(row)
         known.done[row] = True
         if handling.journal is not None:
             handling.journal.written()
     answer = known.assignments.to(request.warm_start.device)
     notes = Counter(note for said in known.notes.values() for note in said)
     failures = dict(sorted({**known.failures, **late}.items()))
-    return dataclasses.replace(_accepted(solver, request, answer, failures, handling), notes=dict(notes))
+    answers = BatchResult(answer, failures, notes=dict(notes), cut=frozenset(known.cut))
+    return _accepted(solver, request, answers, handling)
 
 
 def _in_flight(call: _Call, request: BatchRequest, open_rows: list[int]) -> Iterator[tuple[int, SolveResult | None]]:

@@ -23,6 +23,13 @@ class SolverError(QuboPruneError):
     """A solver could not be loaded, or answered with something that is not a solution."""
 
 
+def as_sentence(text: str) -> str:
+    """The text with a capital and a full stop."""
+    text = text.strip()
+    ended = text if not text or text[-1] in ".!?" else f"{text}."
+    return ended[:1].upper() + ended[1:]
+
+
 def near_entry(path: str | Path, *others: str) -> str:
     """The same for a file or folder that is not there, from the names beside it and others."""
     wanted = Path(path).expanduser()

@@ -56,12 +56,14 @@ class Answers:
         assignments: their answers; where a solver failed, the warm start.
         failures: why a row kept its warm start.
         notes: what was done otherwise than asked, by rows.
+        cut: rows whose search the clock ended.
     """
 
     done: Bool[Tensor, " r"]
     assignments: Bool[Tensor, "r n"]
     failures: dict[int, tuple[Status, str]] = field(default_factory=dict)
     notes: dict[int, list[str]] = field(default_factory=dict)
+    cut: set[int] = field(default_factory=set)
 
     @classmethod
     def none(cls, start: Bool[Tensor, "r n"]) -> Answers:
@@ -102,14 +104,15 @@ class Journal:
         self._keeper.put(self._content())
 
     def _content(self) -> Sealed:
-        tensors, failures, notes = dict[str, Tensor](), [], []
+        tensors, failures, notes, cut = dict[str, Tensor](), [], [], []
         for number, batch in enumerate(self._batches):
             tensors[f"done.{number}"] = batch.done
             tensors[f"assignments.{number}"] = packed_bits(batch.assignments)
             failures += [[number, row, status.name, detail] for row, (status, detail) in batch.failures.items()]
             notes += [[number, row, said] for row, said in batch.notes.items()]
+            cut += [[number, row] for row in sorted(batch.cut)]
         shapes = [list(batch.assignments.shape) for batch in self._batches]
-        return Sealed(tensors, {"shapes": shapes, "failures": failures, "notes": notes})
+        return Sealed(tensors, {"shapes": shapes, "failures": failures, "notes": notes, "cut": cut})
 
 
 def _batches(content: Sealed) -> list[Answers]:
@@ -124,4 +127,6 @@ def _batches(content: Sealed) -> list[Answers]:
         found[number].failures[row] = (Status[status], detail)
     for number, row, said in content.info["notes"]:
         found[number].notes[row] = said
+    for number, row in content.info.get("cut", ()):
+        found[number].cut.add(row)
     return found

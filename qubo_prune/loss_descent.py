@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qubo_prune.block_counts import BlockCounts
 from qubo_prune.data import Fresh, Samples
 from qubo_prune.dispatch import solve
 from qubo_prune.emission import emit_factor
@@ -45,7 +46,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.sealed import Sealed
 from qubo_prune.settings import checked, kinds_of
-from qubo_prune.solver import Deadline, Solver, derive_seed, shortest
+from qubo_prune.solver import Deadline, Solver, Status, derive_seed, shortest
 from qubo_prune.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
@@ -369,7 +370,7 @@ class _Descent:
         self._objective, self._train, self._held_out = objective, train, held_out
         self._settings, self._pattern, self._deadline = settings, pattern, deadline
         self._solver = make_solver(settings.solver, **settings.solver_settings)
-        self._clock, self._notes = Stopwatch(), Counter[str]()
+        self._clock, self._notes, self._counts = Stopwatch(), Counter[str](), BlockCounts()
         self._fresh = Fresh(train, derive_seed(settings.seed, 1))
         self._labels = torch.Generator().manual_seed(derive_seed(settings.seed, 2))
         self._random = np.random.default_rng(derive_seed(settings.seed, 3))
@@ -468,6 +469,7 @@ class _Descent:
             "random": self._random.bit_generator.state, "trust": self._trust, "queue": self._queue,
             "caution": self._caution, "idle": self._idle, "radius": self._radius, "samples": self._samples,
             "best_loss": self._best_loss, "notes": self._notes, "seconds": self._clock.wall,
+            "counts": self._counts.to_dict(),
             "resting": [len(tabu.blocks) for tabu in self._tabu.values()],
             "steps": [dataclasses.asdict(step) for step in self._steps],
         }  # fmt: skip
@@ -494,7 +496,7 @@ class _Descent:
         self._trust, self._queue = dict(info["trust"]), list(info["queue"])
         self._caution, self._idle, self._radius = info["caution"], info["idle"], info["radius"]
         self._samples, self._best_loss = info["samples"], info["best_loss"]
-        self._notes = Counter(info["notes"])
+        self._notes, self._counts = Counter(info["notes"]), BlockCounts.from_dict(info["counts"])
         self._clock.add(info["seconds"] - self._clock.wall)
         self._steps = [LossStep(**{**step, "pools": tuple(step["pools"])}) for step in info["steps"]]
 
@@ -507,7 +509,7 @@ class _Descent:
         """What happened."""
         return LossTrace(
             {name: keep.clone() for name, keep in self._best.items()}, tuple(self._steps), self._start_loss,
-            self._best_loss, self.stopped, dict(self._notes), self._clock.wall,
+            self._best_loss, self.stopped, dict(self._notes), self._clock.wall, self._counts,
         )  # fmt: skip
 
     def _step(self, done: int) -> LossStep:
@@ -638,8 +640,11 @@ class _Descent:
                 self._block_time(), block.x.cpu().numpy(), polish=settings.polish,
             )  # fmt: skip
             spent += time.perf_counter() - began
+            self._counts += BlockCounts.of_result(result)
             if result.status.kept_warm_start:
-                self._notes[result.status.value] += 1
+                # how much worse each answer was would make a note of every block
+                detail = "" if result.status is Status.NOT_IMPROVED else str(result.info.get("detail", ""))
+                self._notes[result.status.told(detail)] += 1
             x = torch.as_tensor(result.assignment).to(block.x.device)
             move = _Move(block, x, value, gradient, factor, stiffness)
             response += move.response

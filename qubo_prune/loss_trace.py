@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
+from qubo_prune.block_counts import NONE, BlockCounts
 from qubo_prune.tables import Shown, rendered
 
 #: Correlation of predicted and held-out change above which the predictions count as good.
@@ -74,6 +75,7 @@ class LossTrace(Shown):
         stopped: why it ended, as a sentence.
         notes: what was done otherwise than asked, with how often.
         seconds: wall-clock time.
+        counts: how many blocks the solver was given, lost, and was cut in by the clock.
     """
 
     keep: dict[str, Tensor] = field(repr=False)
@@ -83,6 +85,7 @@ class LossTrace(Shown):
     stopped: str
     notes: dict[str, int]
     seconds: float
+    counts: BlockCounts = NONE
 
     def correlation(self, first: int = 100, held_out: bool = True) -> float:
         """Correlation of predicted with measured change over the first steps that moved.
@@ -135,7 +138,7 @@ class LossTrace(Shown):
         plain = {
             "start_loss": self.start_loss, "best_loss": self.best_loss, "blocks": self.blocks,
             "accepted": self.accepted, "stopped": self.stopped, "doubt": self.doubt, "notes": self.notes,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "solver_blocks": self.counts.to_dict(),
         }  # fmt: skip
         return plain | correlations | {"steps": [dataclasses.asdict(step) for step in self.steps]}
 

@@ -6,7 +6,7 @@ import abc
 import enum
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,7 +62,7 @@ class Status(enum.Enum):
 
     def told(self, detail: str) -> str:
         """The sentence, with what else is known in parentheses."""
-        return f"{self.value} ({detail})" if detail else str(self.value)
+        return f"{self.value.removesuffix('.')} ({detail.removesuffix('.')})." if detail else str(self.value)
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,7 @@ class BatchResult:
         solver_change: the part of it that the solver's answer, repaired if need be, brought without
             the polish; 0 where that answer was no improvement (filled in by dispatch).
         notes: what was done otherwise than asked, each with its number of rows (filled in by dispatch).
+        cut: rows that were answered, and whose search the clock ended before it was through.
     """
 
     assignments: Bool[Tensor, "r n"]
@@ -234,6 +235,7 @@ class BatchResult:
     change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
     solver_change: Float[Tensor, " r"] = field(default_factory=lambda: torch.empty(0))
     notes: Mapping[str, int] = field(default_factory=dict)
+    cut: frozenset[int] = frozenset()
 
 
 class Solver(abc.ABC):
@@ -253,6 +255,15 @@ class Solver(abc.ABC):
     def solve_batch(self, request: BatchRequest, /) -> BatchResult:
         """Solve one problem per row; called only if the capability ``batched`` is declared."""
         raise NotImplementedError(f"{type(self).__name__} declares 'batched' but has no solve_batch")
+
+
+def solved(solver: Solver, request: SolveRequest) -> SolveResult:
+    """The solver's own result; one that only says that it is feasible was cut by the clock if that has run out."""
+    clock = Deadline(request.time_limit)
+    result = solver.solve(request)
+    if clock.expired and isinstance(result, SolveResult) and result.status is Status.FEASIBLE:
+        return replace(result, status=Status.TIME_LIMIT)
+    return result
 
 
 def best_first(

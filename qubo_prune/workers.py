@@ -33,7 +33,7 @@ from loky.backend import get_context
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from qubo_prune.clusters import Cluster, ClusterLost, WorkerDied
-from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, shortest
+from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, shortest, solved
 
 #: Seconds for what comes before the solving: reading the request, importing the solver's modules.
 LOADING = 60.0
@@ -264,7 +264,7 @@ def _solve(call: Call, end: float | None) -> bytes:
             raise NotBegun
         asked = dataclasses.replace(asked, time_limit=limit)
         with _ended_after(None if limit is None else _patience(limit, call.anytime)):
-            result = loaded.solve(asked)
+            result = solved(loaded, asked)
         packed: bytes = cloudpickle.dumps((True, result))
     except BaseException as error:  # a worker that dies costs seconds; the parent raises this again
         packed = _packed(error)

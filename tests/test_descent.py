@@ -12,6 +12,7 @@ from qubo_prune_solvers.exact import Exact
 from qubo_prune_solvers.greedy import Greedy
 from reference import Layer, random_layer
 
+from qubo_prune.block_counts import BlockCounts
 from qubo_prune.descent import Descent, DescentResult, descend, warm_start
 from qubo_prune.dispatch import Handling
 from qubo_prune.errors import InputError
@@ -203,10 +204,18 @@ def broken(how: str) -> Solver:
 
 
 FAILURES = {
-    "every row raises": f"{Status.FAILED.value} (OSError: no connection)",
-    "the batch raises": f"{Status.FAILED.value} (OSError: no connection)",
-    "breaks counts": f"{Status.INFEASIBLE.value} (counts are not met)",
+    "every row raises": "The solver raised an error; the warm start was kept (OSError: no connection).",
+    "the batch raises": "The solver raised an error; the warm start was kept (OSError: no connection).",
+    "breaks counts": "The solver's answer was not a feasible assignment; the warm start was kept (counts are not met).",
     "answers worse": Status.NOT_IMPROVED.value,
+}
+
+
+LOST = {
+    "every row raises": {"raised OSError: no connection": 12},
+    "the batch raises": {"raised OSError: no connection": 12},
+    "breaks counts": {"gave no feasible answer (counts are not met)": 12},
+    "answers worse": {},
 }
 
 
@@ -217,6 +226,7 @@ def test_a_failing_solver_costs_its_blocks_and_says_so(layer, how):
     assert torch.equal(result.keep, keep)
     assert result.kept_start == {FAILURES[how]: 12}
     assert (result.steps, result.accepted) == (12, 0)
+    assert result.blocks == BlockCounts(12, LOST[how])
 
 
 @pytest.mark.parametrize("how", FAILURES)

@@ -141,15 +141,23 @@ def rows_in_threads(
 ) -> BatchResult:
     """``work(row, warm start, seconds or None)`` for every row; those that time leaves out keep their start."""
     clock, warm = Deadline(request.time_limit), to_numpy_bool(request.warm_start).copy()
+    cut: set[int] = set()
 
     def run(row: int) -> NDArray[np.bool_] | None:
-        return None if clock.expired else work(row, warm[row], shortest(request.row_time_limit, clock.remaining))
+        if clock.expired:
+            return None
+        limit = shortest(request.row_time_limit, clock.remaining)
+        own = Deadline(limit)
+        answer = work(row, warm[row], limit)
+        if own.expired:
+            cut.add(row)
+        return answer
 
     answers = in_threads(run, list(range(len(warm))), threads)
     late = {row: (Status.TIME_LIMIT, "") for row, x in enumerate(answers) if x is None}
     for row, x in enumerate(answers):
         warm[row] = warm[row] if x is None else x
-    return BatchResult(torch.as_tensor(warm).to(request.warm_start.device), late)
+    return BatchResult(torch.as_tensor(warm).to(request.warm_start.device), late, cut=frozenset(cut))
 
 
 def _movable(form: Form) -> bool:

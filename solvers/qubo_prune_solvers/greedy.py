@@ -120,13 +120,16 @@ class Greedy(Solver):
         batch, clock = request.problems, Deadline(request.time_limit)
         dtype = torch.float32 if self.precision == "single" else torch.float64
         pairs = _group_pairs(batch.labels, batch.num_groups)
-        answers = []
+        answers: list[Tensor] = []
+        cut: set[int] = set()
         for rows in _chunks(batch, batch.num_variables if pairs is None else len(pairs[0])):
             start = request.warm_start[rows]
             known = None if request.flip_costs is None else request.flip_costs[rows]
             couplings, costs, scale = of_batch(batch.rows(rows), start, dtype, known)
             answers.append(_descend(couplings, costs, start, scale, pairs, self.candidates, clock))
-        return BatchResult(torch.cat(answers) if answers else request.warm_start)
+            if clock.expired:
+                cut.update(range(*rows.indices(batch.num_rows)))
+        return BatchResult(torch.cat(answers) if answers else request.warm_start, cut=frozenset(cut))
 
 
 def _on_host(array: Tensor) -> NDArray[Any]:
