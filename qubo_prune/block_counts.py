@@ -53,8 +53,12 @@ class BlockCounts:
     @classmethod
     def of_result(cls, result: SolveResult) -> BlockCounts:
         """One block."""
-        detail = str(result.info.get("detail", ""))
-        return cls(1, dict(Counter(_lost(result.status, detail))), dict(Counter(_cut(result.status, begun=True))))
+        return cls.of_status(result.status, str(result.info.get("detail", "")))
+
+    @classmethod
+    def of_status(cls, status: Status | None, detail: str = "") -> BlockCounts:
+        """One block that ended so, with what else is known; ``None`` for an end that nobody knows."""
+        return cls(1, dict(Counter(_lost(status, detail))), dict(Counter(_cut(status, begun=True))))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> BlockCounts:

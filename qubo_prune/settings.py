@@ -162,7 +162,8 @@ def kinds_of(owner: Any) -> dict[str, Kind]:
             for field in dataclasses.fields(owner)
             if field.init
         }
-    hints = _hints(owner.__init__ if isinstance(owner, type) else owner)
+    made: Any = owner
+    hints = _hints(made.__init__ if isinstance(owner, type) else owner)
     return {
         name: Kind(_with_default(hints.get(name, Any), parameter.default))
         for name, parameter in _parameters(owner).items()
@@ -194,7 +195,7 @@ def _hints(owner: Any) -> dict[str, Any]:
         return typing.get_type_hints(owner)
     except Exception:  # a name of a type checker's only, or of a function that is over
         module = sys.modules.get(getattr(owner, "__module__", ""))
-        found = {}
+        found: dict[str, Any] = {}
         for name, annotation in _annotations(owner).items():
             single = types.SimpleNamespace(__annotations__={name: annotation})
             try:

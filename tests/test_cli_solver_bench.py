@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from importlib import util
 from pathlib import Path
 
+import psutil
 import pytest
 import tiny_runs
 import tiny_suite
@@ -14,7 +19,7 @@ from typer.testing import CliRunner
 
 from qubo_prune.bench.runs import TABLE, RunTable
 from qubo_prune.bench.suite import MANIFEST, Suite
-from qubo_prune.bench.suites import VERSION
+from qubo_prune.bench.suites import VERSION, Family
 from qubo_prune.cli import app
 
 REPORT = ["qoblib.csv", "report.html", "report.md", "report.png"]
@@ -207,3 +212,62 @@ def test_from_a_real_network_to_a_report(tmp_path: Path) -> None:
     assert code == 0, errors
     assert (tmp_path / "again" / "report.md").read_text(encoding="utf-8") == before
     assert "Easy" in before or "Open" in before
+
+
+STRANGERS = """
+import os, sys, time
+
+def plain(q, num_pruned):
+    return q.diagonal().argsort().argsort() < num_pruned
+
+def sleeping(q, num_pruned):
+    time.sleep(5)
+
+def crashing(q, num_pruned):
+    os._exit(3)
+
+def exiting(q, num_pruned):
+    sys.exit(5)
+"""
+ENDS = {"plain": {"FEASIBLE"}, "sleeping": {"OVERRAN", "FAILED"}, "crashing": {"FAILED"}, "exiting": {"FAILED"}}
+
+
+@pytest.mark.heavy
+def test_strangers_that_do_not_watch_the_clock_do_not_keep_the_benchmark_from_ending(tmp_path: Path) -> None:
+    """Workers of joblib end their own workers, which would wait for calls for ever."""
+    (tmp_path / "strangers.py").write_text(STRANGERS)
+    families = (Family("mlp", "2", "hidden", "gram", {0.5: (8,)}, "random inputs"),)
+    suite = tiny_suite.made(tmp_path / "suite", families, proof_time=1.0)
+    solvers = ",".join(f"callable:strangers:{name}" for name in ENDS)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    with subprocess.Popen(
+        [sys.executable, "-m", "qubo_prune.cli", "bench", "solvers", "--suite", str(suite.folder), "--solvers", solvers,
+         "--time-limits", "50ms", "--seeds", "1", "--workers", "2", "--output", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as process:  # fmt: skip
+        try:
+            printed, errors = process.communicate(timeout=240)
+        finally:
+            session = [other for other in psutil.process_iter() if in_session(other, process.pid)]
+            for other in session:
+                with suppress(psutil.Error):
+                    other.kill()
+    assert process.returncode == 0, errors
+    said = " ".join(printed.split())
+    assert "callable:strangers:exiting lost 1 of 1 block: 1 x raised SystemExit: 5." in said
+    assert "callable:strangers:crashing lost 1 of 1 block: 1 x failed: its process died" in said
+    for row in RunTable(tmp_path / "run").rows():
+        name = row.solver.rpartition(":")[2]
+        assert name not in ENDS or row.status in ENDS[name], row
+    # the process that watches shared memory ends a moment later
+    assert [other for other in session if "resource_tracker" not in " ".join(other.info)] == []
+
+
+def in_session(process: psutil.Process, leader: int) -> bool:
+    """True if a process belongs to the session; its command is then in ``info``."""
+    try:
+        process.info = process.cmdline()
+        return os.getsid(process.pid) == leader and process.pid != leader
+    except (psutil.Error, OSError):
+        return False

@@ -16,6 +16,7 @@ A solver that ended by itself counts with that answer at all longer limits too. 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import binomtest
 
 from qubo_prune.bench.runs import Row, RunTable, latest, read_calls
 from qubo_prune.bench.suite import Instance, Suite
+from qubo_prune.block_counts import BlockCounts, total
 from qubo_prune.errors import InputError
+from qubo_prune.solver import Status
 from qubo_prune.tables import Shown
 
 #: Gap up to which an answer is as good as the best known.
@@ -136,6 +141,19 @@ class Results(Shown):
         table["success"] = table.gap <= SUCCESS
         return table
 
+    def failures(self) -> list[str]:
+        """How many solves each solver lost, and why, a sentence for each that lost any."""
+        said = []
+        for solver in self.solvers:
+            own = self.rows[self.rows.solver == solver]
+            counts = total(
+                BlockCounts.of_status(Status.__members__.get(row.status), str(row.note).rpartition("detail: ")[2])
+                for row in own.itertuples()
+            )
+            # a limit is what a solve is given here, so that it was reached is no news
+            said += dataclasses.replace(counts, cut={}).sentences(solver)
+        return said
+
     def at(self, limit: float | None = None) -> pd.DataFrame:
         """The solves of one limit; the longest if left out."""
         return self.solves[self.solves.time_limit == (self.limits[-1] if limit is None else limit)]
@@ -227,14 +245,15 @@ class Results(Shown):
             )  # fmt: skip
         return table
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.failures()))
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, the curves and the calls as plain data; not finite numbers are ``None``."""
         return {
             "calls": list(self.calls),
             "summary": _plain(self.summary()),
+            "failures": self.failures(),
             "anytime": _plain(self.anytime().reset_index()),
         }
 

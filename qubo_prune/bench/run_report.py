@@ -97,11 +97,11 @@ def hardness(results: Results) -> pd.DataFrame:
 
 
 def verdict(results: Results) -> list[str]:
-    """Which sizes are easy and which are open, in sentences."""
+    """Which solvers failed, which sizes are easy and which are open, in sentences."""
     table = hardness(results)
     easy = table[table.proven == table["how many"]]["instances"].tolist()
     open_ = table[table.proven < table["how many"] / 2]
-    said = []
+    said = results.failures()
     if easy:
         said.append(
             f"Easy: {', '.join(easy)}. Every optimum is proven; a solver that is good on these only is good on "
