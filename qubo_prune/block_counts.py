@@ -23,6 +23,7 @@ _LOST = {
     Status.INFEASIBLE: "gave no feasible answer ({})",
     Status.OVERRAN: "gave no answer by the time limit and was ended",
 }
+THE_SOLVER = "the solver"
 STOPPED, ENDED, LEFT_OUT = "stopped at the time limit", "ended there without an answer", "not begun in time"
 
 
@@ -88,7 +89,7 @@ class BlockCounts:
         """True if there were blocks, and the solver lost every one of them."""
         return 0 < self.asked == self.num_lost
 
-    def sentences(self, solver: str) -> list[str]:
+    def sentences(self, solver: str = THE_SOLVER) -> list[str]:
         """What people have to know of the solver's blocks; nothing if all is well.
 
         >>> BlockCounts(640, {"raised TypeError: no floats": 640}).sentences("mine")
@@ -96,7 +97,8 @@ class BlockCounts:
         """
         said = []
         if self.lost:
-            said.append(f"{solver} lost {self.num_lost} of {_blocks(self.asked)}: {_reasons(self.lost)}.")
+            named = "The solver" if solver == THE_SOLVER else solver
+            said.append(f"{named} lost {self.num_lost} of {_blocks(self.asked)}: {_reasons(self.lost)}.")
         if self.cut:
             said.append(f"The clock cut {self.num_cut} of {_blocks(self.asked)} of {solver}: {_reasons(self.cut)}.")
         return said

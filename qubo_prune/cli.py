@@ -58,6 +58,7 @@ from qubo_prune.cli_options import (
     settings_of,
     shares,
     show,
+    tell_losses,
 )  # fmt: skip
 
 PRUNE, SOLVE, MEASURE = "Prune", "Solve", "Measure"
@@ -269,6 +270,7 @@ def prune_command(
         from qubo_prune.errors import InputError
         from qubo_prune.masks import KeepMasks
         from qubo_prune.pruning import prune
+        from qubo_prune.report import Report
         from qubo_prune.run_estimate import estimate_run
 
         hush_libraries()
@@ -293,6 +295,8 @@ def prune_command(
             run_folder=run_folder, resume=resume, weights=weights, progress=not quiet,
         )  # fmt: skip
         show(report, as_json, quiet)
+        if isinstance(report, Report):
+            tell_losses(report.warnings(), report.all_blocks_lost, shown=not (as_json or quiet))
 
 
 @command(app, "watch", PRUNE)

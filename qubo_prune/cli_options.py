@@ -25,7 +25,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 #: What a command's exit code says.
 EXIT_CODES = {
     DONE: "done",
-    FAILED: "a check failed, or something unforeseen, with a traceback",
+    FAILED: "a check failed, a solver lost all of its blocks, or something unforeseen, with a traceback",
     BAD_INPUT: "bad input or an unknown option; the message says what to do",
     INTERRUPTED: "interrupted (Ctrl-C)",
     TERMINATED: "terminated (SIGTERM)",
@@ -241,6 +241,15 @@ def show(result: Any, as_json: bool, quiet: bool) -> None:
         sys.stdout.write(json.dumps(result.to_dict(), indent=1) + "\n")
     elif not quiet:
         Console().print(result)
+
+
+def tell_losses(warnings: Sequence[str], all_lost: bool, shown: bool) -> None:
+    """End with exit code 1 if a solver lost all of its blocks; say what was lost where no table has shown it."""
+    for sentence in () if shown else warnings:
+        say(sentence)
+    if all_lost:
+        say("Error: the solver lost all of its blocks; what was written is what the rest of the run made.")
+        raise typer.Exit(FAILED)
 
 
 def names(text: str) -> list[str]:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from qubo_prune.block_counts import NONE, BlockCounts
+from qubo_prune.layer_notes import folded_notes
 from qubo_prune.tables import Shown, rendered
 
 #: Correlation of predicted and held-out change above which the predictions count as good.
@@ -178,7 +181,8 @@ class LossTrace(Shown):
         ) + (f" {self.doubt}" if self.doubt else "")
 
     def __str__(self) -> str:
-        return rendered(self.table(), 110)
+        return rendered(self.__rich__(), 110)
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        said = [Text(sentence, style="bold") for sentence in self.counts.sentences()]
+        return Group(self.table(), *said, *map(Text, folded_notes([("loss", self.notes)])))

@@ -682,6 +682,7 @@ class _Run:
             layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps, result.accepted,
             result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens, int(gram.dead.sum()),
             result.stopped_early, notes, result.trace, 0, *held_out, reverted, *proven,
+            result.blocks,
         )  # fmt: skip
         self.reports.append(report)
         decided = Decided(keep, layer.matrix() if plan.updates else None, report)

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qubo_prune.block_counts import NONE, THE_SOLVER, BlockCounts, total
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.coverage import Coverage, LeftDense, percent, sentences
 from qubo_prune.descent import TracePoint
 from qubo_prune.layer_names import DottedName, folded
+from qubo_prune.layer_notes import folded_notes
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
 from qubo_prune.tables import Shown, rendered, shown
@@ -48,7 +51,7 @@ class LayerReport:
         solver_gain: by how much the solver's answers lowered the error.
         polish_gain: by how much the swaps on its blocks did then; the rest is the whole-row swaps'.
         seconds: time of the mask search.
-        solver: who decided the blocks (empty if nobody did).
+        solver: what decided the blocks (empty if nothing did).
         tokens: calibration tokens the layer saw.
         dead_inputs: inputs that were zero in all of them.
         stopped_early: the time budget ended the search.
@@ -61,6 +64,7 @@ class LayerReport:
         reverted: the error on held-out inputs rose, so the layer has its warm start back.
         least_error: no mask of these counts has an error below this; ``None`` where nothing was proven.
         block_optima: how many of some sampled blocks the mask has optimal; ``None`` where none were sampled.
+        blocks: how many blocks the solver was given, lost, and was cut in by the clock.
     """
 
     name: str
@@ -87,6 +91,12 @@ class LayerReport:
     reverted: bool = False
     least_error: float | None = None
     block_optima: BlockOptima | None = None
+    blocks: BlockCounts = NONE
+
+    @property
+    def solver_share(self) -> float | None:
+        """What the solver's answers took off the error that the blocks began with; ``None`` where there were none."""
+        return _solver_share([self])
 
     @property
     def gap(self) -> float | None:
@@ -109,6 +119,7 @@ class LayerReport:
         """All fields and the relative errors as plain data."""
         relative = {"relative_before": self.relative_before, "relative_after": self.relative_after, "gap": self.gap}
         blocks = {"block_optima": self.block_optima.to_dict() if self.block_optima else None}
+        relative["solver_share"] = self.solver_share
         return dataclasses.asdict(self) | blocks | relative
 
     @classmethod
@@ -119,6 +130,7 @@ class LayerReport:
         optima = plain["block_optima"]
         if optima is not None:
             fields["block_optima"] = BlockOptima(**{f.name: optima[f.name] for f in dataclasses.fields(BlockOptima)})
+        fields["blocks"] = BlockCounts.from_dict(plain["blocks"])
         trace = tuple(TracePoint(**point) for point in plain["trace"])
         return cls(**{**fields, "shape": tuple(plain["shape"]), "trace": trace})
 
@@ -221,6 +233,36 @@ class Report(Shown):
         sampled = [layer.block_optima for layer in self.layers if layer.block_optima is not None]
         return sum(sampled, BlockOptima()) if sampled else None
 
+    @property
+    def blocks(self) -> BlockCounts:
+        """The solver's blocks of all layers, and those of the loss."""
+        return total([*(layer.blocks for layer in self.layers), NONE if self.loss is None else self.loss.counts])
+
+    @property
+    def all_blocks_lost(self) -> bool:
+        """True if a solver was given blocks, of the layers or of the loss, and lost every one of them."""
+        layers = total(layer.blocks for layer in self.layers)
+        return layers.all_lost or (self.loss is not None and self.loss.counts.all_lost)
+
+    def warnings(self) -> list[str]:
+        """How many blocks solvers lost, and how many the clock cut, as sentences; none if all went well."""
+        said = total(layer.blocks for layer in self.layers).sentences(str(self.settings.get("solver") or THE_SOLVER))
+        if self.loss is not None:
+            named = (self.settings.get("loss_settings") or {}).get("solver", THE_SOLVER)
+            said += self.loss.counts.sentences(str(named))
+        early = sum(layer.stopped_early for layer in self.layers)
+        if early:
+            said.append(f"The time budget ended the search in {early} of {len(self.layers)} layers.")
+        return said
+
+    def notes(self) -> list[str]:
+        """What was done otherwise than asked, as sentences: of the loss, and of the layers, folded by kind."""
+        of_loss = {} if self.loss is None else self.loss.notes
+        return [
+            *folded_notes([("loss", of_loss)]),
+            *folded_notes((layer.name, layer.notes) for layer in self.layers),
+        ]
+
     def totals(self) -> dict[str, Any]:
         """Sums over the layers."""
         blocks = self.block_optima
@@ -239,6 +281,10 @@ class Report(Shown):
             "steps": sum(layer.steps for layer in self.layers),
             "accepted": sum(layer.accepted for layer in self.layers),
             "stopped_early": sum(layer.stopped_early for layer in self.layers),
+            "solver_share": _solver_share(self.layers),
+            "solver_blocks": self.blocks.to_dict(),
+            "all_blocks_lost": self.all_blocks_lost,
+            "warnings": self.warnings(),
             "reverted": [layer.name for layer in self.layers if layer.reverted],
             "left_dense": len(self.left_dense),
         }
@@ -274,7 +320,7 @@ class Report(Shown):
             show_edge=False, padding=0,
         )  # fmt: skip
         table.add_column("layer", min_width=16)
-        for column in ("layers", "kept", "before", "after", "ratio", "blocks", "s"):
+        for column in ("layers", "kept", "before", "after", "ratio", "solver", "blocks", "s"):
             table.add_column(column, justify="right", no_wrap=True)
         groups: dict[str, list[LayerReport]] = {}
         for layer in self.layers:
@@ -305,12 +351,11 @@ class Report(Shown):
         if self.gap is not None:
             loss += f"no masks of these counts have an error {self.gap:.1%} or more below this (proven)\n"
         loss += f"{_told(self.block_optima)}\n" if self.block_optima else ""
-        back = [layer.name for layer in self.layers if layer.reverted]
-        loss += f"held-out errors rose in {', '.join(back)}: the warm start was kept there\n" if back else ""
         loss += "".join(f"{line}\n" for line in sentences(self.coverage, self.left_dense))
         return (
             f"{loss}kept: share of weights; before, after: errors {'of the warm start, ' if trace else ''}relative "
-            f"to the layers' outputs; s: of the search; "
+            f"to the layers' outputs; solver: what its answers took off the error that blocks began with; "
+            f"s: of the search; "
             f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "
             f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
             f"forward {seconds.get('forward', 0):.0f}, "
@@ -319,10 +364,12 @@ class Report(Shown):
         )
 
     def __str__(self) -> str:
-        return rendered(self.table(), 100)
+        return rendered(self.__rich__(), 100)
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        style = "bold red" if self.all_blocks_lost else "bold"
+        said = [Text(sentence, style=style) for sentence in self.warnings()]
+        return Group(self.table(), *said, *map(Text, self.notes()))
 
 
 def _finite(values: Sequence[float] | None) -> list[float | None] | None:
@@ -351,9 +398,21 @@ def _row(members: list[LayerReport]) -> tuple[str, ...]:
     density = _share(sum(layer.kept for layer in members), sum(_size(layer) for layer in members))
     return (
         str(len(members)), f"{density:.4f}", shown(_ratio(before, power), 5), shown(_ratio(after, power), 5),
-        shown(_ratio(after, before), 3), str(sum(layer.steps for layer in members)),
+        shown(_ratio(after, before), 3), _percent(_solver_share(members)), str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
     )  # fmt: skip
+
+
+def _solver_share(layers: Sequence[LayerReport]) -> float | None:
+    """What the solver's answers took off, of the error that the blocks of these layers began with."""
+    decided = [layer for layer in layers if layer.solver and layer.steps]
+    began = _sum(layer.trace[0].energy if layer.trace else layer.error_before for layer in decided)
+    # a layer that has its warm start back was helped by nobody
+    return _ratio(sum(0.0 if layer.reverted else layer.solver_gain for layer in decided), began)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def peak_memory() -> int:
