@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,8 @@ _LENGTH = 160
 #: Reasons that are kept apart; a solver whose every error reads differently must not fill the memory.
 _KEPT = 50
 _OTHER = "failed otherwise"
+#: Numbers, and lists of them, in which reasons of a kind may differ.
+_NUMBERS = re.compile(r"[-+]?\d[\d.]*(e[-+]?\d+)?(,? [-+]?\d[\d.]*(e[-+]?\d+)?)*")
 
 #: What became of a block whose solver gave no usable answer.
 _LOST = {
@@ -33,7 +36,8 @@ class BlockCounts:
 
     Attributes:
         asked: how many it was given.
-        lost: how many of them it gave no usable answer to, by reason.
+        lost: how many of them it gave no usable answer to, by reason; reasons that differ in numbers only are one,
+            in the words of the first.
         cut: how many of them the clock cut, by how.
     """
 
@@ -44,12 +48,12 @@ class BlockCounts:
     @classmethod
     def of_batch(cls, answer: BatchResult, rows: int) -> BlockCounts:
         """One block for each of so many rows."""
-        lost, cut = Counter[str](), Counter[str]()
+        lost, cut = list[str](), Counter[str]()
         for row in range(rows):
             status, detail = answer.failures.get(row, (None, ""))
-            lost.update(_lost(status, detail))
+            lost += _lost(status, detail)
             cut.update(_cut(Status.TIME_LIMIT if row in answer.cut else status, begun=row in answer.cut))
-        return cls(rows, _few(lost), dict(cut))
+        return cls(rows, _merged(Counter(lost)), dict(cut))
 
     @classmethod
     def of_result(cls, result: SolveResult) -> BlockCounts:
@@ -71,8 +75,8 @@ class BlockCounts:
         return asdict(self)
 
     def __add__(self, other: BlockCounts) -> BlockCounts:
-        lost, cut = Counter(self.lost) + Counter(other.lost), Counter(self.cut) + Counter(other.cut)
-        return BlockCounts(self.asked + other.asked, _few(lost), dict(cut))
+        cut = Counter(self.cut) + Counter(other.cut)
+        return BlockCounts(self.asked + other.asked, _merged(self.lost, other.lost), dict(cut))
 
     @property
     def num_lost(self) -> int:
@@ -124,11 +128,16 @@ def _cut(status: Status | None, begun: bool) -> list[str]:
     return [STOPPED if begun else LEFT_OUT] if status is Status.TIME_LIMIT else []
 
 
-def _few(reasons: Counter[str]) -> dict[str, int]:
-    """The most frequent reasons, and the rest as one."""
-    kept = dict(reasons.most_common(_KEPT))
-    rest = sum(reasons.values()) - sum(kept.values())
-    return {**kept, _OTHER: kept.get(_OTHER, 0) + rest} if rest else kept
+def _merged(*parts: Mapping[str, int]) -> dict[str, int]:
+    """Reasons with their numbers of blocks, those of a kind as one, and of very many kinds the rest as one."""
+    first: dict[str, str] = {}
+    counts = Counter[str]()
+    for reason, count in (entry for part in parts for entry in part.items()):
+        kind = _NUMBERS.sub("#", reason)
+        if kind not in first and len(first) >= _KEPT:
+            kind = reason = _OTHER
+        counts[first.setdefault(kind, reason)] += count
+    return dict(counts)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:

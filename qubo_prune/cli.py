@@ -13,7 +13,7 @@ from rich.console import Console
 from qubo_prune.choices import ALLOCATIONS, BOUNDS, FORMATS, LOSS_WARM_STARTS, METHODS, WARM_STARTS, WEIGHTS
 from qubo_prune.cli_bench import bench
 from qubo_prune.cli_complete import one_of, solver_names, some_of
-from qubo_prune.cli_help import Group, command, heading, unwrapped
+from qubo_prune.cli_help import Group, command, heading, say, unwrapped
 from qubo_prune.cli_instances import instances
 from qubo_prune.cli_options import (
     EXIT_CODES,
@@ -355,6 +355,7 @@ def eval_command(
         from qubo_prune.evaluation import evaluate
         from qubo_prune.models import load_model
         from qubo_prune.progress import Progress
+        from qubo_prune.report import told_of
         from qubo_prune.text import check_source, check_windows
 
         hush_libraries()
@@ -364,10 +365,13 @@ def eval_command(
         with bars.task(f"loading {model}", None):
             loaded = load_model(model, dtype, device, trust_remote_code)
         result = evaluate(loaded.model, loaded.tokenizer, text, samples, sequence_length, bars)
+        warnings = told_of(model)
         if as_json:
-            show(result, True, quiet)
-        else:
-            typer.echo(f"perplexity {result.perplexity:.3f} on {result.tokens} tokens in {result.seconds:.1f} s")
+            sys.stdout.write(json.dumps(result.to_dict() | {"warnings": warnings}, indent=1) + "\n")
+            return
+        typer.echo(f"perplexity {result.perplexity:.3f} on {result.tokens} tokens in {result.seconds:.1f} s")
+        for sentence in warnings:
+            say(f"When this model was pruned: {sentence}")
 
 
 @command(app, "compare", PRUNE)
@@ -421,6 +425,7 @@ def compare_command(
         show(result, as_json, quiet)
         if output is not None and not quiet and not as_json:
             typer.echo(f"The model of the last method is in {output}.")
+        tell_losses(result.warnings(), result.all_lost, shown=not (as_json or quiet))
 
 
 @command(app, "solve", SOLVE)

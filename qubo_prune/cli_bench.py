@@ -35,6 +35,7 @@ from qubo_prune.cli_options import (
     pairs,
     plain_errors,
     show,
+    tell_losses,
 )  # fmt: skip
 from qubo_prune.cli_solver_bench import report_command, solvers_command
 
@@ -262,3 +263,4 @@ def _experiment(
     if target is not None:
         result.save(target)
     show(result, as_json, quiet)
+    tell_losses(result.warnings(), result.all_lost, shown=not (as_json or quiet))

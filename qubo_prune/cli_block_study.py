@@ -31,6 +31,7 @@ from qubo_prune.cli_options import (
     names,
     plain_errors,
     show,
+    tell_losses,
 )  # fmt: skip
 
 
@@ -103,3 +104,4 @@ def blocks_command(
         if target is not None:
             study.save(target)
         show(study, as_json, quiet)
+        tell_losses(study.warnings(), study.all_lost, shown=not (as_json or quiet))

@@ -16,8 +16,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
@@ -154,6 +156,8 @@ class ComparisonRow:
         search_seconds: of it, choosing masks and weights.
         peak_memory_bytes: highest resident memory while it ran.
         setting: what was asked for.
+        warnings: how many blocks the solver lost and how many the clock cut, as sentences.
+        all_lost: the solver lost every block.
     """
 
     method: str
@@ -166,6 +170,8 @@ class ComparisonRow:
     search_seconds: float = 0.0
     peak_memory_bytes: int = 0
     setting: str = ""
+    warnings: tuple[str, ...] = ()
+    all_lost: bool = False
 
     @property
     def perplexity(self) -> float:
@@ -271,10 +277,23 @@ class Comparison(Shown):
         )  # fmt: skip
 
     def __str__(self) -> str:
-        return rendered(self.table(), 80)
+        return rendered(self.__rich__(), 80)
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
+
+    def warnings(self) -> list[str]:
+        """How many blocks solvers lost and how many the clock cut, as sentences with the rows they are of."""
+        return [
+            f"{Entry.parse(row.method).label}, {row.setting}: {sentence}"
+            for row in self.rows
+            for sentence in row.warnings
+        ]
+
+    @property
+    def all_lost(self) -> bool:
+        """True if the solver lost every block of a row."""
+        return any(row.all_lost for row in self.rows)
 
 
 @pinned()
@@ -401,4 +420,6 @@ def _row(entry: Entry, setting: Setting, report: Report, values: tuple[float, ..
         search_seconds=report.seconds["search"],
         peak_memory_bytes=report.peak_memory_bytes,
         setting=str(setting),
+        warnings=tuple(report.warnings()),
+        all_lost=report.all_blocks_lost,
     )

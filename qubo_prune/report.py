@@ -24,12 +24,16 @@ from qubo_prune.block_counts import NONE, THE_SOLVER, BlockCounts, total
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.coverage import Coverage, LeftDense, percent, sentences
 from qubo_prune.descent import TracePoint
+from qubo_prune.errors import InputError
 from qubo_prune.layer_names import DottedName, folded
 from qubo_prune.layer_notes import folded_notes
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
+from qubo_prune.strict import limited_text, one_line, strict_json
 from qubo_prune.tables import Shown, rendered, shown
 
+#: The file of a report in the folder of a pruned model, and how large one is that is read.
+REPORT, _MOST_BYTES = "report.json", 2**28
 _PACKAGES = ("qubo-prune", "torch", "transformers", "numpy", "dimod", "ortools", "qiskit-optimization")
 
 
@@ -401,6 +405,17 @@ def _row(members: list[LayerReport]) -> tuple[str, ...]:
         shown(_ratio(after, before), 3), _percent(_solver_share(members)), str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
     )  # fmt: skip
+
+
+def told_of(folder: str | Path) -> list[str]:
+    """The warnings in the ``report.json`` of a pruned model's folder; none where there is no such file."""
+    try:
+        found = strict_json(limited_text(Path(folder) / REPORT, _MOST_BYTES))
+    except (OSError, InputError):
+        return []
+    totals = found.get("totals") if isinstance(found, dict) else None
+    warnings = totals.get("warnings") if isinstance(totals, dict) else None
+    return [one_line(said, 1000) for said in warnings if isinstance(said, str)] if isinstance(warnings, list) else []
 
 
 def _solver_share(layers: Sequence[LayerReport]) -> float | None:

@@ -42,7 +42,7 @@ def test_counts_add_up_and_come_back_from_json() -> None:
 
 
 def test_sentences_give_the_most_frequent_reasons() -> None:
-    reasons = [f"ValueError: {'x' * 500}", "KeyError: 1", "KeyError: 2", "KeyError: 3", "KeyError: 4"]
+    reasons = [f"ValueError: {'x' * 500}", "KeyError: a", "KeyError: b", "KeyError: c", "KeyError: d"]
     counts = total(
         BlockCounts.of_status(Status.FAILED, reason)
         for repeat, reason in zip((9, 3, 2, 1, 1), reasons, strict=True)
@@ -50,13 +50,22 @@ def test_sentences_give_the_most_frequent_reasons() -> None:
     )
     (said,) = counts.sentences("mine")
     assert said.startswith("mine lost 16 of 16 blocks: 9 x raised ValueError: xxx")
-    assert said.endswith("..., 3 x raised KeyError: 1, 2 x raised KeyError: 2, 2 for other reasons.")
+    assert said.endswith("..., 3 x raised KeyError: a, 2 x raised KeyError: b, 2 for other reasons.")
     assert len(said) < 400
     assert NONE.sentences("mine") == BlockCounts(7).sentences("mine") == []
 
 
+def test_reasons_that_differ_in_numbers_only_are_one() -> None:
+    answers = ("[1.5, -2, 3e-05]", "[1, 2]", "7")
+    counts = total(BlockCounts.of_status(Status.FAILED, f"ValueError: it gave {answer}; no") for answer in answers)
+    assert counts == BlockCounts(
+        3, {"raised ValueError: it gave [1.5, -2, 3e-05]; no": 2, "raised ValueError: it gave 7; no": 1}
+    )
+
+
 def test_errors_that_all_read_differently_do_not_fill_the_memory() -> None:
-    counts = total(BlockCounts.of_status(Status.FAILED, f"KeyError: {number}") for number in range(500))
+    words = ("".join(chr(97 + int(digit)) for digit in str(number)) for number in range(500))
+    counts = total(BlockCounts.of_status(Status.FAILED, f"KeyError: {word}") for word in words)
     assert counts.num_lost == 500
     assert len(counts.lost) <= 51
 

@@ -448,3 +448,70 @@ def test_help_fits_narrow_terminals(command: str, monkeypatch: pytest.MonkeyPatc
     code, printed, _ = call(command, "--help")
     assert code == 0
     assert max(map(len, printed.splitlines())) <= 80
+
+
+LOSERS = """
+import time
+
+def floats(q, num_pruned):
+    return q.diagonal() / 7
+
+def once(q, num_pruned, seed):
+    if seed % 2:
+        raise OSError(f"no connection to {seed % 4}")
+    return q.diagonal().argsort().argsort() < num_pruned
+
+def slow(q, num_pruned, time_limit):
+    time.sleep(time_limit)
+    return q.diagonal().argsort().argsort() < num_pruned
+"""
+
+
+@pytest.fixture
+def losers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "losers.py").write_text(LOSERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("losers", None)
+
+
+@pytest.mark.parametrize("hessian", ["gram", "compensated", "fisher"])
+def test_a_solver_that_loses_every_block_is_told_and_ends_with_code_1(
+    losers: None, hessian: str, model: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "pruned"
+    short = ["--loss-set", "max_blocks=2", "--loss-length", "8"] if hessian == "fisher" else []
+    code, printed, errors = call(
+        "prune", model, "--calibration", text, "--solver", "callable:losers:floats", "--hessian", hessian, "--workers",
+        0, "--block-size", 8, "--block-time", "none" if hessian != "fisher" else "60s", "--include", "*.0.mlp.*",
+        "--output", out, *short, *SMALL,
+    )  # fmt: skip
+    assert code == 1
+    assert "Error: the solver lost all of its blocks" in errors
+    report = json.loads((out / "report.json").read_text())
+    counts = report["totals"]["solver_blocks"]
+    assert counts["asked"] == sum(counts["lost"].values()) > 0
+    assert report["totals"]["all_blocks_lost"]
+    said = f"callable:losers:floats lost {counts['asked']} of {counts['asked']} blocks: {counts['asked']} x raised"
+    assert said in " ".join(printed.split())
+    assert said in report["totals"]["warnings"][0]
+    assert (out / "model.safetensors").is_file()
+    code, printed, errors = call("eval", out, "--text", text, *SMALL)
+    assert code == 0
+    assert f"When this model was pruned: {said}" in errors
+    assert said in json.loads(call("eval", out, "--text", text, "--json", *SMALL)[1])["warnings"][0]
+
+
+def test_quiet_runs_say_what_was_lost_and_comparisons_too(
+    losers: None, model: Path, text: Path, tmp_path: Path
+) -> None:
+    some = ["--calibration", text, "--solver", "callable:losers:once", *SMALL, "--quiet"]
+    own = ["--workers", 0, "--block-time", "none", "--include", "*.0.mlp.*"]
+    code, printed, errors = call("prune", model, *some, *own, "--output", tmp_path / "pruned")
+    assert (code, printed) == (0, "")
+    assert "callable:losers:once lost" in errors
+    code, printed, errors = call(
+        "compare", model, *some, "--text", text, "--eval-samples", 2, "--methods", "wanda,icbs"
+    )
+    assert (code, printed) == (0, "")
+    assert "iCBS blocks, 0.5 row: callable:losers:once lost" in errors

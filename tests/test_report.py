@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from qubo_prune.block_counts import BlockCounts
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.coverage import LeftDense
 from qubo_prune.descent import TracePoint
-from qubo_prune.report import LayerReport, Report
+from qubo_prune.loss_trace import LossTrace
+from qubo_prune.report import LayerReport, Report, told_of
 
 
 def layer(name: str, before: float, after: float) -> LayerReport:
@@ -128,3 +131,82 @@ def test_layers_left_dense_are_data_and_a_line_under_the_table() -> None:
     assert plain["left_dense"] == [{"name": "vision.0.up", "weights": 1234, "reason": left[0].reason}]
     assert plain["totals"]["left_dense"] == 1
     assert plain["totals"]["layers"] == 3
+
+
+NOTE = "Damping was raised to 0.1 of the mean diagonal."
+
+
+def with_blocks(*counts: BlockCounts, **changes: Any) -> Report:
+    """The report with these counts for its first layers."""
+    layers = [replace(one, blocks=own) for one, own in zip(report().layers, counts, strict=False)]
+    return replace(report(), layers=tuple([*layers, *report().layers[len(layers) :]]), **changes)
+
+
+def test_lost_and_cut_blocks_stand_wherever_the_report_is_shown(tmp_path: Path) -> None:
+    lost, cut = (
+        BlockCounts(12, {"raised OSError: no <b>host</b>": 2}),
+        BlockCounts(12, {}, {"stopped at the time limit": 9}),
+    )
+    found = with_blocks(lost, cut)
+    first, second = found.warnings()
+    assert first == "greedy lost 2 of 24 blocks: 2 x raised OSError: no <b>host</b>."
+    assert second == "The clock cut 9 of 24 blocks of greedy: 9 x stopped at the time limit."
+    assert not found.all_blocks_lost
+    assert all(sentence in " ".join(str(found).split()) for sentence in (first, second))
+    assert "greedy lost 2 of 24 blocks: 2 x raised OSError: no &lt;b&gt;host&lt;/b&gt;." in found._repr_html_()
+    found.save(tmp_path / "report.json")
+    totals = json.loads((tmp_path / "report.json").read_text())["totals"]
+    assert totals["warnings"] == [first, second]
+    assert totals["solver_blocks"] == {"asked": 24, "lost": dict(lost.lost), "cut": dict(cut.cut)}
+    assert told_of(tmp_path) == [first, second]
+    assert report().warnings() == []
+
+
+def test_blocks_of_the_loss_are_lost_by_their_own_solver() -> None:
+    trace = LossTrace(
+        {}, (), 1.0, 1.0, "All blocks were solved.", {"Blocks are short.": 1}, 0.0, BlockCounts(3, {"x": 3})
+    )
+    settings = {**report().settings, "loss_settings": {"solver": "tabu"}}
+    found = with_blocks(BlockCounts(4), loss=trace, settings=settings)
+    assert found.warnings() == ["tabu lost 3 of 3 blocks: 3 x x."]
+    assert found.all_blocks_lost
+    assert "loss: Blocks are short." in found.notes()
+    assert "The solver lost 3 of 3 blocks: 3 x x." in str(trace)
+    assert "Blocks are short." in trace._repr_html_()
+
+
+def test_a_report_that_is_none_tells_nothing(tmp_path: Path) -> None:
+    assert told_of(tmp_path) == []
+    for content in ("[]", "{", '{"totals": {"warnings": 3}}', '{"totals": []}', '{"totals": {"warnings": [3]}}'):
+        (tmp_path / "report.json").write_text(content)
+        assert told_of(tmp_path) == []
+
+
+def test_notes_of_layers_stand_below_the_table_folded_by_kind() -> None:
+    notes = ({NOTE: 1, "gone twice": 2}, {NOTE: 1}, {NOTE: 1})
+    layers = tuple(replace(one, notes=own) for one, own in zip(report().layers, notes, strict=True))
+    found = replace(report(), layers=layers)
+    assert found.notes() == [f"3 layers (layers.*.up, layers.*.down): {NOTE}", "layers.0.up, 2 times: Gone twice."]
+    assert f"3 layers (layers.*.up, layers.*.down): {NOTE}" in " ".join(str(found).split())
+    assert "layers.0.up, 2 times: Gone twice." in found._repr_html_()
+
+
+def test_a_layer_comes_back_from_json_with_its_counts() -> None:
+    one = replace(layer("l", 1.0, 0.5), blocks=BlockCounts(5, {"raised OSError": 2}, {"stopped": 1}))
+    assert LayerReport.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_the_solvers_own_share_stands_apart() -> None:
+    def traced(name: str, start: float, gain: float, **changes: Any) -> LayerReport:
+        trace = (TracePoint(0.0, start, 0), TracePoint(1.0, start / 2, 1))
+        return replace(layer(name, 1.0, 0.5), trace=trace, solver_gain=gain, **changes)
+
+    layers = (
+        traced("a.0", 2.0, 0.5),
+        traced("a.1", 6.0, 1.5, reverted=True),
+        traced("b", 1.0, 0.0, solver="", steps=0),
+    )
+    assert [one.solver_share for one in layers] == [0.25, 0.0, None]
+    table = replace(report(), layers=layers).table()
+    (cells,) = [list(column.cells) for column in table.columns if column.header == "solver"]
+    assert cells == ["6.2%", "-", "6.2%"]  # 0.5 of 8

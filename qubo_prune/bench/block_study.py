@@ -90,6 +90,8 @@ class Point:
         accepted: those of them that lowered the error.
         stopped_early: layers whose search the time budget ended.
         notes: what was done instead of what was asked, as sentences, each with its number.
+        warnings: how many blocks the solver lost and how many the clock cut, as sentences.
+        all_lost: the solver lost every block.
     """
 
     solver: str
@@ -105,6 +107,8 @@ class Point:
     accepted: int
     stopped_early: int
     notes: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    all_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,11 +197,25 @@ class BlockStudy(Shown):
             sizes.setdefault((each.solver, each.reason), []).append(str(each.block_size))
         return [f"{solver} is left out at {', '.join(found)}: {reason}." for (solver, reason), found in sizes.items()]
 
+    def warnings(self) -> list[str]:
+        """How many blocks solvers lost and how many the clock cut, as sentences with the points they are of."""
+        return [
+            f"{p.solver}, blocks of {p.block_size}, {_limit(p)}: {sentence}"
+            for p in self.points
+            for sentence in p.warnings
+        ]
+
+    @property
+    def all_lost(self) -> bool:
+        """True if a solver lost every block of a point."""
+        return any(point.all_lost for point in self.points)
+
     def __rich__(self) -> Group:
-        return Group(self.table(), *(Text(sentence) for sentence in self.absent()))
+        warned = [Text(sentence, style="bold") for sentence in self.warnings()]
+        return Group(self.table(), *warned, *(Text(sentence) for sentence in self.absent()))
 
     def __str__(self) -> str:
-        return "\n".join([rendered(self.table(), 80), *self.absent()])
+        return "\n".join([rendered(self.table(), 80), *self.warnings(), *self.absent()])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -224,7 +242,7 @@ class BlockStudy(Shown):
             writer.writeheader()
             for point in self.points:
                 notes = " ".join(f"{sentence} ({count})" for sentence, count in point.notes.items())
-                writer.writerow(asdict(point) | {"notes": notes})
+                writer.writerow(asdict(point) | {"notes": notes, "warnings": " ".join(point.warnings)})
         self.plot(target / "study.png")
 
     def plot(self, path: str | Path) -> None:
@@ -543,7 +561,7 @@ class _Runner:
             label, size, limit, self._share(error), self._share(after), value, seconds,
             report.seconds["search"], report.seconds["total"], sum(layer.steps for layer in report.layers),
             sum(layer.accepted for layer in report.layers), sum(layer.stopped_early for layer in report.layers),
-            dict(notes),
+            dict(notes), tuple(report.warnings()), report.all_blocks_lost,
         )  # fmt: skip
 
     def _share(self, error: float) -> float:

@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Literal
 
 from matplotlib.axes import Axes
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
@@ -119,6 +121,8 @@ class Outcome:
         cpu_seconds: processor time of the same, all threads.
         curve: for methods that go on: the model after each step, the warm start first.
         trace: for the same: what the steps did.
+        warnings: how many blocks the solver lost and how many the clock cut, as sentences.
+        all_lost: the solver lost every block.
     """
 
     method: str
@@ -130,6 +134,8 @@ class Outcome:
     cpu_seconds: float = 0.0
     curve: tuple[Point, ...] = ()
     trace: LossTrace | None = None
+    warnings: tuple[str, ...] = ()
+    all_lost: bool = False
 
     def after(self, blocks: int) -> Point | None:
         """The curve's first point with at least so many blocks."""
@@ -239,7 +245,10 @@ class _Runner:
         if start is not None:  # what it began from is part of its price
             seconds, cpu_seconds = seconds + start.seconds, cpu_seconds + start.cpu_seconds
         score = workload.score(model)
-        return Outcome(method, report.density, density, seed, score, seconds, cpu_seconds, tuple(points), report.loss)
+        return Outcome(
+            method, report.density, density, seed, score, seconds, cpu_seconds, tuple(points), report.loss,
+            tuple(report.warnings()), report.all_blocks_lost,
+        )  # fmt: skip
 
     def _descent(self, method: str) -> dict[str, Any]:
         if method == "icbs":
@@ -360,10 +369,23 @@ class Experiment(Shown):
         )
 
     def __str__(self) -> str:
-        return rendered(self.table(), 100)
+        return rendered(self.__rich__(), 100)
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
+
+    def warnings(self) -> list[str]:
+        """How many blocks solvers lost and how many the clock cut, as sentences with the outcomes they are of."""
+        return [
+            f"{_LABELS[o.method]}, density {o.asked:g}, seed {o.seed}: {sentence}"
+            for o in self.outcomes
+            for sentence in o.warnings
+        ]
+
+    @property
+    def all_lost(self) -> bool:
+        """True if a solver lost every block of an outcome."""
+        return any(o.all_lost for o in self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without masks."""
