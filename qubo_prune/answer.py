@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 
 from qubo_prune.facts import counts_told, facts_table, result_facts
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import SolveResult
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, Table
 
 
 @dataclass(frozen=True, eq=False)

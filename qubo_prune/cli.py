@@ -519,7 +519,6 @@ def check_solver_command(
     with plain_errors("nothing was changed."):
         from dataclasses import asdict
 
-        from rich.table import Table
         from rich.text import Text
 
         from qubo_prune.progress import Progress

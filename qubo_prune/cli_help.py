@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from qubo_prune.errors import did_you_mean
+from qubo_prune.tables import replace_unprintable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,6 +122,7 @@ class Group(TyperGroup):
         standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
     ) -> Any:  # fmt: skip
         """Run; a wrong call ends with one sentence on standard error and the exit code 2."""
+        replace_unprintable()
         run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
             return run()

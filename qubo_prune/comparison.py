@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from rich import box
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.choices import METHODS
@@ -34,7 +33,7 @@ from qubo_prune.pruning import prune, save_pruned
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.seeds import checked_seed
 from qubo_prune.settings import Given, checked, kinds_of
-from qubo_prune.tables import Shown, rendered, shown
+from qubo_prune.tables import Shown, Table, rendered, shown
 from qubo_prune.text import check_length, check_source, check_windows, token_windows
 
 logger = logging.getLogger(__name__)

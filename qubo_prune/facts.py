@@ -6,11 +6,11 @@ from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import Ledger, SolveResult
+from qubo_prune.tables import Table
 
 #: Pruned variables that are listed.
 _LISTED = 12

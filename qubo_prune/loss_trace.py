@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from qubo_prune.block_counts import NONE, BlockCounts
 from qubo_prune.layer_notes import folded_notes
-from qubo_prune.tables import Shown, rendered
+from qubo_prune.tables import Shown, Table, rendered
 
 #: Correlation of predicted and held-out change above which the predictions count as good.
 _TRUSTED = 0.7

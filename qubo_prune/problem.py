@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike, NDArray
-from rich.table import Table
 from torch import Tensor
 
 from qubo_prune.errors import InputError
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, Table
 
 
 def _float64(values: ArrayLike, what: str) -> NDArray[np.float64]:

@@ -17,14 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.choices import ADAPTERS, GROUP
 from qubo_prune.errors import InputError, SettingError, SolverError, did_you_mean
 from qubo_prune.settings import Given, check_instance, checked_settings, checked_values
 from qubo_prune.solver import Capabilities, Solver
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, Table
 
 
 class Adapter(Solver):

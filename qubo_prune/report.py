@@ -17,7 +17,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.block_counts import NONE, THE_SOLVER, BlockCounts, total
@@ -30,7 +29,7 @@ from qubo_prune.layer_notes import folded_notes
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks
 from qubo_prune.strict import limited_text, one_line, strict_json
-from qubo_prune.tables import Shown, rendered, shown
+from qubo_prune.tables import Shown, Table, rendered, shown
 
 #: The file of a report in the folder of a pruned model, and how large one is that is read.
 REPORT, _MOST_BYTES = "report.json", 2**28

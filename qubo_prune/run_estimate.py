@@ -16,7 +16,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from torch import nn
 
@@ -43,7 +42,7 @@ from qubo_prune.pruning import (
 )
 from qubo_prune.run_folder import check_free
 from qubo_prune.shards import is_checkpoint
-from qubo_prune.tables import Shown, rendered
+from qubo_prune.tables import Shown, Table, rendered
 
 #: Windows that the sampled decoder layer sees.
 _WINDOWS = 8

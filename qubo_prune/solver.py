@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
-from rich.table import Table
 from torch import Tensor
 
 from qubo_prune.problem import BlockBatch, BlockQubo, binary
 from qubo_prune.seeds import derive_seed as derive_seed
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, Table
 
 
 class Deadline:

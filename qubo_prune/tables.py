@@ -5,19 +5,113 @@ from __future__ import annotations
 import abc
 import html
 import io
+import sys
 from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.errors import MarkupError
-from rich.table import Column, Table
-from rich.text import Text
+from rich.measure import Measurement
+from rich.style import Style
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text, TextType
+
+#: Characters of a word that may be broken within it which a column has to hold.
+_FOLDED = 12
+
+
+class Table(RichTable):
+    """A table that loses nothing in narrow terminals: rows become lists there, a line for each cell.
+
+    >>> table = Table("layer", "weights", "error before", "error after")
+    >>> table.add_row("up", "100", "0.5", "0.25")
+    >>> print(rendered(table, 20))
+    up
+      weights: 100
+      error before: 0.5
+      error after: 0.25
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.columns and not self._fits(console, options):
+            yield from self._as_lists(console, options)
+        else:
+            yield from super().__rich_console__(console, options)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        if self.columns and not self._fits(console, options):
+            return Measurement(1, options.max_width)
+        return super().__rich_measure__(console, options)
+
+    def _fits(self, console: Console, options: ConsoleOptions) -> bool:
+        """True if every column gets the characters that its cells need."""
+        inner = options.update_width(max(1, options.max_width - self._extra_width))
+        given = self._calculate_column_widths(console, inner)
+        wide = options.update_width(10**4)
+        needed = [self._needed(column, self._measure_column(console, wide, column)) for column in self.columns]
+        enough = all(width >= least for width, least in zip(given, needed, strict=True))
+        return enough and sum(given) + self._extra_width <= options.max_width
+
+    @staticmethod
+    def _needed(column: Column, measured: Measurement) -> int:
+        if column.no_wrap:
+            return measured.maximum
+        folds = column.overflow == "fold" or column.justify == "left"
+        return min(measured.minimum, _FOLDED) if folds else measured.minimum
+
+    def _as_lists(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if self.title:
+            yield _annotation(self.title, Style.pick_first(self.title_style, "table.title"))
+        names = [" ".join(_text(column.header).plain.split()) for column in self.columns[1:]]
+        lines = zip(*(list(column.cells) for column in self.columns), strict=True)
+        for heading, *cells in lines:
+            yield _broken(heading, console, options)
+            for name, cell in zip(names, cells, strict=True):
+                told = _text(cell)
+                if told.plain.strip():
+                    yield Text("  ").append(f"{name}: " if name else "").append_text(told)
+        if self.caption:
+            yield _annotation(self.caption, Style.pick_first(self.caption_style, "table.caption"))
+
+
+def _annotation(text: TextType, style: Style) -> Text:
+    told = _text(text)
+    told.stylize_before(style)
+    return told
+
+
+def _broken(content: RenderableType, console: Console, options: ConsoleOptions) -> RenderableType:
+    """A cell as the heading of its row's list, of which no character is lost."""
+    if not isinstance(content, (str, Text)):
+        return content
+    told = _text(content)
+    told.overflow = "fold"
+    return told
+
+
+class _PlainText(io.StringIO):
+    """Takes text for a terminal that may lack characters: lines of tables are then drawn with those that it has."""
+
+    @property
+    def encoding(self) -> str:
+        """Of standard output."""
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def rendered(shown: RenderableType, width: int) -> str:
-    """A table, or what else rich can show, as plain text."""
-    stream = io.StringIO()
+    """A table, or what else rich can show, as plain text that can be printed: characters that cannot are replaced."""
+    stream = _PlainText()
     Console(file=stream, width=width).print(shown)
-    return stream.getvalue().rstrip()
+    return stream.getvalue().rstrip().encode(stream.encoding, "replace").decode(stream.encoding)
+
+
+def replace_unprintable() -> None:
+    """Let standard output replace characters that its encoding lacks, in names of files say, instead of raising.
+
+    Standard error does so by itself.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def shown(value: float | None, places: int) -> str:
@@ -33,14 +127,14 @@ class Shown(abc.ABC):
     """What shows itself: as a table in terminals, by rich, and the same table as HTML in notebooks."""
 
     @abc.abstractmethod
-    def __rich__(self) -> Table | Text | Group:
+    def __rich__(self) -> RichTable | Text | Group:
         """For terminals."""
 
     def _repr_html_(self) -> str:
         return as_html(self.__rich__())
 
 
-def as_html(shown: Table | Text | Group | str) -> str:
+def as_html(shown: RichTable | Text | Group | str) -> str:
     """A table of rich, a text, or several of them, as HTML that every notebook theme can show.
 
     Titles, headings, sections, alignment and bold stay; all text is escaped, and nothing is loaded from anywhere.
@@ -52,7 +146,7 @@ def as_html(shown: Table | Text | Group | str) -> str:
     """
     if isinstance(shown, Group):
         return "".join(as_html(part) for part in shown.renderables)  # type: ignore[arg-type]
-    if isinstance(shown, Table):
+    if isinstance(shown, RichTable):
         return f'<div class="qubo-prune">{_table(shown)}{_paragraph(shown.caption)}</div>'
     return _paragraph(shown)
 
@@ -61,14 +155,14 @@ def _paragraph(text: RenderableType | None) -> str:
     return f'<p style="max-width: 60em">{_cell(text)}</p>' if text else ""
 
 
-def _table(table: Table) -> str:
+def _table(table: RichTable) -> str:
     title = f'<caption style="{_LEFT}; caption-side: top; font-weight: bold">{_cell(table.title)}</caption>'
     heads = [_entry("th", column.header, column, ' scope="col"') for column in table.columns]
     head = f"<thead>{_row(heads)}</thead>" if table.show_header else ""
     return f"<table>{title if table.title else ''}{head}{_body(table)}</table>"
 
 
-def _body(table: Table) -> str:
+def _body(table: RichTable) -> str:
     """One ``tbody`` for each section."""
     lines = zip(*(list(column.cells) for column in table.columns), strict=True)
     sections, rows = "", ""

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from qubo_prune.layer_names import DottedName
 from qubo_prune.run_folder import EVENTS, is_running, read_manifest
-from qubo_prune.tables import Shown, shown
+from qubo_prune.tables import Shown, Table, shown
 
 #: Characters of a line of events that are read at most; longer ones are not of a run.
 _MOST = 2**20

@@ -139,7 +139,7 @@ NOTE = "Damping was raised to 0.1 of the mean diagonal."
 def with_blocks(*counts: BlockCounts, **changes: Any) -> Report:
     """The report with these counts for its first layers."""
     layers = [replace(one, blocks=own) for one, own in zip(report().layers, counts, strict=False)]
-    return replace(report(), layers=tuple([*layers, *report().layers[len(layers) :]]), **changes)
+    return replace(report(), layers=(*layers, *report().layers[len(layers) :]), **changes)
 
 
 def test_lost_and_cut_blocks_stand_wherever_the_report_is_shown(tmp_path: Path) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import pkgutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
-from rich.console import Group
-from rich.table import Table
+from rich.console import Console, Group
 from rich.text import Text
 
 import qubo_prune
-from qubo_prune.tables import Shown, as_html, rendered
+from qubo_prune.layer_names import DottedName
+from qubo_prune.tables import Shown, Table, as_html, rendered, replace_unprintable
 
 
 def table() -> Table:
@@ -115,3 +120,76 @@ def test_all_that_has_a_table_shows_it_in_notebooks() -> None:
         "Answer", "BlockQubo", "BlockStudy", "Comparison", "Experiment", "LossTrace", "Report", "Results", "RunState",
         "SolveResult", "SolverBenchmark", "SolverList",
     }  # fmt: skip
+
+
+def wide(first: str = "a.layer.of.a.long.name") -> Table:
+    made = Table(title="Title", caption="What the numbers are.", title_justify="left", caption_justify="left")
+    made.add_column("layer", min_width=16)
+    for column in ("kept", "before", "\nafter", "ratio", "blocks", "s"):
+        made.add_column(column, justify="right", no_wrap=True)
+    made.add_row(DottedName(first) if "." in first else first, *(f"{number}.12345" for number in range(6)))
+    made.add_section()
+    made.add_row("all", "9.99999", "", "1", "2", "3", "4")
+    return made
+
+
+@pytest.mark.parametrize("width", range(8, 121, 7))
+def test_narrow_terminals_lose_no_name_and_no_number(width: int) -> None:
+    text = rendered(wide(), width)
+    assert max(map(len, text.splitlines())) <= max(width, len("  before: 1.12345"))
+    joined = "".join(text.split())
+    for word in ("Title", "a.", "layer.", "long.", "name", "all", *(f"{n}.12345" for n in range(6)), "9.99999", "numbers"):
+        assert word in joined
+    for name in ("kept", "before", "after", "ratio", "blocks"):
+        assert name in joined
+
+
+def test_wide_terminals_show_one_line_for_each_row() -> None:
+    (line,) = [line for line in rendered(wide(), 120).splitlines() if "a.layer.of.a.long.name" in line]
+    assert all(f"{number}.12345" in line for number in range(6))
+    assert "kept: " not in rendered(wide(), 120)
+    assert "  kept: 0.12345" in rendered(wide(), 40).splitlines()
+
+
+def test_a_long_name_is_broken_and_markup_in_it_is_none() -> None:
+    text = rendered(wide("callable:package:" + "x" * 60 + "[red]"), 40)
+    assert "x" * 60 in "".join(text.split())
+    made = Table("solver", "values")
+    made.add_row(Text("[bold]odd[/bold]"), Text("[red]1"))
+    assert "[bold]odd[/bold]" in rendered(made, 12).replace("\n", "")
+    assert "[red]1" in rendered(made, 12).replace("\n", "")
+
+
+ODD = "\u00e4\u65e5\udcff"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_characters_that_the_terminal_lacks_are_replaced(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of any name is told of, whatever the encoding of the terminal."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    made = wide(f"layers.{ODD}")
+    text = rendered(made, 100)
+    print(text)  # noqa: T201
+    assert "0.12345" in text
+    assert ("\u2500" in text) == (encoding == "utf-8")
+    assert ("\u00e4" in text) == (encoding != "ascii")
+    with pytest.raises(UnicodeEncodeError):
+        print(ODD)  # noqa: T201
+    replace_unprintable()
+    Console().print(made)
+    print(ODD)  # noqa: T201
+    out.flush()
+
+
+def test_commands_print_names_that_the_terminal_lacks(tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"d\xc3\xa4\xff")
+    name.mkdir()
+    (name / "problem.coo").write_text("0 0 1\n0 1 -2\n1 1 3\n")
+    for path, code in ((name / "problem.coo", 0), (name / "absent.coo", 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "qubo_prune.cli", "solve", str(path), "--num-pruned", "1"], capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "40"}, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert b"Traceback" not in done.stderr

@@ -25,7 +25,6 @@ import torch
 from matplotlib.axes import Axes
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
@@ -47,7 +46,7 @@ from qubo_prune.pruning import prune
 from qubo_prune.report import LayerReport, Report, machine
 from qubo_prune.seeds import checked_seed
 from qubo_prune.solver import Solver
-from qubo_prune.tables import Shown, rendered
+from qubo_prune.tables import Shown, Table, rendered
 from qubo_prune.text import Windows, check_length, token_windows
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 from matplotlib.axes import Axes
 from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from torch import nn
 
@@ -33,7 +32,7 @@ from qubo_prune.pruning import prune
 from qubo_prune.report import machine
 from qubo_prune.seeds import checked_seed
 from qubo_prune.stopwatch import Stopwatch
-from qubo_prune.tables import Shown, rendered
+from qubo_prune.tables import Shown, Table, rendered
 
 _LABELS = {
     "magnitude": "magnitude", "wanda": "Wanda", "gram": "Gram blocks", "icbs": "iCBS",

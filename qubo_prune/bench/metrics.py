@@ -27,7 +27,6 @@ from typing import Any
 import pandas as pd
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from scipy.stats import binomtest
 
@@ -36,7 +35,7 @@ from qubo_prune.bench.suite import Instance, Suite
 from qubo_prune.block_counts import BlockCounts, total
 from qubo_prune.errors import InputError
 from qubo_prune.solver import Status
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, Table
 
 #: Gap up to which an answer is as good as the best known.
 SUCCESS = 1e-6

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
@@ -39,7 +38,7 @@ from qubo_prune.report import machine
 from qubo_prune.seeds import checked_seed
 from qubo_prune.settings import setting_value
 from qubo_prune.solver import BatchRequest, Solver, derive_seed
-from qubo_prune.tables import Shown
+from qubo_prune.tables import Shown, Table
 
 
 @dataclass(frozen=True)
