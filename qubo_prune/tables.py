@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.errors import MarkupError
 from rich.measure import Measurement
-from rich.style import Style
+from rich.style import Style, StyleType
 from rich.table import Column
 from rich.table import Table as RichTable
 from rich.text import Text, TextType
@@ -74,7 +74,7 @@ class Table(RichTable):
             yield _annotation(self.caption, Style.pick_first(self.caption_style, "table.caption"))
 
 
-def _annotation(text: TextType, style: Style) -> Text:
+def _annotation(text: TextType, style: StyleType) -> Text:
     told = _text(text)
     told.stylize_before(style)
     return told
@@ -93,7 +93,7 @@ class _PlainText(io.StringIO):
     """Takes text for a terminal that may lack characters: lines of tables are then drawn with those that it has."""
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # type: ignore[override]
         """Of standard output."""
         return getattr(sys.stdout, "encoding", None) or "utf-8"
 
