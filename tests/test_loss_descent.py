@@ -18,6 +18,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 import qubo_prune.loss_descent as loss_descent
+from qubo_prune.block_counts import STOPPED, BlockCounts
 from qubo_prune.data import Samples, TensorSamples
 from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError
@@ -616,8 +617,19 @@ def test_moves_that_fail_however_often_they_are_halved_are_rolled_back(digits: D
 
 def test_a_solver_that_fails_costs_its_blocks_and_is_told_of(digits: Digits) -> None:
     run = descend(digits, solver=Broken(), max_blocks=4, polish=False)
-    assert run.trace.notes["The solver raised an error; the warm start was kept."] == 4
+    assert run.trace.notes["The solver raised an error; the warm start was kept (RuntimeError: out of order)."] == 4
+    assert run.trace.counts == BlockCounts(4, {"raised RuntimeError: out of order": 4})
     assert same_masks(run.trace.keep, run.warm)
+
+
+def test_blocks_that_their_clock_cuts_are_counted(digits: Digits) -> None:
+    """A search that would take hours: every block is cut, and the trace says so."""
+    endless = {"solver": "tabu", "solver_settings": {"steps": 10**9, "starts": 1}, "block_time": 0.02}
+    run = descend(digits, max_blocks=3, **endless)
+    assert run.trace.counts == BlockCounts(3, {}, {STOPPED: 3})
+    assert run.trace.to_dict()["solver_blocks"]["cut"] == {STOPPED: 3}
+    said = " ".join(str(run.trace).split())
+    assert "The clock cut 3 of 3 blocks of the solver: 3 x stopped at the time limit." in said
 
 
 # -- which weights take part
