@@ -53,7 +53,7 @@ class BlockCounts:
             status, detail = answer.failures.get(row, (None, ""))
             lost += _lost(status, detail)
             cut.update(_cut(Status.TIME_LIMIT if row in answer.cut else status, begun=row in answer.cut))
-        return cls(rows, _merged(Counter(lost)), dict(cut))
+        return cls(rows, by_kind(Counter(lost)), dict(cut))
 
     @classmethod
     def of_result(cls, result: SolveResult) -> BlockCounts:
@@ -76,7 +76,7 @@ class BlockCounts:
 
     def __add__(self, other: BlockCounts) -> BlockCounts:
         cut = Counter(self.cut) + Counter(other.cut)
-        return BlockCounts(self.asked + other.asked, _merged(self.lost, other.lost), dict(cut))
+        return BlockCounts(self.asked + other.asked, by_kind(self.lost, other.lost), dict(cut))
 
     @property
     def num_lost(self) -> int:
@@ -128,8 +128,10 @@ def _cut(status: Status | None, begun: bool) -> list[str]:
     return [STOPPED if begun else LEFT_OUT] if status is Status.TIME_LIMIT else []
 
 
-def _merged(*parts: Mapping[str, int]) -> dict[str, int]:
-    """Reasons with their numbers of blocks, those of a kind as one, and of very many kinds the rest as one."""
+def by_kind(*parts: Mapping[str, int]) -> dict[str, int]:
+    """Reasons, or notes, with their numbers of blocks: those that differ in numbers only as one, in the words of the
+    first, and of very many kinds the rest as one.
+    """
     first: dict[str, str] = {}
     counts = Counter[str]()
     for reason, count in (entry for part in parts for entry in part.items()):

@@ -523,6 +523,7 @@ def check_solver_command(
 
         from qubo_prune.progress import Progress
         from qubo_prune.registry import make_solver
+        from qubo_prune.tables import Table
         from qubo_prune.testing import check_names, run_check
 
         made, outcomes = make_solver(solver, **settings_of(solver, set_)), []

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.block_counts import BlockCounts
+from qubo_prune.block_counts import BlockCounts, by_kind
 from qubo_prune.compensated import DAMPING, Blocks, Curvature, Support, Swaps, sufficient
 from qubo_prune.descent import UNFED, DescentResult, TracePoint, by_group, tell_sweep
 from qubo_prune.dispatch import Handling, solve_batch
@@ -276,7 +276,8 @@ class _Descent:
         answer = solve_batch(self._settings.solver, request, self._settings.handling)
         self._blocks += BlockCounts.of_batch(answer, len(answer.assignments))
         self._notes.update(answer.notes)
-        self._notes.update(status.told(detail) for status, detail in answer.failures.values())
+        failures = Counter(status.told(detail) for status, detail in answer.failures.values())
+        self._notes = Counter(by_kind(self._notes, failures))
         return answer.assignments
 
     def _accept(self, blocks: Blocks, answer: Tensor) -> _Move:

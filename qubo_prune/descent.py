@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.block_counts import NONE, BlockCounts, total
+from qubo_prune.block_counts import NONE, BlockCounts, by_kind, total
 from qubo_prune.construction import forward_selection
 from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.events import event
@@ -283,7 +283,8 @@ class _Run:
             self._polish_gain += outcome.polish_gain
             self._blocks += outcome.blocks
             self._kept_start.update(outcome.notes)
-            self._kept_start.update(status.told(detail) for status, detail in outcome.failures)
+            failures = Counter(status.told(detail) for status, detail in outcome.failures)
+            self._kept_start = Counter(by_kind(self._kept_start, failures))
         self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted, self._steps))
         tell_sweep(_log, self._energy, self._accepted)
         return outcomes

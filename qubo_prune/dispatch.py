@@ -549,7 +549,7 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
         if result is None:  # another run may have the time for it
             late[row] = (Status.TIME_LIMIT, "")
             continue
-        said = [as_sentence(str(result.info[kind])) for kind in _TOLD if kind in result.info]
+        said = [_of_solver(str(result.info[kind])) for kind in _TOLD if kind in result.info]
         if said:
             known.notes[row] = said
         if result.status.kept_warm_start:
@@ -566,6 +566,11 @@ def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> Ba
     failures = dict(sorted({**known.failures, **late}.items()))
     answers = BatchResult(answer, failures, notes=dict(notes), cut=frozenset(known.cut))
     return _accepted(solver, request, answers, handling)
+
+
+def _of_solver(told: str) -> str:
+    """What ``info`` tells of a solver, as a sentence that stands alone."""
+    return as_sentence(f"The solver{told.removeprefix('it')}" if told.startswith("it ") else told)
 
 
 def _in_flight(call: _Call, request: BatchRequest, open_rows: list[int]) -> Iterator[tuple[int, SolveResult | None]]:

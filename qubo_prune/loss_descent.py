@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qubo_prune.block_counts import BlockCounts
+from qubo_prune.block_counts import BlockCounts, by_kind
 from qubo_prune.data import Fresh, Samples
 from qubo_prune.dispatch import solve
 from qubo_prune.emission import emit_factor
@@ -46,7 +46,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.registry import make_solver
 from qubo_prune.sealed import Sealed
 from qubo_prune.settings import checked, kinds_of
-from qubo_prune.solver import Deadline, Solver, Status, derive_seed, shortest
+from qubo_prune.solver import Deadline, Solver, derive_seed, shortest
 from qubo_prune.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
@@ -642,9 +642,8 @@ class _Descent:
             spent += time.perf_counter() - began
             self._counts += BlockCounts.of_result(result)
             if result.status.kept_warm_start:
-                # how much worse each answer was would make a note of every block
-                detail = "" if result.status is Status.NOT_IMPROVED else str(result.info.get("detail", ""))
-                self._notes[result.status.told(detail)] += 1
+                note = result.status.told(str(result.info.get("detail", "")))
+                self._notes = Counter(by_kind(self._notes, {note: 1}))
             x = torch.as_tensor(result.assignment).to(block.x.device)
             move = _Move(block, x, value, gradient, factor, stiffness)
             response += move.response

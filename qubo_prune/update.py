@@ -26,10 +26,10 @@ from qubo_prune.submatrices import padded_columns, padded_square, unit_diagonal
 from qubo_prune.threads import in_threads
 
 #: What is said of a layer, or of a group of a convolution, without calibration data.
-UNSEEN = "no calibration token reached these weights: the kept ones stay as they are"
+UNSEEN = "No calibration token reached these weights: the kept ones stay as they are."
 
 #: What is said of rows whose updated weights the layer's dtype cannot hold.
-OVERFLOWS = "the updated weights of a row overflow {}, so its kept weights stay as they are"
+OVERFLOWS = "The updated weights of a row overflow {}, so its kept weights stay as they are."
 
 #: Columns after which SparseGPT's sweep carries its errors to the rest of the matrix.
 SLAB = 128
@@ -155,7 +155,7 @@ def with_damping(gram: Gram, damping: float, attempt: Callable[[Tensor], T], not
             damping = min(1.0, max(10 * damping, 1e-8))
             continue
         if damping > asked:
-            notes[f"a Gram could not be factored, so its damping was raised from {asked:g} to {damping:g}"] += 1
+            notes[f"A Gram could not be factored, so its damping was raised from {asked:g} to {damping:g}."] += 1
         return result, damping
     raise InputError(
         "The layer's Gram is not positive semidefinite: not even its whole mean diagonal as damping makes it so. "
@@ -208,7 +208,7 @@ def refit(
     if weight.shape[1] > CHOLESKY_LIMIT:
         values, open_rows = conjugate_gradients(weight, hessian, keep, masked, 2000, 1e-9)
         if open_rows:
-            notes["the conjugate gradients of a row stopped before they converged"] += open_rows
+            notes["The conjugate gradients of a row stopped before they converged."] += open_rows
         return values
     pull = (weight - masked) @ hessian
     counts = keep.sum(1)

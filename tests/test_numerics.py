@@ -216,7 +216,7 @@ def test_a_row_whose_updated_weights_overflow_keeps_its_own_and_a_note_says_so()
     weight = torch.tensor([[1000.0, 1.0, 2.0], [1.0, 1.0, 2.0]]).half()
     keep = torch.tensor([[False, True, True]]).expand(2, 3)
     found = update("refit", weight, gram, keep, 1e-12)
-    assert found.notes == {"the updated weights of a row overflow float16, so its kept weights stay as they are": 1}
+    assert found.notes == {"The updated weights of a row overflow float16, so its kept weights stay as they are.": 1}
     assert found.weight[0].tolist() == [0.0, 1.0, 2.0]
     assert found.weight[1, 1] == pytest.approx(1001, rel=1e-2)
     wide = update("refit", weight.float(), gram, keep, 1e-12)

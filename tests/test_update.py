@@ -185,7 +185,7 @@ def test_a_singular_gram_raises_the_damping_and_says_so(rng, kind):
     keep = layer.random_keep("row", 0.5)
     found = update(kind, layer.weight, layer.gram, keep, 0.0)
     assert 0 < found.damping <= 1e-4
-    assert found.notes == {f"a Gram could not be factored, so its damping was raised from 0 to {found.damping:g}": 1}
+    assert found.notes == {f"A Gram could not be factored, so its damping was raised from 0 to {found.damping:g}.": 1}
     torch.testing.assert_close(found.weight, SLOW[kind](layer, keep, found.damping), rtol=1e-3, atol=1e-4)
     assert update(kind, layer.weight, layer.gram, keep, 0.01).notes == {}
 
