@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.layer_names import plain_name
 from qubo_prune.precision import pinned
 
 
@@ -134,7 +135,7 @@ def _hook_gradient(parameter: nn.Parameter, zeros: _Zeros) -> RemovableHandle:
 
 def _checked(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[nn.Parameter, _Zeros]:
     """The pruned entries of each masked parameter."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {plain_name(name): weight for name, weight in model.named_parameters(remove_duplicate=False)}
     if not masks:
         raise InputError("There are no masks to enforce; pass those of the report, or KeepMasks.load(path).")
     zeros: dict[nn.Parameter, _Zeros] = {}

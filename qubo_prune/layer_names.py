@@ -27,6 +27,15 @@ def folded(name: str) -> str:
     return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
+def plain_name(name: str) -> str:
+    """The name of a module or parameter without what ``torch.compile`` puts into it.
+
+    >>> plain_name("layers.0._orig_mod.mlp.weight")
+    'layers.0.mlp.weight'
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def kinds(names: Iterable[str]) -> list[str]:
     """Every kind once, in the order of the names."""
     return list(dict.fromkeys(map(folded, names)))

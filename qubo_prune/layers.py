@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.layer_names import no_match
+from qubo_prune.layer_names import no_match, plain_name
 
 Resident = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -253,7 +253,7 @@ def find_layers(
     for name, module in model.named_modules():
         if is_prunable(module) and module is not head and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            found.append(Layer(name, module))
+            found.append(Layer(plain_name(name), module))
     names = [layer.name for layer in found]
     for pattern in (*include, *exclude):
         if not fnmatch.filter(names, pattern):

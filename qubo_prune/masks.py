@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qubo_prune.choices import PATTERNS
 from qubo_prune.enforce import enforce as enforce
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.layer_names import plain_name
 from qubo_prune.sealed import Damaged, Sealed, read_sealed, write_sealed
 
 #: What a file of masks is; with its checksum since version 2.
@@ -213,7 +214,8 @@ class KeepMasks(Mapping[str, Tensor]):
         return wrong
 
     def _parameters(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        named = model.named_parameters(remove_duplicate=False)
+        parameters = {plain_name(name): parameter for name, parameter in named}
         for name, (shape, _) in self._packed.items():
             if name not in parameters or tuple(parameters[name].shape) != shape:
                 given = tuple(parameters[name].shape) if name in parameters else "missing"

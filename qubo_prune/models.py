@@ -125,6 +125,19 @@ def usable_device(device: str) -> torch.device:
     return found
 
 
+def module_as_given(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
+    """A module of the caller's, by the name of its class; of a compiled one what was compiled."""
+    plain = uncompiled(model)
+    return LoadedModel(plain, tokenizer, type(plain).__name__)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that ``torch.compile`` was given, if it made this one."""
+    while "_orig_mod" in model._modules:
+        model = model.get_submodule("_orig_mod")
+    return model
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -132,20 +145,45 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without key-value caches; every module gets its own mode back."""
+    """Evaluation mode, uncompiled and without key-value caches; every module and configuration is restored.
+
+    Compiled parts are run as they are written, because they ignore hooks.
+    """
     training = {module: module.training for module in model.modules()}
-    config = getattr(model, "config", None)
-    cached = getattr(config, "use_cache", None)
+    caching = [(holder, holder.use_cache) for holder in _cache_switches(model)]
     model.eval()
-    if cached:
-        config.use_cache = False  # type: ignore[union-attr]
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            for holder, _ in caching:
+                holder.use_cache = False
+            yield
     finally:
         for module, mode in training.items():
             module.training = mode
-        if cached:
-            config.use_cache = cached  # type: ignore[union-attr]
+        for holder, value in caching:
+            holder.use_cache = value
+
+
+def _cache_switches(model: nn.Module) -> list[Any]:
+    """Modules and configurations, nested ones included, that have their ``use_cache`` switched on."""
+    ahead: list[Any] = [module for module in model.modules() if vars(module).get("use_cache") is True]
+    ahead += [vars(module)["config"] for module in model.modules() if "config" in vars(module)]
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+    while ahead:
+        holder = ahead.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        if getattr(holder, "use_cache", None):
+            found[id(holder)] = holder
+        if not isinstance(holder, nn.Module):
+            ahead += [part for part in getattr(holder, "__dict__", {}).values() if _is_configuration(part)]
+    return list(found.values())
+
+
+def _is_configuration(value: Any) -> bool:
+    return not isinstance(value, type) and (hasattr(value, "use_cache") or hasattr(value, "to_dict"))
 
 
 def _locate(name: str) -> tuple[str, str | None]:

@@ -10,20 +10,21 @@ single block.
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
 from qubo_prune.models import evaluating
 from qubo_prune.precision import caller_defaults, pinned
+from qubo_prune.replay import alike, fresh, is_mutable, spoilt, trace
 from qubo_prune.shelf import InMemory, Shelf, States
 
 
@@ -46,13 +47,19 @@ class Call:
     kwargs: Mapping[str, Any]
     slot: int | str | None = None
 
-    def run(self, module: nn.Module, hidden: Tensor | None = None) -> Any:
-        """Call the module, with the hidden states in their place."""
+    def run(self, module: Callable[..., Any], hidden: Tensor | None = None) -> Any:
+        """Call the module, with the hidden states in their place; what it writes to its inputs is lost.
+
+        Raises:
+            InputError: an input cannot be copied.
+        """
         args, kwargs = list(self.args), dict(self.kwargs)
         if isinstance(self.slot, int):
-            args[self.slot] = hidden
+            args[self.slot] = fresh(hidden)
         elif self.slot is not None:
-            kwargs[self.slot] = hidden
+            kwargs[self.slot] = fresh(hidden)
+        else:  # a batch of the caller's
+            args, kwargs = fresh(args), fresh(kwargs)
         with caller_defaults():
             return module(*args, **kwargs)
 
@@ -62,9 +69,12 @@ class _Stop(Exception):
 
 
 def as_call(batch: Any) -> Call:
-    """A batch of model inputs as a call: a tensor, a sequence of positional or a mapping of named ones."""
+    """A batch of model inputs as a call: a tensor, a sequence of positional or a mapping of named ones.
+
+    A key-value cache that the batch asks for by ``use_cache`` is switched off.
+    """
     if isinstance(batch, Mapping):
-        return Call((), batch)
+        return Call((), {**batch, "use_cache": False} if batch.get("use_cache") else batch)
     if isinstance(batch, (tuple, list)):
         return Call(tuple(batch), {})
     return Call((batch,), {})
@@ -151,6 +161,11 @@ def stream(
                 _visit_block(model, ahead, layers, calls, _States.inputs(calls), run)
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, lambda: _record_stack(stack, model, calls, shelf))
+            if recorded is None and not shelf.in_memory:
+                raise InputError(
+                    "The decoder layers of this model hand more to one another than hidden states, so they cannot be "
+                    "loaded one after another; give weights='memory'."
+                )
             if recorded is not None:
                 inside = {id(layer) for block in stack for layer in within(layers, block)}
                 left = [layer for layer in left if id(layer) not in inside]
@@ -316,50 +331,134 @@ class _Recording:
 def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Call], shelf: Shelf) -> _Recording | None:
     """Capture the calls of every block; ``None`` if the blocks are not a chain of like maps.
 
-    The first batch runs in full to learn the order of the blocks and the form of their outputs.
-    For the others each block is replaced by a pass-through, so recording costs next to nothing.
+    The first batch runs in full to learn the order of the blocks, the form of their outputs, and the arguments that
+    they write to. Then every batch, the first again, is recorded with each block replaced by a pass-through, which
+    costs next to nothing.
     """
-    recording = _Recording(shelf.states(), [[] for _ in blocks])
-    order: list[int] = []
-    forms: list[tuple[Any, ...] | None] = []  # what a block returns besides its hidden states
-
-    def record(first: bool, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            call = _with_slot(args, kwargs)
-            order.append(number)
-            hidden = _hidden_of(call)
-            if number == 0:
-                recording.hidden.append(hidden)
-            recording.calls[number].append(_interned(call, recording.calls[number]))
-            if first:
-                output = original(*args, **kwargs)
-                if not _maps_to_its_like(hidden, output):
-                    raise _NotAChain
-                forms.append(None if isinstance(output, Tensor) else tuple(output[1:]))
-                return output
-            if number == len(blocks) - 1:
-                raise _Stop
-            extras = forms[number]
-            return hidden if extras is None else (hidden, *extras)
-
-        return forward
-
-    for position, call in enumerate(calls):
-        del order[:]
-        with _replaced(blocks, functools.partial(record, position == 0)):
-            try:
-                call.run(model)
-            except _Stop:
-                pass
-            except _NotAChain:
+    recorder, recording = _Recorder(blocks), _Recording(shelf.states(), [[] for _ in blocks])
+    try:
+        learnt = recorder.take(model, calls[0], full=True)
+        for position, call in enumerate(calls):
+            taken = recorder.take(model, call, full=False)
+            if position == 0 and not all(map(_given_alike, learnt, taken)):
                 return None
-        if order != list(range(len(blocks))):
-            return None
+            recording.hidden.append(_hidden_of(taken[0]))
+            for earlier, one in zip(recording.calls, taken, strict=True):
+                earlier.append(_interned(one, earlier))
+    except _NotAChain:
+        return None
     return recording
 
 
+class _Recorder:
+    """Records what a model gives to its blocks, as long as nothing but hidden states goes from one to the next.
+
+    A cache of keys and values, or whatever else a block writes to, is not recorded: the block must do the same
+    with ``None`` in its place.
+
+    Args:
+        blocks: the stack.
+    """
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        self._blocks = blocks
+        self._taken: list[tuple[int, Call]] = []
+        self._handed_on: tuple[Tensor, int] | None = None  # by the block before, with its version
+        self._extras: dict[int, Any] = {}  # by block, what it returns besides its hidden states
+        self._dropped: dict[int, set[int | str]] = {}  # by block, places of the arguments that it writes to
+        self._written: set[int] = set()  # identities of those arguments
+        self._held: list[tuple[int, int | str, Any]] = []  # block, place and argument of those that it could write to
+
+    def take(self, model: nn.Module, call: Call, full: bool) -> list[Call]:
+        """What each block is given in a forward pass, in which they run only if it is full.
+
+        Raises:
+            _NotAChain: the blocks do not run one after another, or more than hidden states goes between them.
+        """
+        self._taken, self._handed_on = [], None
+        with _replaced(self._blocks, self._look_at if full else self._pass_through), suppress(_Stop):
+            call.run(model)
+        if [number for number, _ in self._taken] != list(range(len(self._blocks))):
+            raise _NotAChain
+        for number, place, value in self._held:
+            if id(value) in self._written and place not in self._dropped[number]:
+                raise _NotAChain
+        self._held.clear()
+        return [_without(taken, self._dropped[number]) for number, taken in self._taken]
+
+    def _look_at(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call = self._given(number, args, kwargs)
+            hidden = _hidden_of(call).clone()
+            places = {place: trace(value) for place, value in _places(call)}
+            output = original(*args, **kwargs)
+            if not _maps_to_its_like(hidden, output):
+                raise _NotAChain
+            written = {place for place, value in _places(call) if trace(value) != places[place]}
+            if written and not _does_without(original, _without(call, written), hidden, output):
+                raise _NotAChain
+            self._dropped[number] = written
+            self._written |= {id(value) for place, value in _places(call) if place in written}
+            self._held += [(number, place, value) for place, value in _places(call) if is_mutable(value)]
+            self._extras[number] = None if isinstance(output, Tensor) else spoilt(tuple(output[1:]))
+            return self._hand_on(output)
+
+        return forward
+
+    def _pass_through(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = _hidden_of(self._given(number, args, kwargs))
+            if number == len(self._blocks) - 1:
+                raise _Stop
+            extras = self._extras[number]
+            return self._hand_on(hidden if extras is None else (hidden, *extras))
+
+        return forward
+
+    def _given(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Note the call of a block, which must be given what the one before it has returned."""
+        call = _with_slot(args, kwargs)
+        if self._handed_on is not None:
+            tensor, version = self._handed_on
+            if tensor._version != version or not alike(tensor, _hidden_of(call)):
+                raise _NotAChain
+        self._taken.append((number, call))
+        return call
+
+    def _hand_on(self, output: Any) -> Any:
+        tensor = _first_tensor(output)
+        assert tensor is not None
+        self._handed_on = tensor, tensor._version
+        return output
+
+
+def _places(call: Call) -> list[tuple[int | str, Any]]:
+    """Arguments with their places, but for the hidden states."""
+    places: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
+    return [(place, value) for place, value in places if place != call.slot]
+
+
+def _without(call: Call, places: Collection[int | str]) -> Call:
+    """The call with ``None`` in some places."""
+    args = tuple(None if place in places else value for place, value in enumerate(call.args))
+    return Call(args, {name: None if name in places else value for name, value in call.kwargs.items()}, call.slot)
+
+
+def _does_without(block: Callable[..., Any], call: Call, hidden: Tensor, output: Any) -> bool:
+    """Whether a block gives the same output to a call that lacks what it would write to."""
+    try:
+        return alike(_first_tensor(call.run(block, hidden)), _first_tensor(output))
+    except Exception:  # whatever a foreign block raises: it needs what is missing
+        return False
+
+
+def _given_alike(one: Call, other: Call) -> bool:
+    """Whether a block was given the same, its hidden states apart."""
+    return alike(dict(_places(one)), dict(_places(other)))
+
+
 class _NotAChain(Exception):
-    """A block does not map hidden states to hidden states of the same shape."""
+    """The blocks are no maps from hidden states to hidden states of the same shape, one after another."""
 
 
 def _maps_to_its_like(hidden: Tensor, output: Any) -> bool:
@@ -492,11 +591,15 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
     Convolutions read the same input only if they cut the same rows out of it. Layers that this pass
     does not reach come last, each for itself.
     """
-    reads: dict[int, list[Any]] = {}
+    reads: dict[int, list[tuple[Any, int]]] = {}  # inputs with their versions, since a model may go on in place
 
     def note(number: int) -> Callable[..., None]:
-        # the tensors are held, so that an address is not used twice
-        return lambda module, args, kwargs: reads.setdefault(number, []).append(_input_of(args, kwargs))
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tensor = _input_of(args, kwargs)
+            # the tensors are held, so that an address is not used twice
+            reads.setdefault(number, []).append((tensor, tensor._version))
+
+        return see
 
     handles = [
         layer.module.register_forward_pre_hook(note(number), with_kwargs=True) for number, layer in enumerate(layers)
@@ -508,8 +611,8 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
             handle.remove()
     groups: dict[Any, list[int]] = {}
     for number, inputs in reads.items():
-        tensor = inputs[0]
-        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, layers[number].window)
+        tensor, version = inputs[0]
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), version, layers[number].window)
         groups.setdefault(same if len(inputs) == 1 else number, []).append(number)
     stages = [Stage(tuple(layers[n] for n in members), len(reads[members[0]])) for members in groups.values()]
     return stages + [Stage((layer,), 0) for number, layer in enumerate(layers) if number not in reads]
@@ -586,7 +689,8 @@ def _accumulate(
         into, dense = (counted if number < run.counted else held_out), list[Given]()
         if paired:
             with run.undone(inside):
-                _feed(block, stage, call, states.dense[number], run, dense.append)
+                take = dense.append if stage.calls == 1 else lambda given, to=dense: to.append(fresh(given))
+                _feed(block, stage, call, states.dense[number], run, take)
         feed = _Feed(leader, into, dense, paired)
         _feed(block, stage, call, states.now[number], run, feed.add)
         paired = paired and feed.paired and not dense

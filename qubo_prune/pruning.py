@@ -52,6 +52,7 @@ from qubo_prune.models import (
     evaluating,
     load_model,
     made_output,
+    module_as_given,
     save_model,
 )
 from qubo_prune.network import stream
@@ -287,7 +288,7 @@ class Checked:
             "loss_length", "gram_samples",
         )  # fmt: skip
         asked = {
-            "model": named if isinstance(named, str) else type(named).__name__,
+            "model": named if isinstance(named, str) else module_as_given(named).name,
             "given_masks": None if isinstance(start, str) else start,
         }
         return settings_of(self.plan.settings() | {name: given[name] for name in same} | asked)
@@ -489,7 +490,7 @@ def _loaded(
             "output is given, which takes a transformers model and its tokenizer; pass both, or leave output "
             "out and save the model and report.masks yourself."
         )
-    return LoadedModel(model, tokenizer, type(model).__name__)
+    return module_as_given(model, tokenizer)
 
 
 def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mapping[str, str] | None = None) -> None:

@@ -26,7 +26,7 @@ from qubo_prune.hessian import Drift, Gram
 from qubo_prune.layer_names import DottedName, folded
 from qubo_prune.layers import Layer, check_finite
 from qubo_prune.memory import MemoryEstimate, available_memory, estimate, resident_memory
-from qubo_prune.models import DTYPES, LoadedModel, load_model
+from qubo_prune.models import DTYPES, LoadedModel, load_model, module_as_given
 from qubo_prune.network import Sampled, sample
 from qubo_prune.plan import Plan
 from qubo_prune.precision import pinned
@@ -277,7 +277,7 @@ def _looked_at(given: Mapping[str, Any]) -> LoadedModel:
     """The model, with no more of its weights in memory than have to be."""
     model, dtype, device, trust = (given[name] for name in ("model", "dtype", "device", "trust_remote_code"))
     if not isinstance(model, str):
-        return LoadedModel(model, given["tokenizer"], type(model).__name__)
+        return module_as_given(model, given["tokenizer"])
     folder = Path(model).expanduser()
     if not is_checkpoint(folder):
         return load_model(model, dtype, device, trust)

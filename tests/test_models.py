@@ -8,14 +8,28 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.models import LoadedModel, check_output, load_model, save_model, written_aside
+from qubo_prune.masks import KeepMasks
+from qubo_prune.models import (
+    LoadedModel,
+    check_output,
+    evaluating,
+    load_model,
+    module_as_given,
+    save_model,
+    written_aside,
+)
+from qubo_prune.pruning import prune
+from qubo_prune.run_estimate import estimate_run
 
 
 def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
@@ -128,6 +142,171 @@ def test_the_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
         (folder / "fresh").write_text("new")
     assert [p.name for p in old.iterdir()] == ["fresh"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def token_batches(half: bool = False, **more: Any) -> list[Any]:
+    """Inputs of a language model, or of one with an encoder, whose decoder gets half of the tokens."""
+    rows = tiny.tokens(3).split(1)
+    return [{"input_ids": row, **({"decoder_input_ids": row[:, :9]} if half else {}), **more} for row in rows]
+
+
+#: Models with a cache somewhere, with batches for each; each has switches of its own.
+CACHING: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
+    "plain": (tiny.llama, token_batches()),
+    "asked for": (tiny.llama, token_batches(use_cache=True)),
+    "wrapped": (lambda: tiny.Wrapped(tiny.llama()), token_batches()),
+    "wrapped twice": (lambda: nn.Sequential(tiny.Wrapped(tiny.llama())), list(tiny.tokens(3).split(1))),
+    "multimodal": (tiny.multimodal_gemma, token_batches()),
+    "wrapped multimodal": (lambda: tiny.Wrapped(tiny.multimodal_gemma()), token_batches()),
+    "encoder and decoder": (tiny.bart, token_batches(half=True, use_cache=True)),
+    "position biases": (lambda: tiny.Wrapped(tiny.t5()), token_batches(half=True)),
+    "state space": (lambda: tiny.Wrapped(tiny.mamba()), token_batches()),
+}
+
+
+def switches(model: nn.Module) -> list[Any]:
+    """All configurations with a cache switch, found the slow way."""
+    configs = [part.config for part in model.modules() if hasattr(part, "config")]
+    configs += [getattr(config, name) for config in configs for name in ("text_config", "vision_config", "decoder")
+                if hasattr(config, name)]  # fmt: skip
+    return [config for config in configs if hasattr(config, "use_cache")]
+
+
+def same_masks(one: KeepMasks, other: KeepMasks) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", CACHING)
+def test_masks_are_those_of_a_model_without_any_cache(kind: str) -> None:
+    make, batches = CACHING[kind]
+    cached, plain = make(), make()
+    for config in switches(cached):
+        config.use_cache = True
+    for config in switches(plain):
+        config.use_cache = False
+    assert switches(plain)
+    quiet = [{**batch, "use_cache": False} if isinstance(batch, dict) else batch for batch in batches]
+    settings: dict[str, Any] = {"exclude": ["*vision*"] if "multimodal" in kind else [], "method": "wanda"}
+    found, expected = prune(cached, batches, 0.5, **settings), prune(plain, quiet, 0.5, **settings)
+    assert same_masks(found.masks, expected.masks)
+    assert [layer.relative_after for layer in found.layers] == [layer.relative_after for layer in expected.layers]
+    assert all(config.use_cache for config in switches(cached))
+
+
+def test_caches_are_off_everywhere_for_the_time_and_come_back_after_errors() -> None:
+    class Switched(tiny.Wrapped):
+        use_cache = None
+
+    model = Switched(tiny.multimodal_gemma())
+    model.use_cache = True
+    model.lm.config.text_config.use_cache = True
+    model.lm.config.vision_config.use_cache = None
+    model.train()
+    with pytest.raises(KeyError), evaluating(model), evaluating(model):  # noqa: PT012
+        assert not model.use_cache
+        assert not any(config.use_cache for config in switches(model))
+        assert not any(part.training for part in model.modules())
+        raise KeyError
+    assert model.use_cache is True
+    assert model.lm.config.text_config.use_cache is True
+    assert model.lm.config.vision_config.use_cache is None
+    assert all(part.training for part in model.modules())
+
+
+def test_a_multimodal_model_is_loaded_and_pruned_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny.multimodal_gemma().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    (tmp_path / "words.txt").write_text(tiny.text(600))
+    given: dict[str, Any] = {
+        "calibration": str(tmp_path / "words.txt"), "samples": 3, "sequence_length": 16, "exclude": ["*vision*"],
+    }  # fmt: skip
+    report = prune(str(folder), output=tmp_path / "pruned", **given)
+    assert len(report.layers) == estimate_run(str(folder), **given).layers == 21
+    assert report.masks.verify(load_model(str(tmp_path / "pruned")).model) == {}
+
+
+def blocks() -> nn.Module:
+    """Three blocks of two layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(3)))
+
+
+def compiled_within(model: nn.Module) -> nn.Module:
+    """Each block compiled for itself."""
+    for block in model:
+        block.compile(backend="eager")
+    return model
+
+
+def compiled_functions(model: nn.Module) -> nn.Module:
+    """A forward pass that compiles a function of its own."""
+    model[1].forward = torch.compile(model[1].forward, backend="eager")
+    return model
+
+
+def compiled_parts(model: nn.Module) -> nn.Module:
+    """Compiled modules in the place of others."""
+    model[0] = torch.compile(model[0], backend="eager")
+    model[1][0] = torch.compile(model[1][0], backend="eager")
+    model[2][0].compile(backend="eager")
+    return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model as a whole."""
+    made: nn.Module = torch.compile(model, backend="eager")
+    return made
+
+
+@pytest.mark.parametrize("way", [compiled_within, compiled_functions, compiled_parts, compiled])
+@pytest.mark.parametrize("hessian", ["gram", "fisher"])
+def test_compiled_models_have_the_masks_of_uncompiled_ones(way: Callable[[nn.Module], nn.Module], hessian: str) -> None:
+    plain, model, inputs = blocks(), way(blocks()), torch.randn(20, 8)
+    with torch.no_grad():
+        model(inputs)  # compiled by now
+    given: dict[str, Any] = {"calibration": list(inputs.split(10))}
+    if hessian == "fisher":
+        given = {
+            "calibration": [(inputs, torch.arange(20) % 8)], "hessian": "fisher", "warm_start": "gradient",
+            "loss_settings": {"max_blocks": 1, "block_size": 8},
+        }  # fmt: skip
+    expected, found = (prune(one, density=0.5, **given) for one in (plain, model))
+    assert same_masks(found.masks, expected.masks)
+    assert [layer.error_after for layer in found.layers] == [layer.error_after for layer in expected.layers]
+    assert found.masks.verify(model) == {}
+    assert found.model == expected.model == estimate_run(model, **given).model == "Sequential"
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), plain(inputs))
+
+
+def test_compilation_is_off_for_the_time_and_comes_back_after_errors() -> None:
+    ran: list[bool] = []
+
+    @torch.compile(backend="eager")
+    def step(x: Tensor) -> Tensor:
+        ran.append(torch.compiler.is_compiling())
+        return x + 1
+
+    def compiles() -> bool:
+        ran.clear()
+        torch._dynamo.reset()
+        step(torch.ones(2))
+        return True in ran or not ran
+
+    assert compiles()
+    with pytest.raises(KeyError), evaluating(nn.ReLU()):  # noqa: PT012
+        with evaluating(nn.ReLU()):
+            assert not compiles()
+        assert not compiles()
+        raise KeyError
+    assert compiles()
+
+
+def test_a_compiled_module_is_taken_for_what_was_compiled() -> None:
+    model = tiny.mlp()
+    assert module_as_given(torch.compile(model, backend="eager")).model is model
+    assert module_as_given(model).name == "Sequential"
 
 
 EVIL = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,28 +14,164 @@ from torch import Tensor, nn
 
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, find_layers
-from qubo_prune.network import Seconds, as_call, find_stack, find_stages, sample, stream
+from qubo_prune.network import Seconds, _record_stack, as_call, find_stack, find_stages, sample, stream
+from qubo_prune.shelf import InMemory
 
 MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "gemma": tiny.gemma}
 
 
-def seen_by_the_whole_model(model: nn.Module, layer: Layer, batches: list[Tensor]) -> Tensor:
+def seen_by_the_whole_model(model: nn.Module, layer: Layer, batches: list[Any]) -> Tensor:
     """The Gram of a layer from plain forward passes with a hook."""
     inputs: list[Tensor] = []
-    handle = layer.module.register_forward_pre_hook(lambda module, args: inputs.append(args[0].flatten(0, -2)))
+    handle = layer.module.register_forward_pre_hook(lambda module, args: inputs.append(args[0].flatten(0, -2).clone()))
     with torch.no_grad():
         for batch in batches:
-            model(batch)
+            model(**batch) if isinstance(batch, dict) else model(batch)
     handle.remove()
     x = torch.cat(inputs).double()
     return 2 / len(x) * x.T @ x
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_each_gram_is_that_of_the_model_pruned_so_far(kind: str) -> None:
-    model, batches = MODELS[kind](), list(tiny.tokens().split(1))
-    layers = find_layers(model)
-    visited = []
+class _Feed(nn.Module):
+    """A residual block that adds to its input in place, and more that some stacks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, beside: Any = None) -> Any:
+        if isinstance(beside, dict):  # as layers that share keys and values do
+            x = x + beside.get("before", 0)
+            beside["before"] = x.tanh()
+        x += self.down(self.up(x).relu())
+        return (x, x.sin()) if isinstance(beside, Tensor) else x
+
+
+class _Stack(nn.Module):
+    """Blocks that are no plain chain, in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.blocks = way, nn.ModuleList(_Feed() for _ in range(3))
+        self.embeddings = nn.ModuleList(nn.Embedding(tiny.VOCABULARY, 8) for _ in range(3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, beside = self.embeddings[0](ids), {}
+        extra = torch.zeros_like(x)
+        for block, embedding in zip(self.blocks, self.embeddings, strict=True):
+            if self.way == "adds between":
+                x = block(x + embedding(ids))
+            elif self.way == "adds between in place":
+                x += embedding(ids)
+                x = block(x)
+            elif self.way == "hands on a dict":
+                x = block(x, beside)
+            elif self.way == "hands on outputs":
+                x, extra = block(x + 0 * extra, extra)
+            else:
+                x = block(x)
+        return x
+
+
+class _OwnCache(tiny.Wrapped):
+    """Makes a cache whatever its configuration says."""
+
+    def __init__(self, static: bool) -> None:
+        super().__init__(tiny.llama())
+        self.static = static
+
+    def forward(self, ids: Tensor) -> Tensor:
+        from transformers import DynamicCache, StaticCache
+
+        config = self.lm.config
+        cache = StaticCache(config=config, max_cache_len=ids.shape[1]) if self.static else DynamicCache(config=config)
+        return super().forward(ids, past_key_values=cache, use_cache=True)
+
+
+#: Models whose blocks leave something for later ones, or for later passes.
+KEEPING: dict[str, Callable[[], nn.Module]] = {
+    "wrapped": lambda: tiny.Wrapped(tiny.llama()),
+    "own cache": lambda: _OwnCache(static=False),
+    "own static cache": lambda: _OwnCache(static=True),
+    **{way: functools.partial(_Stack, way) for way in
+       ("in place", "adds between", "adds between in place", "hands on a dict", "hands on outputs")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_what_blocks_leave_behind_is_not_replayed(kind: str) -> None:
+    check_grams(KEEPING[kind](), list(tiny.tokens().split(1)))
+
+
+def test_blocks_that_need_no_cache_are_still_taken_one_by_one() -> None:
+    for model in (KEEPING["own cache"](), KEEPING["in place"]()):
+        stack = find_stack(model, find_layers(model))
+        assert stack is not None
+        calls = [as_call(batch) for batch in tiny.tokens().split(1)]
+        with torch.no_grad():
+            assert _record_stack(stack, model, calls, InMemory(model)) is not None
+
+
+def test_batches_of_other_lengths_have_position_biases_of_their_own() -> None:
+    ids = tiny.tokens()
+    batches = [{"input_ids": ids[:1, :n], "decoder_input_ids": ids[1:2, : n - 3]} for n in (12, 9)]
+    model, seen = tiny.t5(), []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        expected = seen_by_the_whole_model(model, layer, batches)
+        torch.testing.assert_close(gram.matrix, expected, rtol=1e-4, atol=1e-6)
+        layer.matrix()[:, ::2] = 0
+        seen.append(layer.name)
+
+    stream(model, find_layers(model), batches, visit, Seconds())
+    assert len(seen) == 32
+
+
+def test_a_given_cache_is_the_same_in_every_pass() -> None:
+    model, ids, batches = tiny.llama(), tiny.tokens(2), list[Any]()
+    for row in ids.split(1):
+        with torch.no_grad():
+            cache = model(row[:, :5], use_cache=True).past_key_values
+        batches.append({"input_ids": row[:, 5:], "past_key_values": cache})
+    lengths = [batch["past_key_values"].get_seq_length() for batch in batches]
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        expected = seen_by_the_whole_model(model, layer, copy.deepcopy(batches))
+        torch.testing.assert_close(gram.matrix, expected, rtol=1e-4, atol=1e-6)
+        layer.matrix()[:, ::2] = 0
+
+    stream(model, find_layers(model), batches, visit, Seconds())
+    assert [batch["past_key_values"].get_seq_length() for batch in batches] == lengths == [5, 5]
+
+
+def test_inputs_that_the_model_writes_to_stay_as_they_are() -> None:
+    class Scaling(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    model, batch = Scaling(*tiny.mlp()), torch.randn(6, 12)
+    before, seen = batch.clone(), []
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        expected = seen_by_the_whole_model(model, layer, [before.clone()])
+        torch.testing.assert_close(gram.matrix, expected, rtol=1e-4, atol=1e-6)
+        seen.append(layer.name)
+
+    stream(model, find_layers(model), [batch], visit, Seconds())
+    assert torch.equal(batch, before)
+    assert len(seen) == 3
+
+
+def test_a_cache_that_a_batch_asks_for_is_off() -> None:
+    call = as_call({"input_ids": tiny.tokens(1), "use_cache": True})
+    assert call.kwargs["use_cache"] is False
+    assert call.run(tiny.llama()).past_key_values is None
+
+
+def check_grams(model: nn.Module, batches: list[Tensor]) -> None:
+    """Compare every Gram with that of the model pruned so far; every other input of each layer is pruned."""
+    layers, visited = find_layers(model), list[str]()
 
     def visit(layer: Layer, gram: Gram) -> None:
         expected = seen_by_the_whole_model(model, layer, batches)
@@ -43,6 +181,11 @@ def test_each_gram_is_that_of_the_model_pruned_so_far(kind: str) -> None:
 
     stream(model, layers, batches, visit, Seconds())
     assert sorted(visited) == sorted(layer.name for layer in layers)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_gram_is_that_of_the_model_pruned_so_far(kind: str) -> None:
+    check_grams(MODELS[kind](), list(tiny.tokens().split(1)))
 
 
 #: Where a block takes what it adds to a layer's output, by the end of the layer's name.

@@ -45,6 +45,63 @@ def gemma() -> nn.Module:
     return Gemma3ForCausalLM(config).eval()
 
 
+def multimodal_gemma() -> nn.Module:
+    """Text and images: the switch of its key-value cache is in a configuration within its own."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    text = gemma().config.to_dict()
+    special = {"image_token_index": 63, "boi_token_index": 61, "eoi_token_index": 62}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, **special)
+    return Gemma3ForConditionalGeneration(config).eval()
+
+
+def t5() -> nn.Module:
+    """Encoder and decoder, whose first blocks make the position biases of the others."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    return T5ForConditionalGeneration(config).eval()
+
+
+def bart() -> nn.Module:
+    """Encoder and decoder, each with two layers."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in
+             (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
+    config = BartConfig(vocab_size=VOCABULARY, d_model=16, max_position_embeddings=64, **sizes)
+    return BartForConditionalGeneration(config).eval()
+
+
+def mamba() -> nn.Module:
+    """A state-space model of two layers."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=4)
+    return MambaForCausalLM(config).eval()
+
+
+class Wrapped(nn.Module):
+    """A language model inside of a module without a configuration."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.lm = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The logits."""
+        logits: torch.Tensor = self.lm(*args, **kwargs).logits
+        return logits
+
+
 def mlp() -> nn.Module:
     """A plain PyTorch model."""
     torch.manual_seed(0)
