@@ -60,26 +60,6 @@ def multimodal_gemma() -> nn.Module:
     return Gemma3ForConditionalGeneration(config).eval()
 
 
-def t5() -> nn.Module:
-    """Encoder and decoder, whose first blocks make the position biases of the others."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
-    return T5ForConditionalGeneration(config).eval()
-
-
-def bart() -> nn.Module:
-    """Encoder and decoder, each with two layers."""
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    torch.manual_seed(0)
-    sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in
-             (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
-    config = BartConfig(vocab_size=VOCABULARY, d_model=16, max_position_embeddings=64, **sizes)
-    return BartForConditionalGeneration(config).eval()
-
-
 def mamba() -> nn.Module:
     """A state-space model of two layers."""
     from transformers import MambaConfig, MambaForCausalLM
