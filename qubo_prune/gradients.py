@@ -23,7 +23,7 @@ from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
 from qubo_prune.models import evaluating
-from qubo_prune.objective import Objective
+from qubo_prune.objective import Objective, in_order
 from qubo_prune.precision import caller_defaults, pinned
 
 # floats in the working arrays of one layer
@@ -68,7 +68,8 @@ class Moments:
         return self.returned[:, None] * self.input_power
 
 
-Consume = Callable[[Layer, int, Tensor, Tensor], None]
+#: Called with a layer, the samples' places in the batch, what it read and what came back.
+Consume = Callable[[Layer, Tensor, Tensor, Tensor], None]
 
 
 @pinned()
@@ -90,7 +91,7 @@ def moments(
     """
     sums = {layer.name: _Sums.of(layer) for layer in layers}
 
-    def add(layer: Layer, first: int, inputs: Tensor, outputs: Tensor) -> None:
+    def add(layer: Layer, rows: Tensor, inputs: Tensor, outputs: Tensor) -> None:
         sums[layer.name].add(inputs, outputs, group)
 
     _backward(objective, samples, indices, layers, add)
@@ -233,9 +234,9 @@ def block_gradients(
     layers = list({entries.layer.name: entries.layer for parts in blocks for entries in parts}.values())
 
     def fill(kind: int) -> Consume:
-        def consume(layer: Layer, first: int, inputs: Tensor, outputs: Tensor) -> None:
+        def consume(layer: Layer, rows: Tensor, inputs: Tensor, outputs: Tensor) -> None:
             for number, place, entries in wanted[layer.name]:
-                found[kind][number][first : first + len(inputs), place] = entries.gradients(inputs, outputs)
+                found[kind][number][rows, place] = entries.gradients(inputs, outputs)
 
         return consume
 
@@ -305,8 +306,7 @@ class _Watch:
         self._seen = {layer.name: _Watched() for layer in layers}
         self._layers = {layer.name: layer for layer in layers}
         self.consume: Consume | None = None
-        self.first = 0
-        self.batch = 1
+        self.rows = torch.zeros(1, dtype=torch.long)
 
     def hook(self, layer: Layer) -> Callable[..., Tensor]:
         """A forward hook for the layer's module."""
@@ -355,17 +355,18 @@ class _Watch:
             for n, grad in watched.outputs
         ]
         inputs, outputs = (torch.cat(part, 1) if len(calls) > 1 else part[0] for part in zip(*calls, strict=True))
-        self.consume(layer, self.first, inputs.float(), outputs.float())
+        self.consume(layer, self.rows.to(outputs.device), inputs.float(), outputs.float())
         watched.outputs.clear()
 
     def _by_sample(self, layer: Layer, rows: Tensor) -> Tensor:
         """Rows as ``(b, T, ...)``: windows or tokens that a model stacks along dimension 0 belong to one sample."""
-        if len(rows) % self.batch:
+        batch = len(self.rows)
+        if len(rows) % batch:
             raise InputError(
-                f"Layer {layer.name!r} was called with {len(rows)} inputs for a batch of {self.batch} samples, so they "
+                f"Layer {layer.name!r} was called with {len(rows)} inputs for a batch of {batch} samples, so they "
                 "cannot be told apart; set micro_batch to 1."
             )
-        return rows.reshape(self.batch, -1, *rows.shape[2:])
+        return rows.reshape(batch, -1, *rows.shape[2:])
 
 
 def _backward(
@@ -379,12 +380,12 @@ def _backward(
 ) -> Float[Tensor, " B"]:
     """One pass over a batch, with a second backward pass for drawn labels if asked; the losses, float64."""
     watch = _Watch(layers, layers[0].parameter.device)
-    losses, first = [], 0
+    losses: list[tuple[Tensor, Tensor]] = []
     with _watching(objective.model, layers, watch), torch.enable_grad():
-        for part in objective.parts(indices):
-            watch.first, watch.batch = first, len(part)
-            prediction, own = objective.losses_of(samples, part)
-            losses.append(own.detach().double())
+        for part in objective.parts(samples, indices):
+            watch.rows = part.rows
+            prediction, own = objective.losses_of(part.batch, indices[part.rows])
+            losses.append((part.rows, own.detach().double()))
             watch.consume = consume
             if own.requires_grad:  # else it depends on none of the layers
                 with caller_defaults():  # checkpoints run the model again
@@ -394,13 +395,12 @@ def _backward(
                 watch.forget(inputs=False)
                 watch.consume = consume_drawn
                 with caller_defaults():
-                    own = objective.loss.drawn(prediction, drawn)
+                    own = objective.loss.drawn(prediction, drawn, part.batch)
                     if own.requires_grad:
                         torch.autograd.backward(own.sum())
                 watch.finish()
             watch.forget(inputs=True)
-            first += len(part)
-    return torch.cat(losses)
+    return in_order(losses)
 
 
 @contextmanager

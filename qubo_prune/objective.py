@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qubo_prune.data import Samples, to_device
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.labels import NoLabel, class_losses, drawn_classes, several_losses, square_losses
 from qubo_prune.models import device_of, evaluating
+from qubo_prune.padding import IGNORED, Part, equal_lengths
 from qubo_prune.precision import caller_defaults, pinned
+from qubo_prune.signature import Signature
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
@@ -40,62 +43,123 @@ class Loss(abc.ABC):
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
         """The loss of each sample."""
 
-    def drawn(self, prediction: Tensor, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """The loss of each sample with labels drawn from the model's own distribution."""
+    def drawn(self, prediction: Tensor, generator: torch.Generator, batch: Any = None) -> Float[Tensor, " b"]:
+        """The loss of each sample with labels drawn from the model's own distribution; the batch tells which count."""
         raise NotImplementedError(f"{type(self).__name__} cannot draw labels")
 
 
-@dataclass(frozen=True)
-class Classification(Loss):
-    """Cross entropy of class logits; a batch is ``(inputs, labels)`` or a dict with ``labels``."""
+class _Labelled(Loss):
+    """A loss of what a model gives and labels; a batch is ``(inputs, labels)`` or a dict with ``labels``."""
 
     likelihood = True
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
         self._labels(batch)
-        inputs = self.inputs(batch)
+        inputs = model_inputs(self, batch, Signature.of(model))
         return _single(logits_of(model(**inputs) if isinstance(inputs, Mapping) else model(inputs)))
 
-    def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
-        return functional.cross_entropy(prediction, self._labels(batch).to(prediction.device), reduction="none")
-
-    def drawn(self, prediction: Tensor, generator: torch.Generator) -> Float[Tensor, " b"]:
-        return functional.cross_entropy(prediction, _draw(prediction, generator), reduction="none")
-
     @staticmethod
-    def _labels(batch: Any) -> Int[Tensor, " b"]:
-        if isinstance(batch, Mapping) and "labels" in batch:
+    def _labels(batch: Any) -> Tensor:
+        if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
             return batch["labels"]  # type: ignore[no-any-return]
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[1]  # type: ignore[no-any-return]
+        if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
+            return batch[1]
         raise InputError(
             f"A batch of type {type(batch).__name__} holds no labels; give (inputs, labels), or a dict with 'labels'."
         )
 
 
 @dataclass(frozen=True)
+class Classification(_Labelled):
+    """Cross entropy of class logits, for each sample or each position; of a sample's positions their mean.
+
+    Labels are classes, of which -100 does not count, or shares of classes that sum to 1.
+    """
+
+    def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
+        return class_losses(prediction, self._labels(batch).to(prediction.device))
+
+    def drawn(self, prediction: Tensor, generator: torch.Generator, batch: Any = None) -> Float[Tensor, " b"]:
+        own = None if batch is None else self._labels(batch).to(prediction.device)
+        return class_losses(prediction, drawn_classes(prediction, own, generator))
+
+
+@dataclass(frozen=True)
+class MultiLabel(_Labelled):
+    """Binary cross entropy of logits, a mean over a sample's labels 0 or 1, of which -100 does not count."""
+
+    def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
+        return several_losses(prediction, self._labels(batch).to(prediction.device))
+
+    def drawn(self, prediction: Tensor, generator: torch.Generator, batch: Any = None) -> Float[Tensor, " b"]:
+        chances = prediction.detach().sigmoid().cpu()
+        drawn = torch.bernoulli(chances, generator=generator).to(prediction.device)
+        if batch is not None:
+            drawn = drawn.masked_fill(self._labels(batch).to(drawn.device) == IGNORED, IGNORED)
+        return several_losses(prediction, drawn)
+
+
+@dataclass(frozen=True)
+class Regression(_Labelled):
+    """Squared error, a mean over a sample's numbers: up to a constant minus the logarithm of a normal density."""
+
+    def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
+        return square_losses(prediction, self._labels(batch).to(prediction.device))
+
+    def drawn(self, prediction: Tensor, generator: torch.Generator, batch: Any = None) -> Float[Tensor, " b"]:
+        noise = torch.randn(prediction.shape, generator=generator, dtype=prediction.dtype) * math.sqrt(0.5)
+        return square_losses(prediction, prediction.detach() + noise.to(prediction.device))
+
+
+@dataclass(frozen=True)
 class NextToken(Loss):
     """Mean negative log-likelihood of a window's tokens but the first, in nats per token.
 
-    A batch is token ids ``(b, length)``, or a dict with ``input_ids``; each window is one sample.
+    A batch is token ids ``(b, length)``, or a dict with ``input_ids`` and what else the model takes; each window is one
+    sample. ``labels`` take the place of the tokens: those of -100 do not count.
     """
 
     likelihood = True
 
     def inputs(self, batch: Any) -> Any:
-        return self._tokens(batch)
+        tokens, others = self._tokens(batch), self._beside(batch)
+        return {"input_ids": tokens, **others} if others else tokens
 
     def predict(self, model: nn.Module, batch: Any) -> Tensor:
-        return _single(logits_of(model(self._tokens(batch).to(device_of(model))))[:, :-1])
+        signature = Signature.of(model)
+        if signature.encoder_decoder:
+            raise InputError(
+                f"{type(model).__name__} has an encoder and a decoder, whose labels are not its inputs; give batches "
+                "with 'labels', and loss='classification'."
+            )
+        others = {name: value for name, value in self._beside(batch).items() if signature.takes(name)}
+        return _single(logits_of(model(self._tokens(batch).to(device_of(model)), **others))[:, :-1])
 
     def losses(self, prediction: Tensor, batch: Any) -> Float[Tensor, " b"]:
-        labels = self._tokens(batch)[:, 1:].to(prediction.device)
-        return functional.cross_entropy(prediction.transpose(1, 2), labels, reduction="none").mean(1)
+        return class_losses(prediction, self._next(batch, prediction.device))
 
-    def drawn(self, prediction: Tensor, generator: torch.Generator) -> Float[Tensor, " b"]:
-        b, length, classes = prediction.shape
-        labels = _draw(prediction.reshape(-1, classes), generator).reshape(b, length)
-        return functional.cross_entropy(prediction.transpose(1, 2), labels, reduction="none").mean(1)
+    def drawn(self, prediction: Tensor, generator: torch.Generator, batch: Any = None) -> Float[Tensor, " b"]:
+        own = None if batch is None else self._next(batch, prediction.device)
+        return class_losses(prediction, drawn_classes(prediction, own, generator))
+
+    def _next(self, batch: Any, device: torch.device) -> Int[Tensor, "b rest"]:
+        """What is to be predicted, from the second position on."""
+        tokens = self._tokens(batch)
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
+        if labels is not None and (not isinstance(labels, Tensor) or labels.shape != tokens.shape):
+            given = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+            raise InputError(
+                f"The labels are {given} beside token ids {tuple(tokens.shape)}; give one for each token, which the "
+                "loss shifts itself, or leave them out."
+            )
+        return (tokens if labels is None else labels)[:, 1:].to(device)
+
+    @staticmethod
+    def _beside(batch: Any) -> dict[str, Any]:
+        """What a batch has besides its token ids and labels."""
+        if not isinstance(batch, Mapping):
+            return {}
+        return {name: value for name, value in batch.items() if name not in ("input_ids", "labels")}
 
     @staticmethod
     def _tokens(batch: Any) -> Int[Tensor, "b length"]:
@@ -108,6 +172,16 @@ class NextToken(Loss):
                 "length at least 2, or a dict with 'input_ids'."
             )
         return tokens
+
+
+def model_inputs(loss: Loss, batch: Any, signature: Signature) -> Any:
+    """What of a batch a model is called with; one with a decoder makes the decoder's inputs from its labels."""
+    if signature.encoder_decoder and isinstance(batch, Mapping):
+        labels = batch.get("labels")
+        told = "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch
+        if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point() and not told:
+            return dict(batch)
+    return loss.inputs(batch)
 
 
 @dataclass(frozen=True)
@@ -129,7 +203,10 @@ class Given(Loss):
         return prediction
 
 
-LOSSES: Mapping[str, Loss] = {"classification": Classification(), "next-token": NextToken()}
+LOSSES: Mapping[str, Loss] = {
+    "classification": Classification(), "next-token": NextToken(), "multi-label": MultiLabel(),
+    "regression": Regression(),
+}  # fmt: skip
 
 
 def make_loss(loss: str | Loss | LossFunction) -> Loss:
@@ -169,18 +246,39 @@ class Objective:
         """
         chosen = torch.arange(len(samples)) if indices is None else indices
         with torch.no_grad(), evaluating(self.model):
-            return torch.cat([self.losses_of(samples, part)[1].double() for part in self.parts(chosen)])
+            parts = [
+                (part.rows, self.losses_of(part.batch, chosen[part.rows])[1].double())
+                for part in self.parts(samples, chosen)
+            ]
+        return in_order(parts)
 
-    def parts(self, indices: Int[Tensor, " b"]) -> Iterator[Int[Tensor, " m"]]:
-        """The micro-batches of a batch."""
-        return iter(torch.split(indices, self.micro_batch))
+    def parts(self, samples: Samples, indices: Int[Tensor, " b"]) -> Iterator[Part]:
+        """The micro-batches of a batch, on the model's device and without padding.
 
-    def losses_of(self, samples: Samples, indices: Int[Tensor, " m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
-        """Prediction and losses of one micro-batch; raises :class:`InputError` if one is not finite."""
-        batch = to_device(samples.batch(indices), device_of(self.model))
-        with caller_defaults():
-            prediction = self.loss.predict(self.model, batch)
-            losses = self.loss.losses(prediction, batch)
+        The rows of each are places in ``indices``.
+        """
+        device, signature = device_of(self.model), replace(Signature.of(self.model), positions=())
+        for places in torch.split(torch.arange(len(indices)), self.micro_batch):
+            batch = to_device(samples.batch(indices[places]), device)
+            for part in equal_lengths(batch, signature, len(places)):
+                yield Part(places[part.rows], part.batch)
+
+    def losses_of(self, batch: Any, indices: Int[Tensor, " m"]) -> tuple[Tensor, Float[Tensor, " m"]]:
+        """Prediction and losses of one micro-batch.
+
+        Args:
+            batch: samples, all of one length.
+            indices: which samples they are, for messages.
+
+        Raises:
+            InputError: a loss is not finite, or a sample has no label that counts.
+        """
+        try:
+            with caller_defaults():
+                prediction = self.loss.predict(self.model, batch)
+                losses = self.loss.losses(prediction, batch)
+        except NoLabel as error:
+            raise InputError(f"Sample {int(indices[error.row])} has no label but {IGNORED}; leave it out.") from None
         if losses.shape != indices.shape:
             raise InputError(
                 f"The loss function returned {len(losses)} values for a batch of {len(indices)} samples; one value "
@@ -232,7 +330,7 @@ def _single(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _draw(logits: Float[Tensor, "b classes"], generator: torch.Generator) -> Int[Tensor, " b"]:
-    """One label per row from ``softmax(logits)``, drawn on the CPU so that devices agree."""
-    chances = logits.detach().softmax(1).cpu()
-    return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+def in_order(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Values of micro-batches, each with its rows, in the order of the rows."""
+    rows, values = (torch.cat(each) for each in zip(*parts, strict=True))
+    return values[rows.argsort().to(values.device)]

@@ -109,7 +109,9 @@ def test_the_micro_batch_changes_nothing_and_the_order_is_that_of_the_indices() 
         objective = Objective(model, Classification(), micro_batch=size)
         assert objective.measure(samples).tolist() == pytest.approx(whole.tolist(), rel=1e-6)
         assert objective.measure(samples, chosen).tolist() == pytest.approx(whole[chosen].tolist(), rel=1e-6)
-        assert [len(part) for part in objective.parts(chosen)] == [size] * (5 // size) + [5 % size] * bool(5 % size)
+        assert [len(part.rows) for part in objective.parts(samples, chosen)] == [size] * (5 // size) + [
+            5 % size
+        ] * bool(5 % size)
 
 
 def test_wide_models_are_measured_in_their_own_precision() -> None:
@@ -120,9 +122,7 @@ def test_wide_models_are_measured_in_their_own_precision() -> None:
     found = Objective(bigram(), Classification()).measure(TensorSamples(torch.tensor([2]), torch.tensor([1])))
     assert float(found) == pytest.approx(-math.log(0.2), rel=1e-14)
     half = Objective(nn.Linear(4, 2).bfloat16(), Classification())
-    prediction, losses = half.losses_of(
-        TensorSamples(torch.rand(3, 4).bfloat16(), torch.tensor([0, 1, 1])), torch.arange(3)
-    )
+    prediction, losses = half.losses_of((torch.rand(3, 4).bfloat16(), torch.tensor([0, 1, 1])), torch.arange(3))
     assert prediction.dtype == losses.dtype == torch.float32
 
 

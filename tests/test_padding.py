@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from qubo_prune import Report, prune
 from qubo_prune.errors import InputError
+from qubo_prune.gradients import Entries, block_gradients, moments
+from qubo_prune.layers import find_layers
+from qubo_prune.objective import Classification, Loss, NextToken, Objective
 from qubo_prune.padding import equal_lengths, one_by_one
 from qubo_prune.signature import Signature
 
@@ -271,3 +274,109 @@ def test_an_encoder_and_a_decoder_are_padded_apart() -> None:
     whole = [{"input_ids": ids, "attention_mask": mask, "labels": labels}]
     alone = [{"input_ids": text, "labels": each} for text, each in zip(texts(), targets, strict=True)]
     same(prune(tiny.bart(), whole, 0.5), prune(tiny.bart(), alone, 0.5))
+
+
+# -- losses and gradients of samples
+
+
+class Padded:
+    """Samples of one length as a padded batch gives them."""
+
+    def __init__(self, side: str, labels: str) -> None:
+        self.ids, self.mask = padded(side)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: Tensor) -> Any:
+        """Ids, mask and labels."""
+        ids, mask = self.ids[indices], self.mask[indices]
+        beside = {
+            "none": {}, "tokens": {"labels": token_labels(ids).masked_fill(mask == 0, -100)},
+            "classes": {"labels": indices % 3},
+        }[self.labels]  # fmt: skip
+        return {"input_ids": ids, "attention_mask": mask, **beside}
+
+
+class Alone:
+    """The same samples, which can be drawn one at a time only."""
+
+    def __init__(self, labels: str) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(LENGTHS)
+
+    def batch(self, indices: Tensor) -> Any:
+        """Of one sample."""
+        [index] = indices.tolist()
+        ids = texts()[index]
+        beside = {"none": {}, "tokens": {"labels": token_labels(ids)}, "classes": {"labels": indices % 3}}[self.labels]
+        return {"input_ids": ids, **beside}
+
+
+def token_labels(ids: Tensor) -> Tensor:
+    """Labels of tokens, some of which do not count."""
+    return (ids % 3).masked_fill(ids % 5 == 0, -100)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Loss, str]] = {
+    "next token": (tiny.llama, NextToken(), "none"),
+    "labelled tokens": (tiny.llama, NextToken(), "tokens"),
+    "experts": (tiny.mixtral, NextToken(), "none"),
+    "classes": (tiny.bert, Classification(), "classes"),
+    "tags": (tiny.tagger, Classification(), "tokens"),
+}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients_of_samples_do_not_count_padding(case: str, side: str) -> None:
+    make, loss, labels = CASES[case]
+    model, every = make(), torch.tensor([3, 0, 5, 1, 2, 4])
+    together, alone = Objective(model, loss), Objective(model, loss, micro_batch=1)
+    expected = alone.measure(Alone(labels), every)
+    assert together.measure(Padded(side, labels), every).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    if case == "experts":
+        return  # what an expert reads cannot be assigned to samples but one by one
+    layers = find_layers(model)
+    found, wanted = moments(together, Padded(side, labels), every, layers), moments(alone, Alone(labels), every, layers)
+    for name, each in wanted.items():
+        for part in ("mean", "square", "read", "returned"):
+            torch.testing.assert_close(getattr(found[name], part), getattr(each, part), rtol=1e-4, atol=1e-8)
+    entries = [Entries(layers[2], torch.tensor([0, 3, 5]), torch.tensor([1, 7, 2]))]
+    columns = block_gradients(together, Padded(side, labels), every, [entries]).given[0]
+    torch.testing.assert_close(columns, block_gradients(alone, Alone(labels), every, [entries]).given[0])
+
+
+def test_drawn_labels_count_where_labels_count() -> None:
+    samples, layers = Padded("right", "tokens"), find_layers(tiny.tagger())
+    objective = Objective(tiny.tagger(), Classification())
+    entries = [Entries(layers[0], torch.tensor([0]), torch.tensor([1]))]
+    block_gradients(objective, samples, torch.arange(6), [entries], torch.Generator().manual_seed(0))
+    [part] = list(objective.parts(samples, torch.tensor([2])))
+    prediction, _ = objective.losses_of(part.batch, torch.tensor([2]))
+    certain = torch.full_like(prediction, -50.0)
+    certain[..., 0] = 50.0
+    certain[0, token_labels(texts()[2])[0] == -100] = 0.0  # here labels would be drawn that cost something
+    drawn = Classification().drawn(certain, torch.Generator().manual_seed(0), part.batch)
+    assert float(drawn) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_fisher_run_does_not_count_padding() -> None:
+    settings = {
+        "samples": 4, "scoring_samples": 4, "block_size": 16, "max_blocks": 2, "held_out": 2, "layers_per_step": 1,
+    }  # fmt: skip
+    runs = [
+        prune(
+            tiny.bert(), samples, 0.5, hessian="fisher", pattern="layer", held_out=samples, warm_start=start,
+            loss_settings=settings | {"micro_batch": size},
+        )
+        for samples, size in ((Padded("left", "classes"), 8), (Alone("classes"), 1))
+        for start in ("gradient",)
+    ]  # fmt: skip
+    same(*runs)
+    assert runs[0].loss is not None
+    assert runs[1].loss is not None
+    assert runs[0].loss.best_loss == pytest.approx(runs[1].loss.best_loss, rel=1e-5)

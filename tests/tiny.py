@@ -157,6 +157,18 @@ def bert(**changes: Any) -> nn.Module:
     return BertForSequenceClassification(BertConfig(**{**settings, **changes})).eval()
 
 
+def tagger() -> nn.Module:
+    """An encoder of two layers that puts every token into one of three classes."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
+        vocab_size=VOCABULARY, max_position_embeddings=64,
+    )  # fmt: skip
+    return BertForTokenClassification(config).eval()
+
+
 def mixtral() -> nn.Module:
     """Two decoder layers of four experts, two a token."""
     from transformers import MixtralConfig, MixtralForCausalLM
