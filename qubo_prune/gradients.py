@@ -407,7 +407,11 @@ def _backward(
 def _watching(model: nn.Module, layers: Sequence[Layer], watch: _Watch) -> Iterator[None]:
     """Taps in place, evaluation mode, and no gradients of parameters while it lasts."""
     needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    handles = [layer.module.register_forward_hook(watch.hook(layer), with_kwargs=True) for layer in layers]
+    handles = [
+        module.register_forward_hook(watch.hook(layer), with_kwargs=True)
+        for layer in layers
+        for module in layer.modules
+    ]
     for parameter in needing:
         parameter.requires_grad_(False)
     try:

@@ -39,10 +39,17 @@ class Layer:
     Attributes:
         name: dotted path of the module in the model.
         module: ``nn.Linear``, the ``Conv1D`` of transformers, which stores W transposed, or ``nn.Conv2d``.
+        twins: further modules of the same kind that share its weight, and so are pruned with it.
     """
 
     name: str
     module: nn.Module
+    twins: tuple[nn.Module, ...] = ()
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All modules that have its weight."""
+        return (self.module, *self.twins)
 
     @property
     def _conv(self) -> nn.Conv2d | None:
@@ -249,11 +256,14 @@ def find_layers(
         InputError: a pattern matches no layer, or nothing is left to prune.
     """
     head = None if prune_head else _output_head(model)
-    found, seen = [], set()
+    sharing: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        if is_prunable(module) and module is not head and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found.append(Layer(plain_name(name), module))
+        if is_prunable(module) and module is not head:
+            sharing.setdefault(id(module.weight), []).append((name, module))
+    found = [
+        Layer(plain_name(named[0][0]), named[0][1], tuple(module for _, module in named[1:]))
+        for named in sharing.values()
+    ]
     names = [layer.name for layer in found]
     for pattern in (*include, *exclude):
         if not fnmatch.filter(names, pattern):
@@ -266,13 +276,23 @@ def find_layers(
             "The model has no linear or 2-D convolution layer to prune; widen include or exclude, or check the model."
         )
     for layer in chosen:
-        _check_forward(layer)
+        for module in layer.modules:
+            _check_forward(layer, type(module))
+        _check_twins(layer)
     return chosen
 
 
-def _check_forward(layer: Layer) -> None:
+def _check_twins(layer: Layer) -> None:
+    """Refuse modules of one weight that cut other rows out of their inputs."""
+    if len({(type(twin), Layer(layer.name, twin).window) for twin in layer.modules}) > 1:
+        raise InputError(
+            f"The layer {layer.name!r} shares its weight with a module of another kind or geometry, so that one mask "
+            "would have two sorts of inputs; exclude that layer, or give each module a weight of its own."
+        )
+
+
+def _check_forward(layer: Layer, kind: type[nn.Module]) -> None:
     """Refuse a convolution that does more to its inputs or weights than ``nn.Conv2d`` does."""
-    kind = type(layer.module)
     if not issubclass(kind, nn.Conv2d):
         return
     if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
@@ -317,4 +337,4 @@ def _is_finite(weight: Tensor) -> bool:
 def within(layers: Sequence[Layer], module: nn.Module) -> Iterator[Layer]:
     """Those of the layers that are part of a module."""
     inside = {id(part) for part in module.modules()}
-    return (layer for layer in layers if id(layer.module) in inside)
+    return (layer for layer in layers if any(id(part) in inside for part in layer.modules))

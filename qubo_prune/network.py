@@ -96,6 +96,18 @@ class Stage:
 Visit = Callable[[Layer, Gram], None]
 
 
+#: Called once all layers of a block are visited and their inputs do not change any more, with those layers, what finds
+#: the ones whose inputs are others now than in their visit (they run several times, or in another order in another
+#: batch), and what takes the Gram of the inputs that a layer has now.
+Settle = Callable[[Sequence[Layer], Callable[[], Sequence[Layer]], Callable[[Layer], Gram]], None]
+
+
+def _settle_nothing(
+    layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram], /
+) -> None:
+    """Leave it at what the visits have seen."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Pass:
     """What every block of a run is visited with; calls from number ``counted`` on are held out."""
@@ -107,6 +119,7 @@ class _Pass:
     needs_gram: Callable[[Layer], bool]
     shelf: Shelf
     gram_devices: tuple[str, ...] = ()
+    settle: Settle = _settle_nothing
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
@@ -128,7 +141,7 @@ def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
     held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
     needs_gram: Callable[[Layer], bool] = lambda layer: True, shelf: Shelf | None = None,
-    gram_devices: tuple[str, ...] = (),
+    gram_devices: tuple[str, ...] = (), settle: Settle = _settle_nothing,
 ) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -147,18 +160,18 @@ def stream(
         needs_gram: says of a layer whether its visit will need the Gram.
         shelf: where the weights are; in memory by default.
         gram_devices: where the layers' inputs are multiplied, batch by batch in turn; where they are, if empty.
+        settle: called behind the visits of each block.
     """
     shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
-    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle)
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
-        if stack is not None:
-            # an embedding by convolution: what it makes of the inputs is what the stack is to see
-            ahead = _timed(seconds, lambda: _ahead_of(stack[0], model, left, calls[0]))
+        if stack is not None and (ahead := _timed(seconds, lambda: _ahead_of(stack, model, layers, calls))) is not None:
+            # an embedding by convolution, an encoder: what it makes of the inputs is what the stack is to see
             if ahead:
-                _visit_block(model, ahead, layers, calls, _States.inputs(calls), run)
+                _visit_block(model, ahead, layers, calls, _States.inputs(calls), run, until=stack[0])
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, lambda: _record_stack(stack, model, calls, shelf))
             if recorded is None and not shelf.in_memory:
@@ -284,7 +297,7 @@ def _timed(seconds: Seconds, run: Callable[[], Any]) -> Any:
 
 def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | None:
     """The model's longest run of like blocks: the outermost list that holds most of the weights."""
-    wanted = {id(layer.module): layer.parameter.numel() for layer in layers}
+    wanted = {id(module): layer.parameter.numel() for layer in layers for module in layer.modules}
     best, most = None, 0
     for module in model.modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
@@ -298,26 +311,86 @@ def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | N
     return best
 
 
-def _ahead_of(first: nn.Module, model: nn.Module, layers: Sequence[Layer], call: Call) -> list[Layer]:
-    """Those of the layers that a forward pass runs before it comes to a module, in their order."""
-    reached: dict[Layer, None] = {}
+def _ahead_of(
+    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call]
+) -> list[Layer] | None:
+    """The layers that run before the first block of a stack, in their order.
 
-    def stop(module: nn.Module, args: Any) -> None:
-        raise _Stop
+    ``None`` if some layer runs, or stands, in two places: in several blocks, or in a block and outside the stack. Then
+    no order of the blocks has it pruned before all that is behind it.
+    """
+    homes = {id(module): {_OUTSIDE} for layer in layers for module in layer.modules}
+    for number, block in enumerate(stack):
+        for module in block.modules():
+            if id(module) in homes:
+                homes[id(module)] = homes[id(module)] - {_OUTSIDE} | {number}
+    places = {layer: set().union(*(homes[id(module)] for module in layer.modules)) for layer in layers}
+    if any(len(found) > 1 for found in places.values()):
+        return None
+    ran = _Ran(stack, layers)
+    for number, call in enumerate(calls):
+        ran.note(model, call, whole=number == 0)
+    return None if ran.astray(places) else list(ran.ahead)
 
-    def note(layer: Layer) -> Callable[..., None]:
-        return lambda module, args: reached.setdefault(layer)
 
-    handles = [layer.module.register_forward_pre_hook(note(layer)) for layer in layers]
-    handles.append(first.register_forward_pre_hook(stop))
-    try:
-        call.run(model)
-    except _Stop:
-        return list(reached)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return []
+#: The place of what is in no block of the stack, before its first block and behind that.
+_OUTSIDE, _BEHIND = -1, -2
+
+
+class _Ran:
+    """Where in relation to a stack each layer ran.
+
+    Args:
+        stack: the blocks.
+        layers: the layers.
+    """
+
+    def __init__(self, stack: list[nn.Module], layers: Sequence[Layer]) -> None:
+        self._stack, self._layers = stack, layers
+        self._in: dict[Layer, set[int]] = {}
+        self.ahead: dict[Layer, None] = {}
+
+    def note(self, model: nn.Module, call: Call, whole: bool) -> None:
+        """Watch a forward pass, the whole of it or what comes before the first block."""
+        place = [_OUTSIDE]
+
+        def ran(layer: Layer) -> Callable[..., None]:
+            def note(module: nn.Module, args: Any) -> None:
+                self._in.setdefault(layer, set()).add(place[0])
+                if place[0] == _OUTSIDE:
+                    self.ahead.setdefault(layer)
+
+            return note
+
+        def enter(number: int) -> Callable[..., None]:
+            def note(module: nn.Module, args: Any) -> None:
+                if not whole:
+                    raise _Stop
+                place[0] = number
+
+            return note
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            place[0] = _BEHIND
+
+        handles = [block.register_forward_pre_hook(enter(number)) for number, block in enumerate(self._stack)]
+        handles += [block.register_forward_hook(leave) for block in self._stack]
+        handles += [module.register_forward_pre_hook(ran(layer)) for layer in self._layers for module in layer.modules]
+        try:
+            call.run(model)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def astray(self, places: Mapping[Layer, set[int]]) -> bool:
+        """Whether a layer ran in another place than where it stands, or in several."""
+        outside = ({_OUTSIDE}, {_BEHIND})
+        return any(
+            ran not in outside if places[layer] == {_OUTSIDE} else ran != places[layer]
+            for layer, ran in self._in.items()
+        )
 
 
 @dataclass
@@ -570,19 +643,143 @@ def _advance(block: nn.Module, calls: Sequence[Call], hidden: States, run: _Pass
 
 def _visit_block(
     block: nn.Module, layers: Sequence[Layer], inside: Sequence[Layer], calls: Sequence[Call], states: _States,
-    run: _Pass,
+    run: _Pass, until: nn.Module | None = None,
 ) -> None:  # fmt: skip
-    """Visit layers of a block stage by stage; ``inside`` are all that it holds."""
-    stages = _timed(run.seconds, lambda: find_stages(block, layers, calls[0], states.now[0]))
+    """Visit layers of a block stage by stage.
+
+    Args:
+        block: the block.
+        layers: to visit.
+        inside: all layers that it holds.
+        calls: of the block.
+        states: hidden states for them.
+        run: the run.
+        until: no layer to visit runs behind this module, so that passes may end there.
+    """
+    stages = _timed(run.seconds, lambda: _all_stages(block, layers, calls, states))
     if run.dense is not None:
         stages = _timed(run.seconds, lambda: with_residuals(block, stages, calls[0], states.now[0]))
-    for stage in stages:
+    reads = _Reads(block, stages, until)
+    for number, stage in enumerate(stages):
         needed = any(run.needs_gram(layer) for layer in stage.layers)
         leader = stage.layers[0]
         none = Gram.of_nothing(leader.shape[1], leader.parameter.device)
-        gram = _accumulate(block, stage, inside, calls, states, run) if needed else none
+        watch = reads if number == len(stages) - 1 else None  # this one's passes see all that runs
+        gram = _accumulate(block, stage, inside, calls, states, run, watch) if needed else none
         for layer in stage.layers:
             run.visit(layer, gram)
+
+    def moved() -> Sequence[Layer]:
+        if not reads.passes:
+            for number, call in enumerate(calls):
+                _timed(run.seconds, lambda c=call, h=states.now[number]: reads.watch(c, h))  # type: ignore[misc]
+        return reads.moved
+
+    def gram_now(layer: Layer) -> Gram:
+        return _accumulate(block, Stage((layer,), 0), inside, calls, states, run)
+
+    run.settle(layers, moved, gram_now)
+
+
+def _all_stages(block: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], states: _States) -> list[Stage]:
+    """The stages of the first pass, with the layers that it does not reach where a later one has them."""
+    stages = find_stages(block, layers, calls[0], states.now[0])
+    for number, call in enumerate(calls[1:], 1):
+        missing = {stage.layers[0] for stage in stages if not stage.calls}
+        if not missing:
+            break
+        stages = _merged(
+            [stage for stage in stages if stage.calls], find_stages(block, layers, call, states.now[number])
+        )
+    return stages
+
+
+def _merged(stages: list[Stage], others: Sequence[Stage]) -> list[Stage]:
+    """Stages with those of another pass whose layers they lack, each behind the one that it was behind there."""
+    known = {layer for stage in stages for layer in stage.layers}
+    place = 0
+    for other in others:
+        new = tuple(layer for layer in other.layers if layer not in known)
+        if new:
+            place = place if other.calls else len(stages)
+            stages.insert(place, replace(other, layers=new))
+        else:
+            place = next(n for n, stage in enumerate(stages) if other.layers[0] in stage.layers)
+        place += 1
+    return stages
+
+
+class _Reads:
+    """Which inputs the layers of a block read, in what order, in passes over all batches.
+
+    Args:
+        block: the block.
+        stages: the order in which its layers are visited.
+        until: passes end before this module.
+    """
+
+    def __init__(self, block: nn.Module, stages: Sequence[Stage], until: nn.Module | None = None) -> None:
+        self._block, self._stages, self._until = block, stages, until
+        self._numbers = {layer: number for number, stage in enumerate(stages) for layer in stage.layers}
+        self._moved: set[Layer] = set()
+        self.passes = 0
+
+    @property
+    def moved(self) -> list[Layer]:
+        """Layers that have read other inputs in some pass than those that their visit has seen."""
+        return [layer for layer in self._numbers if layer in self._moved]
+
+    def watch(self, call: Call, hidden: Tensor | None) -> None:
+        """Run the block and look."""
+        seen: list[tuple[Layer, Any]] = []
+        held: list[Tensor] = []  # so that an address is not used twice
+
+        def note(layer: Layer) -> Callable[..., None]:
+            def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                held.append(_input_of(args, kwargs))
+                seen.append((layer, _identity(layer, held[-1])))
+
+            return see
+
+        handles = [
+            module.register_forward_pre_hook(note(layer), with_kwargs=True)
+            for layer in self._numbers
+            for module in layer.modules
+        ]
+        if self._until is not None:
+            handles.append(self._until.register_forward_pre_hook(_stop))
+        try:
+            call.run(self._block, hidden)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.passes += 1
+        self._moved |= self._out_of_turn(seen)
+
+    def _out_of_turn(self, seen: Sequence[tuple[Layer, Any]]) -> set[Layer]:
+        """Layers that ran behind one that is visited later, several times, or on another input than their stage's."""
+        found, latest = set[Layer](), -1
+        read: dict[Layer, list[Any]] = {}
+        for layer, identity in seen:
+            if self._numbers[layer] < latest:
+                found.add(layer)
+            latest = max(latest, self._numbers[layer])
+            read.setdefault(layer, []).append(identity)
+        for stage in self._stages:
+            leader = read.get(stage.layers[0])
+            found |= {layer for layer in stage.layers if len(read.get(layer, ())) > 1 or read.get(layer) != leader}
+        return found
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _Stop
+
+
+def _identity(layer: Layer, tensor: Tensor) -> tuple[Any, ...]:
+    """What is the same for two layers that read the same rows of the same tensor, which may change in place later."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version, layer.window
 
 
 def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None) -> list[Stage]:
@@ -591,18 +788,20 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
     Convolutions read the same input only if they cut the same rows out of it. Layers that this pass
     does not reach come last, each for itself.
     """
-    reads: dict[int, list[tuple[Any, int]]] = {}  # inputs with their versions, since a model may go on in place
+    reads: dict[int, list[tuple[Any, Any]]] = {}
 
     def note(number: int) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             tensor = _input_of(args, kwargs)
             # the tensors are held, so that an address is not used twice
-            reads.setdefault(number, []).append((tensor, tensor._version))
+            reads.setdefault(number, []).append((_identity(layers[number], tensor), tensor))
 
         return see
 
     handles = [
-        layer.module.register_forward_pre_hook(note(number), with_kwargs=True) for number, layer in enumerate(layers)
+        module.register_forward_pre_hook(note(number), with_kwargs=True)
+        for number, layer in enumerate(layers)
+        for module in layer.modules
     ]
     try:
         call.run(block, hidden)
@@ -611,8 +810,7 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
             handle.remove()
     groups: dict[Any, list[int]] = {}
     for number, inputs in reads.items():
-        tensor, version = inputs[0]
-        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), version, layers[number].window)
+        same = inputs[0][0]
         groups.setdefault(same if len(inputs) == 1 else number, []).append(number)
     stages = [Stage(tuple(layers[n] for n in members), len(reads[members[0]])) for members in groups.values()]
     return stages + [Stage((layer,), 0) for number, layer in enumerate(layers) if number not in reads]
@@ -678,9 +876,10 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _accumulate(
-    block: nn.Module, stage: Stage, inside: Sequence[Layer], calls: Sequence[Call], states: _States, run: _Pass
-) -> Gram:
-    """The Gram of a stage's common input over all batches; each pass stops once it is seen."""
+    block: nn.Module, stage: Stage, inside: Sequence[Layer], calls: Sequence[Call], states: _States, run: _Pass,
+    watch: _Reads | None = None,
+) -> Gram:  # fmt: skip
+    """The Gram of a stage's common input over all batches; each pass stops once it is seen, unless it is watched."""
     leader = stage.layers[0]
     counted = GramAccumulator(leader.name, leader.groups, devices=run.gram_devices)
     held_out = GramAccumulator(leader.name, leader.groups, own_drift=True, devices=run.gram_devices)
@@ -692,7 +891,7 @@ def _accumulate(
                 take = dense.append if stage.calls == 1 else lambda given, to=dense: to.append(fresh(given))
                 _feed(block, stage, call, states.dense[number], run, take)
         feed = _Feed(leader, into, dense, paired)
-        _feed(block, stage, call, states.now[number], run, feed.add)
+        _feed(block, stage, call, states.now[number], run, feed.add, watch)
         paired = paired and feed.paired and not dense
     gram, apart = (part.finish(leader.shape[1], leader.parameter.device) for part in (counted, held_out))
     if not paired:
@@ -732,8 +931,9 @@ def _shapes(given: Given) -> list[tuple[int, ...] | None]:
 
 
 def _feed(
-    block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Given], None]
-) -> None:
+    block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Given], None],
+    watch: _Reads | None = None,
+) -> None:  # fmt: skip
     """Run a block until all calls of a stage's module are seen, and hand on what the module is given."""
     residual: list[Tensor | None] = [None]
 
@@ -745,14 +945,17 @@ def _feed(
         began = time.perf_counter()
         take((_input_of(args, kwargs), residual[0]))
         run.seconds.hessian += time.perf_counter() - began
-        if stage.calls == 1:
+        if stage.calls == 1 and watch is None:
             raise _Stop
 
-    handles = [stage.layers[0].module.register_forward_pre_hook(see, with_kwargs=True)]
+    handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in stage.layers[0].modules]
     if stage.added_to is not None:
         handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
     try:
-        _timed(run.seconds, lambda: call.run(block, hidden))
+        if watch is None:
+            _timed(run.seconds, lambda: call.run(block, hidden))
+        else:
+            _timed(run.seconds, lambda: watch.watch(call, hidden))
     except _Stop:
         pass
     finally:

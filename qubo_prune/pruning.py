@@ -61,7 +61,7 @@ from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_of, task_of
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
-from qubo_prune.records import Decided, Records, settings_of
+from qubo_prune.records import Decided, Records, Start, settings_of
 from qubo_prune.report import LayerReport, Report, versions
 from qubo_prune.run_folder import EVENTS, RunFolder, check_free, opened
 from qubo_prune.shards import Checkpoint, is_checkpoint
@@ -519,6 +519,7 @@ class _Run:
         self._left = sum(layer.parameter.numel() for layer in layers)
         self._gradient_masks: Mapping[str, Tensor] = {}
         self._dense = shelf.dense_weights()
+        self._starts: dict[str, Start] = {}
         check_finite(layers, shelf.resident)
 
     @property
@@ -640,7 +641,7 @@ class _Run:
                 dense = self._dense if self._plan.correction else None
                 stream(
                     model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks,
-                    self._shelf, self._plan.gram_devices,
+                    self._shelf, self._plan.gram_devices, self._settle,
                 )  # fmt: skip
             else:
                 for layer in self._layers:
@@ -686,7 +687,8 @@ class _Run:
             result.blocks,
         )  # fmt: skip
         self.reports.append(report)
-        decided = Decided(keep, layer.matrix() if plan.updates else None, report)
+        begun = self._starts[layer.name] = Start(start.keep, start.weight if plan.updates else None)
+        decided = Decided(keep, layer.matrix() if plan.updates else None, report, begun)
         self._records.put(layer, decided, self.seconds, self.elapsed)
         self._records.forget_journal(layer)
         self._tell(report)
@@ -695,7 +697,48 @@ class _Run:
         """Put in place what an earlier call decided."""
         decided = self._records.take(layer)
         self._put(layer, decided.keep.to(layer.parameter.device), decided.weight)
+        self._starts[layer.name] = decided.start
         self.reports.append(decided.report)
+
+    def _settle(
+        self, layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram]
+    ) -> None:
+        """Measure again those of a block's layers whose inputs have changed since they were pruned."""
+        names = self._records.once(
+            f"moved-{self._records.number(layers[0])}", lambda: [layer.name for layer in moved()]
+        )
+        for layer in layers:
+            if layer.name in names:
+                self._measure_again(layer, gram(layer))
+        self._starts.clear()
+
+    def _measure_again(self, layer: Layer, gram: Gram) -> None:
+        """Put the errors on the inputs that a layer has now into its report."""
+        if not self._shelf.in_memory:
+            raise InputError(
+                f"The layer {layer.name!r} runs several times, or not always in the same order, so its error has to be "
+                "measured again with its dense weight, which is on the disk; give weights='memory', or exclude it."
+            )
+        start, final = self._starts[layer.name], layer.matrix().to(gram.matrix.device)
+        dense = self._dense_of(layer).to(final.device)
+        began_with = dense * start.keep.to(final.device) if start.weight is None else start.weight.to(final.device)
+        power, before, after = (_error(gram, change) for change in (dense, dense - began_with, dense - final))
+        number = next(number for number, report in enumerate(self.reports) if report.name == layer.name)
+        old = self.reports[number]
+        least, optima = self._proven(dense, gram, layer.as_matrix(self.masks[layer.parameter_name]).to(final.device))
+        held_out = _held_out_errors(gram, dense, began_with, final)
+        note = "It ran on other inputs once all was pruned, so its errors were measured again on those."
+        report = self.reports[number] = replace(
+            old, error_before=before, error_after=after, output_power=power, tokens=gram.tokens,
+            dead_inputs=int(gram.dead.sum()), notes={**old.notes, note: 1}, held_out_before=held_out[0],
+            held_out_after=held_out[1], least_error=least, block_optima=optima,
+        )  # fmt: skip
+        self._tell(report)
+
+    def _dense_of(self, layer: Layer) -> Tensor:
+        if layer.name in self._dense:
+            return self._dense[layer.name]
+        return next(removed.dense() for removed in self._removed if removed.layer is layer)
 
     def _put(self, layer: Layer, keep: Tensor, weight: Tensor | None) -> None:
         """Prune the layer in the model, or give it new weights if the run changes those."""

@@ -21,6 +21,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """What a layer's search began with.
+
+    Attributes:
+        keep: the mask, ``(d_out, d_in)``.
+        weight: the matrix, if it is not the dense one with that mask.
+    """
+
+    keep: Tensor
+    weight: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As a record holds it."""
+        own = {} if self.weight is None else {"start-weight": self.weight}
+        return {"start": packed_bits(self.keep), **own}
+
+
+@dataclass(frozen=True, eq=False)
 class Decided:
     """A layer that is done.
 
@@ -28,11 +46,13 @@ class Decided:
         keep: its mask, ``(d_out, d_in)``.
         weight: its matrix in the model's own type, if kept weights changed; ``None`` if they did not.
         report: what is told of it.
+        start: what it was made from.
     """
 
     keep: Tensor
     weight: Tensor | None
     report: LayerReport
+    start: Start
 
 
 class Records:
@@ -78,13 +98,14 @@ class Records:
         found = self._read(layer)
         assert found is not None
         keep = unpacked_bits(found.tensors["keep"], layer.shape)
-        return Decided(keep, found.tensors.get("weight"), LayerReport.from_dict(found.info["report"]))
+        start = Start(unpacked_bits(found.tensors["start"], layer.shape), found.tensors.get("start-weight"))
+        return Decided(keep, found.tensors.get("weight"), LayerReport.from_dict(found.info["report"]), start)
 
     def put(self, layer: Layer, decided: Decided, seconds: Seconds, elapsed: float) -> None:
         """Keep what was decided of a layer."""
         if self._folder is None:
             return
-        tensors = {"keep": packed_bits(decided.keep)}
+        tensors = {"keep": packed_bits(decided.keep), **decided.start.tensors()}
         if decided.weight is not None:
             tensors["weight"] = decided.weight
         self._folder.put(self._name(layer), {"layer": layer.name, "report": decided.report.to_dict()}, tensors)
@@ -125,9 +146,13 @@ class Records:
         assert self._folder is not None
         return Keeper(self._folder, name)
 
+    def number(self, layer: Layer) -> int:
+        """Of a layer among those of the run."""
+        return self._numbers[layer.name]
+
     def _name(self, layer: Layer) -> str:
         # by number: names may be long, or hold what a file name cannot
-        return f"layer-{self._numbers[layer.name]:05d}"
+        return f"layer-{self.number(layer):05d}"
 
     def _answers(self, layer: Layer) -> str:
         return f"{self._name(layer)}-answers"
