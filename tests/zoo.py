@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,9 +28,7 @@ class Family:
         settings: fields of the configuration that make it tiny.
         inputs: makes the batches.
         configure: makes the configuration, if ``AutoConfig.for_model`` with the settings does not.
-        padded: attention masks reach the model, so that its batches can be padded.
-        without: variants that the family does not have, each with the reason.
-        refused: variants that are refused, each with a part of the message.
+        padded: its texts can be padded.
     """
 
     name: str
@@ -39,8 +37,6 @@ class Family:
     inputs: Callable[[], list[Batch]]
     configure: Callable[[], Any] | None = None
     padded: bool = False
-    without: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
 
     def make(self) -> nn.Module:
         """The model, with the same random weights each time."""
@@ -55,7 +51,10 @@ class Family:
         else:
             config = build.config_class(**self.settings)
         model = build.from_config(config) if self.auto.startswith("Auto") else build(config)
-        return livened(model.float()).eval()
+        model = livened(model.float()).eval()
+        with torch.no_grad():
+            model(**self.inputs()[0])  # some classes put hooks and settings into themselves when they first run
+        return model
 
 
 def livened(model: nn.Module) -> nn.Module:
