@@ -27,12 +27,6 @@ SMALL = {"llama", "gpt2", "gemma3_text", "bert", "vit", "bart", "albert", "resne
 
 #: Families that are not yet right, and what they wait for.
 WAITING = {
-    "gemma3": "caches of nested configurations are replayed",
-    "t5": "caches of nested configurations are replayed",
-    "mt5": "caches of nested configurations are replayed",
-    "umt5": "caches of nested configurations are replayed",
-    "switch_transformers": "caches of nested configurations are replayed",
-    "fsmt": "caches of nested configurations are replayed",
     "mamba": "weights used without their modules",
     "jamba": "weights used without their modules",
     "siglip_vision_model": "weights used without their modules",
@@ -42,8 +36,12 @@ WAITING = {
     "longformer": "layers that no input reaches",
     "led": "layers that no input reaches",
     "esm": "layers that no input reaches",
-    "xlm": "blocks that are not a chain",
+    "gemma3": "weights used without their modules",
     "vit_mae": "random numbers in evaluation mode",
+    **{
+        f"{name}-wrapped": "embeddings that a wrapped head shares"
+        for name in ("gemma3_text", "gpt2", "bert", "albert", "bart")
+    },
 }
 
 
@@ -87,8 +85,16 @@ class Wrapped(nn.Module):
         return self.lm(**inputs)
 
 
+def switched(model: nn.Module, cache: bool) -> nn.Module:
+    """The model with its configurations asking for a cache or for none."""
+    for module in model.modules():
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = cache
+    return model
+
+
 def plain(family: zoo.Family) -> Case:
-    return Case(family.make(), family.inputs(), family.make(), family.inputs())
+    return Case(family.make(), family.inputs(), switched(family.make(), False), family.inputs())
 
 
 def wrapped(family: zoo.Family) -> Case:
@@ -97,9 +103,7 @@ def wrapped(family: zoo.Family) -> Case:
 
 def cached(family: zoo.Family) -> Case:
     case = plain(family)
-    for module in case.model.modules():
-        if hasattr(getattr(module, "config", None), "use_cache"):
-            module.config.use_cache = True
+    switched(case.model, True)
     if "use_cache" not in inspect.signature(case.model.forward).parameters:
         return case
     return replace(case, batches=[{**batch, "use_cache": True} for batch in case.batches])
@@ -125,7 +129,7 @@ def checkpointed(family: zoo.Family, reentrant: bool) -> Case:
     case = plain(family)
     if not getattr(case.model, "supports_gradient_checkpointing", False):
         pytest.skip("The family has no gradient checkpointing.")
-    case.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    case.model.activation_checkpointing_enable({"use_reentrant": reentrant})
     case.model.train()
     return case
 
@@ -166,7 +170,7 @@ def cases() -> Iterator[Any]:
     for family in zoo.FAMILIES:
         for variant in VARIANTS if family.name in CORE else ["plain"]:
             marks = [] if family.name in SMALL else [pytest.mark.heavy]
-            reason = WAITING.get(family.name) or WAITING.get(variant)
+            reason = WAITING.get(family.name) or WAITING.get(f"{family.name}-{variant}")
             if reason:
                 marks.append(pytest.mark.xfail(strict=True, reason=reason))
             yield pytest.param(family, variant, marks=marks, id=f"{family.name}-{variant.replace(' ', '-')}")
@@ -227,4 +231,4 @@ def test_the_zoo_is_large() -> None:
     names = [family.name for family in zoo.FAMILIES]
     assert len(set(names)) == len(names) >= 40
     assert len(CORE) >= 40
-    assert set(names) >= CORE | {name for name in WAITING if name not in VARIANTS}
+    assert set(names) >= CORE | {name.removesuffix("-wrapped") for name in WAITING}
