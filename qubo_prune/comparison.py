@@ -30,6 +30,7 @@ from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
+from qubo_prune.ranks import check_alone
 from qubo_prune.report import Report, machine, reset_peak_memory
 from qubo_prune.seeds import checked_seed
 from qubo_prune.settings import Given, checked, kinds_of
@@ -334,6 +335,7 @@ def compare(
         overwrite: replace an output folder that is not empty.
         progress: show progress bars.
     """
+    check_alone("prune and compare the same models")
     if not methods:
         raise InputError(f"No method is given to compare; name one or more of {', '.join(METHODS)}.")
     entries = [Entry.parse(method) for method in methods]

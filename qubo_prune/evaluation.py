@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qubo_prune.devices import told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.models import device_of
 from qubo_prune.precision import caller_defaults, pinned
@@ -65,7 +66,8 @@ def perplexity(
     with torch.no_grad(), (progress or Progress()).task("perplexity", len(tokens)) as advance:
         for window in tokens:
             ids = window[None, :].to(device)
-            with caller_defaults():
+            doing = f"while the perplexity of a window of {ids.shape[1]} tokens was measured"
+            with caller_defaults(), told_if_full(doing, "give shorter windows (sequence_length)"):
                 output = model(ids)
             logits = output.logits[0, :-1].float()
             total += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))

@@ -23,7 +23,7 @@ from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
 from qubo_prune.models import evaluating
-from qubo_prune.objective import Objective, in_order
+from qubo_prune.objective import Objective, fits, in_order
 from qubo_prune.precision import caller_defaults, pinned
 
 # floats in the working arrays of one layer
@@ -388,13 +388,13 @@ def _backward(
             losses.append((part.rows, own.detach().double()))
             watch.consume = consume
             if own.requires_grad:  # else it depends on none of the layers
-                with caller_defaults():  # checkpoints run the model again
+                with caller_defaults(), fits(len(part.rows)):  # checkpoints run the model again
                     torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
             watch.finish()
             if consume_drawn is not None and drawn is not None:
                 watch.forget(inputs=False)
                 watch.consume = consume_drawn
-                with caller_defaults():
+                with caller_defaults(), fits(len(part.rows)):
                     own = objective.loss.drawn(prediction, drawn, part.batch)
                     if own.requires_grad:
                         torch.autograd.backward(own.sum())

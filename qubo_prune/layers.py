@@ -255,6 +255,7 @@ def find_layers(
     Raises:
         InputError: a pattern matches no layer, or nothing is left to prune.
     """
+    _check_whole(model)
     head = None if prune_head else _output_head(model)
     sharing: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
@@ -300,6 +301,28 @@ def _check_forward(layer: Layer, kind: type[nn.Module]) -> None:
             f"The layer {layer.name!r} is a {kind.__name__}, which computes its output in a way of its own; only "
             "plain nn.Conv2d can be pruned, so exclude that layer or replace it by padding and an nn.Conv2d."
         )
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuse a model of which this process holds parts only."""
+    for name, module in model.named_modules():
+        if not is_prunable(module):
+            if type(module).__name__ == "FullyShardedDataParallel":
+                inside = next((inner for inner, part in module.named_modules() if is_prunable(part)), "")
+                raise _in_parts(".".join(filter(None, (name, inside))), "is wrapped by FullyShardedDataParallel")
+            continue
+        weight = getattr(module, "weight", None)
+        if hasattr(weight, "device_mesh"):  # FSDP2, tensor parallelism
+            raise _in_parts(name, "is a DTensor, spread over a mesh of devices")
+        if hasattr(weight, "ds_id") and isinstance(weight, Tensor) and not weight.numel():
+            raise _in_parts(name, "is empty here, since DeepSpeed spreads it over processes")
+
+
+def _in_parts(name: str, why: str) -> InputError:
+    return InputError(
+        f"The weight of layer {name!r} {why}; pruning needs whole weights in one process, so load the model plainly, "
+        "without sharding or parallelism (on several devices by device_map), and prune it before it is wrapped."
+    )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -10,15 +10,15 @@ single block.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qubo_prune.devices import now, of_model, told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
@@ -60,7 +60,11 @@ class Call:
             kwargs[self.slot] = fresh(hidden)
         else:  # a batch of the caller's
             args, kwargs = fresh(args), fresh(kwargs)
-        with caller_defaults():
+        sizes = [tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        with caller_defaults(), told_if_full(
+            f"in a forward pass of {type(module).__name__} over a batch of shape {sizes[0] if sizes else ()}",
+            "give shorter windows or smaller batches, or put the model on a device with more memory",
+        ):  # fmt: skip
             return module(*args, **kwargs)
 
 
@@ -120,6 +124,7 @@ class _Pass:
     shelf: Shelf
     gram_devices: tuple[str, ...] = ()
     settle: Settle = _settle_nothing
+    devices: tuple[torch.device, ...] = ()
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
@@ -164,16 +169,20 @@ def stream(
     """
     shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
-    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle)
+    devices = of_model(model)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle, devices)
     with torch.no_grad(), evaluating(model):
         left = list(layers)
         stack = find_stack(model, layers)
-        if stack is not None and (ahead := _timed(seconds, lambda: _ahead_of(stack, model, layers, calls))) is not None:
+        if (
+            stack is not None
+            and (ahead := _timed(seconds, devices, lambda: _ahead_of(stack, model, layers, calls))) is not None
+        ):
             # an embedding by convolution, an encoder: what it makes of the inputs is what the stack is to see
             if ahead:
                 _visit_block(model, ahead, layers, calls, _States.inputs(calls), run, until=stack[0])
                 left = [layer for layer in left if layer not in ahead]
-            recorded = _timed(seconds, lambda: _record_stack(stack, model, calls, shelf))
+            recorded = _timed(seconds, devices, lambda: _record_stack(stack, model, calls, shelf))
             if recorded is None and not shelf.in_memory:
                 raise InputError(
                     "The decoder layers of this model hand more to one another than hidden states, so they cannot be "
@@ -229,12 +238,12 @@ def sample(
     """
     shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
-    visiting = Seconds()
+    visiting, devices = Seconds(), of_model(model)
 
     def timed_visit(layer: Layer, gram: Gram) -> None:
-        began = time.perf_counter()
+        began = now(devices)
         visit(layer, gram)
-        visiting.search += time.perf_counter() - began
+        visiting.search += now(devices) - began
 
     with torch.no_grad(), evaluating(model):
         stack = find_stack(model, layers) or [model]
@@ -245,16 +254,18 @@ def sample(
         else:
             calls, states = recorded.calls[0], _States(recorded.hidden, InMemory(model).states(recorded.hidden))
         block, inside = holding[0], tuple(within(layers, holding[0]))
-        began = time.perf_counter()
+        began = now(devices)
         with shelf.resident(block):
-            there = time.perf_counter()
+            there = now(devices)
             dense = {layer.name: layer.matrix() for layer in inside} if paired else None
-            run = _Pass(timed_visit, Seconds(), len(batches), dense, lambda layer: True, shelf, gram_devices)
+            run = _Pass(
+                timed_visit, Seconds(), len(batches), dense, lambda layer: True, shelf, gram_devices, devices=devices
+            )
             _visit_block(block, inside, inside, calls, states, run)
-            visited = time.perf_counter()
+            visited = now(devices)
             for call, state in zip(calls, states.now, strict=True):
                 call.run(block, state)
-            ended = time.perf_counter()
+            ended = now(devices)
     last = max(number for number, each in enumerate(stack) if any(each is other for other in holding))
     return Sampled(
         inside, len(holding), last + 1, len(stack), there - began, visited - there - visiting.search, ended - visited
@@ -281,18 +292,18 @@ def _dense_start(
     if not run.dense:
         return run.shelf.states(recorded.hidden)
     with run.undone(layers):
-        again = _timed(run.seconds, lambda: _record_stack(stack, model, calls, run.shelf))
+        again = _timed(run.seconds, run.devices, lambda: _record_stack(stack, model, calls, run.shelf))
     assert isinstance(again, _Recording)
     return again.hidden
 
 
-def _timed(seconds: Seconds, run: Callable[[], Any]) -> Any:
+def _timed(seconds: Seconds, devices: Sequence[torch.device], run: Callable[[], Any]) -> Any:
     """Run and book the time as forward, less what was booked as Hessian inside."""
-    began, inside = time.perf_counter(), seconds.hessian
+    began, inside = now(devices), seconds.hessian
     try:
         return run()
     finally:
-        seconds.forward += time.perf_counter() - began - (seconds.hessian - inside)
+        seconds.forward += now(devices) - began - (seconds.hessian - inside)
 
 
 def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | None:
@@ -635,7 +646,7 @@ def _stream_stack(
 def _advance(block: nn.Module, calls: Sequence[Call], hidden: States, run: _Pass) -> None:
     """From what a block is given to what the next one is."""
     for batch, call in enumerate(calls):
-        output = _timed(run.seconds, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]
+        output = _timed(run.seconds, run.devices, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]
         tensor = _first_tensor(output)
         assert tensor is not None
         hidden[batch] = tensor
@@ -656,9 +667,9 @@ def _visit_block(
         run: the run.
         until: no layer to visit runs behind this module, so that passes may end there.
     """
-    stages = _timed(run.seconds, lambda: _all_stages(block, layers, calls, states))
+    stages = _timed(run.seconds, run.devices, lambda: _all_stages(block, layers, calls, states))
     if run.dense is not None:
-        stages = _timed(run.seconds, lambda: with_residuals(block, stages, calls[0], states.now[0]))
+        stages = _timed(run.seconds, run.devices, lambda: with_residuals(block, stages, calls[0], states.now[0]))
     reads = _Reads(block, stages, until)
     for number, stage in enumerate(stages):
         needed = any(run.needs_gram(layer) for layer in stage.layers)
@@ -672,7 +683,7 @@ def _visit_block(
     def moved() -> Sequence[Layer]:
         if not reads.passes:
             for number, call in enumerate(calls):
-                _timed(run.seconds, lambda c=call, h=states.now[number]: reads.watch(c, h))  # type: ignore[misc]
+                _timed(run.seconds, run.devices, lambda c=call, h=states.now[number]: reads.watch(c, h))  # type: ignore[misc]
         return reads.moved
 
     def gram_now(layer: Layer) -> Gram:
@@ -893,10 +904,21 @@ def _accumulate(
         feed = _Feed(leader, into, dense, paired)
         _feed(block, stage, call, states.now[number], run, feed.add, watch)
         paired = paired and feed.paired and not dense
-    gram, apart = (part.finish(leader.shape[1], leader.parameter.device) for part in (counted, held_out))
+    began = now(run.devices)
+    with _gram_fits(leader):
+        gram, apart = (part.finish(leader.shape[1], leader.parameter.device) for part in (counted, held_out))
+    run.seconds.hessian += now(run.devices) - began
     if not paired:
         gram, apart = replace(gram, drift=None), replace(apart, drift=None)
     return replace(gram, held_out=apart) if apart.tokens else gram
+
+
+def _gram_fits(leader: Layer) -> AbstractContextManager[None]:
+    """Names the layer where the memory does not hold its Gram."""
+    return told_if_full(
+        f"while the Gram of the inputs of layer {leader.name!r} was computed ({leader.shape[1]} x {leader.shape[1]})",
+        "give shorter windows or smaller batches, gram_devices that have more room, or exclude that layer",
+    )
 
 
 #: What a module is given, and what the block adds to its output if that is known.
@@ -942,9 +964,10 @@ def _feed(
 
     @pinned()  # the model may have an autocast of its own
     def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        began = time.perf_counter()
-        take((_input_of(args, kwargs), residual[0]))
-        run.seconds.hessian += time.perf_counter() - began
+        began = now(run.devices)
+        with _gram_fits(stage.layers[0]):
+            take((_input_of(args, kwargs), residual[0]))
+        run.seconds.hessian += now(run.devices) - began
         if stage.calls == 1 and watch is None:
             raise _Stop
 
@@ -953,9 +976,9 @@ def _feed(
         handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
     try:
         if watch is None:
-            _timed(run.seconds, lambda: call.run(block, hidden))
+            _timed(run.seconds, run.devices, lambda: call.run(block, hidden))
         else:
-            _timed(run.seconds, lambda: watch.watch(call, hidden))
+            _timed(run.seconds, run.devices, lambda: watch.watch(call, hidden))
     except _Stop:
         pass
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qubo_prune.data import Samples, to_device
+from qubo_prune.devices import told_if_full
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.labels import NoLabel, class_losses, drawn_classes, several_losses, square_losses
 from qubo_prune.models import device_of, evaluating
@@ -20,7 +22,15 @@ from qubo_prune.padding import IGNORED, Part, equal_lengths
 from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.signature import Signature
 
+#: What takes less memory of a device than a pass took.
+_SMALLER = "set a smaller micro_batch in loss_settings, or a smaller loss_length where samples are windows of text"
+
 LossFunction = Callable[[nn.Module, Any], Tensor]
+
+
+def fits(samples: int) -> AbstractContextManager[None]:
+    """Says what to do where the memory does not hold a pass over so many samples."""
+    return told_if_full(f"in a pass over {samples} samples of the loss", _SMALLER)
 
 
 class Loss(abc.ABC):
@@ -274,7 +284,7 @@ class Objective:
             InputError: a loss is not finite, or a sample has no label that counts.
         """
         try:
-            with caller_defaults():
+            with caller_defaults(), fits(len(indices)):
                 prediction = self.loss.predict(self.model, batch)
                 losses = self.loss.losses(prediction, batch)
         except NoLabel as error:

@@ -33,6 +33,7 @@ from qubo_prune.correction import corrected
 from qubo_prune.coverage import Coverage
 from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
+from qubo_prune.devices import now, told_if_full
 from qubo_prune.disk_model import load_on_disk
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
@@ -61,6 +62,7 @@ from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_of, task_of
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
+from qubo_prune.ranks import check_alone
 from qubo_prune.records import Decided, Records, Start, settings_of
 from qubo_prune.report import LayerReport, Report, versions
 from qubo_prune.run_folder import EVENTS, RunFolder, check_free, opened
@@ -73,6 +75,8 @@ from qubo_prune.update import update as update_weights
 
 _log = logging.getLogger(__name__)
 
+#: What takes less memory of a device than a layer took.
+_SMALLER = "give a smaller block_size, hessian='gram', update='none' or a device with more room, or exclude that layer"
 #: Samples that the allocation by the loss takes its gradients from.
 _FISHER_SAMPLES = 64
 
@@ -227,6 +231,7 @@ def prune(
         InputError: an argument cannot be used; the message says why and what to do.
     """
     given, began = dict(locals()), time.perf_counter()
+    check_alone()
     checked = check_arguments(given)
     bars, target = Progress(progress), None if checked.output is None else made_output(checked.output)
     with taken(run_folder, resume, None if weights == "memory" else target) as folder:
@@ -648,8 +653,18 @@ class _Run:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
 
     def one_layer(self, layer: Layer, gram: Gram) -> None:
-        """Prune one layer."""
-        plan, began = self._plan, time.perf_counter()
+        """Prune one layer.
+
+        Raises:
+            InputError: the memory of its device does not hold what that takes.
+        """
+        doing = f"while layer {layer.name!r} of {layer.shape[0]} x {layer.shape[1]} weights was pruned"
+        with told_if_full(doing, _SMALLER):
+            self._one_layer(layer, gram)
+
+    def _one_layer(self, layer: Layer, gram: Gram) -> None:
+        devices = {layer.parameter.device, gram.matrix.device}
+        plan, began = self._plan, now(devices)
         event(_log, "layer-began", f"{layer.name} is pruned now.", layer=layer.name)
         weight, raised = layer.matrix().to(gram.matrix.device), Counter[str]()
         if self._records.was_damaged(layer):
@@ -668,7 +683,7 @@ class _Run:
         if reverted:
             final, keep = began_with, start.keep
             notes = {**notes, "Its error on held-out inputs rose, so the layer has its warm start back.": 1}
-        seconds = time.perf_counter() - began
+        seconds = now(devices) - began
         self.seconds.search += seconds
         proven = self._proven(weight, gram, keep)
         power, before = (_error(gram, change) for change in (weight, weight - began_with))
@@ -792,12 +807,13 @@ class _Run:
 
     def _proven(self, weight: Tensor, gram: Gram, keep: Tensor) -> tuple[float | None, BlockOptima | None]:
         """A lower bound for masks of these counts, and optima of blocks, if they are asked for."""
-        plan, began = self._plan, time.perf_counter()
+        plan, devices = self._plan, {gram.matrix.device}
+        began = now(devices)
         if plan.certify is None or not gram.tokens:
             return None, None
         least = least_error(weight, gram, keep, plan.pattern, plan.certify)
         optima = block_optima(weight, gram, keep, plan.pattern, derive_seed(plan.seed, len(self.reports)))
-        self.seconds.bounds += time.perf_counter() - began
+        self.seconds.bounds += now(devices) - began
         return least, optima
 
     def _updated(

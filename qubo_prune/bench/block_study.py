@@ -43,6 +43,7 @@ from qubo_prune.plot.series import Mark
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
+from qubo_prune.ranks import check_alone
 from qubo_prune.report import LayerReport, Report, machine
 from qubo_prune.seeds import checked_seed
 from qubo_prune.solver import Solver
@@ -370,6 +371,7 @@ def study_blocks(
         InputError: an argument cannot be used; found out before the model is loaded where that is possible, and
             always before it is run.
     """
+    check_alone("run the same study")
     asked = _Asked(density, pattern, parse_seconds(_none(max_time)), max_sweeps, polish, workers, checked_seed(seed))
     entrants = parse_entrants(solvers) if isinstance(solvers, str) else list(solvers)
     limits = [parse_seconds(_none(limit)) for limit in block_times]

@@ -29,6 +29,7 @@ from qubo_prune.plot import quality, save_panels
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune
+from qubo_prune.ranks import check_alone
 from qubo_prune.report import machine
 from qubo_prune.seeds import checked_seed
 from qubo_prune.stopwatch import Stopwatch
@@ -162,6 +163,7 @@ def run(
     Raises:
         InputError: a method is not known, or the workload cannot be had here.
     """
+    check_alone("run the same experiment")
     for share in densities:
         Pattern.parse(workload.pattern).check(share)
     for method in methods:

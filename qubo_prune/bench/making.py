@@ -24,6 +24,7 @@ from qubo_prune.files import write_problem
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
+from qubo_prune.ranks import check_alone
 from qubo_prune.report import machine, versions
 from qubo_prune.solver import SolveResult, Status
 from qubo_prune.strict import strict_json
@@ -55,6 +56,7 @@ def make_suite(
     Raises:
         InputError: there is no such suite or format, or a model's package is not installed.
     """
+    check_alone("make the same suite")
     wanted = suite_families(name)
     return make(folder, name, wanted, _origins(wanted), proof_time=proof_time, formats=formats, progress=progress)
 

@@ -38,6 +38,7 @@ from qubo_prune.errors import InputError, QuboPruneError, near_entry
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
+from qubo_prune.ranks import check_alone
 from qubo_prune.report import machine, versions
 from qubo_prune.solver import Solver, Status, derive_seed
 from qubo_prune.strict import is_plain, limited_text, one_line, short, strict_json
@@ -307,6 +308,7 @@ def run_suite(
     Raises:
         InputError: bad arguments, an unknown solver or setting, or a folder that holds something else.
     """
+    check_alone("run the same suite")
     limits = checked_limits(time_limits, seeds, workers)
     everyone, chosen = entrants_with_baselines(entrants), instances or suite.instances
     solvers = {entrant.label: entrant.make() for entrant in everyone}

@@ -33,6 +33,7 @@ from qubo_prune.errors import InputError, QuboPruneError
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
+from qubo_prune.ranks import check_alone
 from qubo_prune.registry import make_solver
 from qubo_prune.report import machine
 from qubo_prune.seeds import checked_seed
@@ -271,6 +272,7 @@ def compare_solvers(
         time_limit: wall-clock seconds for each solve, or ``None``.
         progress: where to report to.
     """
+    check_alone("compare the same solvers")
     seed = checked_seed(seed)
     bars = progress or Progress()
     solvers = {entrant.label: entrant.make() for entrant in entrants}

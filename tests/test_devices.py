@@ -1,0 +1,92 @@
+"""Accelerators without one: devices that are waited for, memory that runs out, and what says so."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+
+from qubo_prune import devices, prune
+from qubo_prune.errors import InputError
+
+LOSS = {"samples": 2, "scoring_samples": 2, "held_out": 2, "max_samples": 2, "max_blocks": 4, "micro_batch": 2}
+
+
+class Full:
+    """Raises an out-of-memory error from the call of a number on."""
+
+    def __init__(self, run: Callable[..., Any], calls: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        self.run, self.calls, self.error = run, calls, error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise self.error("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return self.run(*args, **kwargs)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+#: Where memory runs out, in which call of what, in what run, and what the message says.
+FULL = [
+    ("hessian", "_product", 25, {}, "while the Gram of the inputs of layer 'model.layers.0.mlp"),
+    ("pruning", "update_weights", 3, {"update": "refit"}, "while layer 'model.layers.0.self_attn.o_proj'"),
+    ("pruning", "descend_compensated", 2, {"hessian": "compensated"}, "layer 'model.layers.0.self_attn.v"),
+    ("gradients", "whole", 9, {"hessian": "fisher", "loss_settings": LOSS}, "in a pass over 2 samples"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "calls", "settings", "said"), FULL)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_memory_that_runs_out_is_one_sentence_with_the_way_out_and_nothing_has_changed(
+    module: str, name: str, calls: int, settings: dict[str, Any], said: str, error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    home = importlib.import_module(f"qubo_prune.{module}")
+    monkeypatch.setattr(home, name, Full(getattr(home, name), calls, error))
+    model = tiny.llama(num_hidden_layers=1)
+    before = weights(model)
+    with pytest.raises(InputError, match=said) as caught:
+        prune(model, tiny.tokens(10, 8), 0.5, **settings)
+    assert "CUDA out of memory" in str(caught.value)
+    assert "give " in str(caught.value) or "set " in str(caught.value)
+    assert all(map(torch.equal, weights(model), before))
+
+
+def test_a_forward_pass_that_does_not_fit_names_the_batch() -> None:
+    model = tiny.mlp()
+    model[2].forward = Full(model[2].forward, 3)  # type: ignore[index, method-assign, assignment, operator]
+    before = weights(model)
+    with pytest.raises(InputError, match=r"pass of Sequential over a batch of shape \(8, 12\).*smaller batches"):
+        prune(model, [torch.randn(8, 12) for _ in range(3)], 0.5)
+    assert all(map(torch.equal, weights(model), before))
+
+
+def test_another_error_of_a_forward_pass_stays_what_it_is() -> None:
+    model = tiny.mlp()
+    model[2].forward = Full(model[2].forward, 3, ZeroDivisionError)  # type: ignore[index, method-assign, assignment, operator]
+    with pytest.raises(ZeroDivisionError):
+        prune(model, [torch.randn(8, 12) for _ in range(3)], 0.5)
+
+
+def test_nothing_waits_for_the_cpu_and_everything_for_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    devices.synchronise([torch.device("cpu"), torch.device("meta")])
+    assert not waited
+    assert devices.now([torch.device("cuda", 1)]) > 0
+    assert waited == [torch.device("cuda", 1)]
+
+
+def test_the_room_of_an_accelerator_is_what_is_free_and_what_the_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
+    assert devices.room(torch.device("cuda", 0)) == 150
+    assert devices.room(torch.device("cpu")) is None
