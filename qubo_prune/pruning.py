@@ -785,6 +785,7 @@ class _Run:
             _log, "layer", sentence, layer=report.name, number=len(self.reports), layers=len(self._layers),
             weights=report.shape[0] * report.shape[1], weights_left=self._left, kept=report.kept,
             relative_before=report.relative_before, relative_after=report.relative_after, seconds=report.seconds,
+            blocks=report.blocks.asked, lost=report.blocks.num_lost, cut=report.blocks.num_cut,
             elapsed=self.elapsed,
         )  # fmt: skip
 

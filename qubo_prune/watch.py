@@ -87,7 +87,15 @@ class RunState(Shown):
         )
 
     def __rich__(self) -> Group:
-        return Group(Text(self._title()), self._table())
+        return Group(Text(self._title()), self._table(), *(Text(said, style="bold") for said in self.warnings()))
+
+    def warnings(self) -> list[str]:
+        """How many blocks the solver has lost so far, and how many the clock has cut; nothing if all is well."""
+        asked, lost, cut = (
+            int(sum(_number(layer.get(name)) for layer in self.layers)) for name in ("blocks", "lost", "cut")
+        )
+        said = [f"The solver lost {lost} of {asked} blocks so far."] if lost else []
+        return [*said, f"The clock cut {cut} of {asked} blocks so far."] if cut else said
 
     def _title(self) -> str:
         title = f"{self.model}: {self.state}"

@@ -28,7 +28,7 @@ from qubo_prune.loss_trace import LossStep
 from qubo_prune.masks import Pattern
 from qubo_prune.objective import Classification, Objective
 from qubo_prune.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS, parse_seconds
-from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult
+from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 
 
 @dataclass(frozen=True)
@@ -793,3 +793,41 @@ def test_small_solvers_get_small_blocks_of_the_loss_too() -> None:
     # a warm start by Grams has blocks of its own
     report = on_loss(digits.reader(), solver=Small(), warm_start="gram", loss_settings={"max_blocks": 0})
     assert (report.settings["solver"], report.settings["block_size"]) == ("greedy", 64)
+
+
+ENDLESS = {"solver": "tabu", "solver_settings": {"steps": 10**9, "starts": 1}}
+
+
+@pytest.mark.parametrize("hessian", ["gram", "compensated"])
+def test_blocks_that_their_clock_cuts_are_told_with_the_result(hessian: str) -> None:
+    some = {"include": ["*.0.mlp.up_proj"], "block_size": 8, "hessian": hessian, **ENDLESS}
+    report = run(tiny.llama(), block_time=0.002, **some)
+    (layer,) = report.layers
+    assert layer.blocks.asked == layer.blocks.num_cut == 24
+    said = "The clock cut 24 of 24 blocks of tabu: 24 x stopped at the time limit."
+    assert said in report.warnings()
+    assert said in " ".join(str(report).split())
+    assert not report.all_blocks_lost
+
+
+def test_blocks_that_the_budget_of_the_run_leaves_out_are_told_with_the_result() -> None:
+    report = run(tiny.llama(), max_time=1e-3, include=["*.0.mlp.*"], **ENDLESS)
+    assert report.warnings()[-1] == "The time budget ended the search in 3 of 3 layers."
+    assert report.totals()["stopped_early"] == 3
+
+
+def test_what_the_solver_brought_stands_beside_what_the_swaps_did() -> None:
+    report = run(tiny.llama(), include=["*.0.mlp.up_proj"], solver=Back(), workers=0, block_time=None)
+    assert report.layers[0].solver_share == 0.0
+    assert report.error_after < report.error_before
+    assert run(tiny.llama(), include=["*.0.mlp.up_proj"]).layers[0].solver_share > 0
+
+
+@dataclass(frozen=True)
+class Back(Solver):
+    """Gives its start back."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(anytime=True, stochastic=False)
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        return single_answer(request.problem, request.warm_start, Status.FEASIBLE)

@@ -129,3 +129,14 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["watch", str(tmp_path)])
     assert result.exit_code == 2
     assert "There is no run" in result.stderr
+
+
+def test_lost_and_cut_blocks_are_told_while_the_run_goes_on(run: Path) -> None:
+    tell(run, layer("a", blocks=8, lost=3, cut=1), layer("b", blocks=8, lost=0, cut=0))
+    state = RunState.read(run)
+    assert state.warnings() == [
+        "The solver lost 3 of 16 blocks so far.", "The clock cut 1 of 16 blocks so far.",
+    ]  # fmt: skip
+    assert "The solver lost 3 of 16 blocks so far." in rendered(state, 100)
+    tell(run, layer("a", blocks=8, lost=0, cut=0))
+    assert RunState.read(run).warnings() == []

@@ -27,6 +27,7 @@ import torch
 from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts
 
 from qubo_prune import workers
+from qubo_prune.block_counts import ENDED, LEFT_OUT, BlockCounts
 from qubo_prune.dispatch import Handling, solve, solve_batch
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.pruning import prune
@@ -485,6 +486,9 @@ def test_a_batch_ends_near_its_time_limit_whatever_the_solver_does(rng):
     assert time.perf_counter() - began < 30
     statuses = [answer.failures[row][0] for row in range(6)]
     assert statuses == [Status.OVERRAN] + [Status.TIME_LIMIT] * 5
+    counts = BlockCounts.of_batch(answer, 6)
+    assert counts.cut == {ENDED: 1, LEFT_OUT: 5}
+    assert counts.lost == {"gave no answer by the time limit and was ended": 1}
     assert torch.equal(answer.assignments, request.warm_start)
 
 

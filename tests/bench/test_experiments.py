@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -153,6 +154,24 @@ def test_tables_fit_terminals(experiment: Experiment, width: int) -> None:
     assert "0.2002" in words
     assert f"{100 * outcome(experiment, 'icbs', 0.2).score.accuracy:.2f} %" in words
     assert "mean of 1 seed;" in words
+
+
+def test_lost_and_cut_blocks_stand_below_the_table(experiment: Experiment) -> None:
+    assert experiment.warnings() == []
+    warned = replace(experiment.outcomes[-1], warnings=("The clock cut 3 of 3 blocks of anneal.",), all_lost=True)
+    found = replace(experiment, outcomes=(*experiment.outcomes[:-1], warned))
+    (said,) = found.warnings()
+    assert said.endswith(f"density {warned.asked:g}, seed 0: The clock cut 3 of 3 blocks of anneal.")
+    assert said in " ".join(str(found).split())
+    assert said in found._repr_html_()
+    assert found.all_lost > experiment.all_lost
+
+
+def test_a_method_whose_blocks_are_cut_says_so(tmp_path: Path) -> None:
+    """The published method's annealing, with a clock that leaves it no time."""
+    settings = {"max_blocks": 2, "block_time": 1e-4, "solver": "anneal"}
+    found = run(Digits(), ["magnitude", "icbs"], [0.2], [0], settings)
+    assert any("The clock cut 2 of 2 blocks of anneal" in said for said in found.warnings())
 
 
 def test_what_is_saved(experiment: Experiment, tmp_path: Path) -> None:
