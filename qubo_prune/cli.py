@@ -513,7 +513,7 @@ def check_solver_command(
     """Check that a solver keeps to the contract; exit code 1 if it does not.
 
     Examples:
-    qubo-prune check-solver tabu --set sweeps=100
+    qubo-prune check-solver tabu --set steps=5
     qubo-prune check-solver my_package.my_module:MySolver
     """
     with plain_errors("nothing was changed."):

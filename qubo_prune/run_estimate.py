@@ -19,6 +19,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import nn
 
+from qubo_prune.block_counts import NONE
 from qubo_prune.calibration import Calibration
 from qubo_prune.disk_model import load_on_disk
 from qubo_prune.errors import InputError
@@ -264,12 +265,13 @@ def estimate_run(
         memory = _memory(given, loaded, layers, plan, data)
         available = available_memory() + resident_memory()
     with bars.task("measuring a part of the run", None):
-        seconds = None
+        seconds, warnings = None, list[str]()
         if plan.needs_inputs and not _is_hollow(loaded.model):
-            seconds = _Measured(plan, loaded, layers, data, densities).estimate(loading)
+            measured = _Measured(plan, loaded, layers, data, densities)
+            seconds, warnings = measured.estimate(loading), measured.warnings()
     return RunEstimate(
         loaded.name, plan.settings(), data.described, _groups(plan, layers, densities), memory, available, seconds,
-        tuple(_unforeseen(checked, plan, loaded)),
+        (*warnings, *_unforeseen(checked, plan, loaded)),
     )  # fmt: skip
 
 
@@ -352,6 +354,11 @@ class _Measured:
         self._kinds = {(folded(layer.name), layer.shape) for layer in layers}
         self._seconds: dict[tuple[str, tuple[int, int]], float] = {}
         self._rows = 0
+        self._blocks = NONE
+
+    def warnings(self) -> list[str]:
+        """How many of the blocks that were measured the solver lost, and how many the clock cut, as sentences."""
+        return [f"Among the rows that were measured: {said}" for said in self._blocks.sentences(self._plan.solver_name)]
 
     def estimate(self, loading: float) -> TimeEstimate:
         """Of the whole run, where loading took so long."""
@@ -427,7 +434,7 @@ class _Measured:
             warm_start=start,
         )  # fmt: skip
         began = time.perf_counter()
-        prune_alone(alone, part, _gram_of_rows(gram, count))
+        self._blocks += prune_alone(alone, part, _gram_of_rows(gram, count)).blocks
         return time.perf_counter() - began
 
 

@@ -247,7 +247,7 @@ def test_strangers_that_do_not_watch_the_clock_do_not_keep_the_benchmark_from_en
         env=os.environ | {"PYTHONPATH": path},
     ) as process:  # fmt: skip
         try:
-            printed, errors = process.communicate(timeout=240)
+            printed, errors = process.communicate(timeout=600)
         finally:
             session = [other for other in psutil.process_iter() if in_session(other, process.pid)]
             for other in session:
