@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
+from qubo_prune.forms import Rows, in_plain_form, without_labels
 from qubo_prune.models import LoadedModel, device_of
-from qubo_prune.objective import Classification, Loss, LossFunction, NextToken, make_loss
-from qubo_prune.padding import one_by_one
+from qubo_prune.objective import (
+    Classification,
+    Loss,
+    LossFunction,
+    MultiLabel,
+    NextToken,
+    Regression,
+    make_loss,
+    model_inputs,
+)
+from qubo_prune.padding import IGNORED, one_by_one
 from qubo_prune.run_folder import digest_of_batches
 from qubo_prune.signature import Signature
 from qubo_prune.solver import derive_seed
@@ -36,6 +46,7 @@ class Calibration:
         inputs: model inputs for the layers' Grams, one batch each.
         described: source and sizes, for the report.
         samples: what the loss is taken over; ``None`` where no loss was asked for.
+        loss: what it is, if there is one.
         held_out: model inputs on which the layers' errors are measured, none of them among ``inputs``.
     """
 
@@ -43,6 +54,7 @@ class Calibration:
     described: dict[str, Any]
     samples: Samples | None = None
     held_out: list[Any] = field(default_factory=list)
+    loss: Loss | None = None
 
     def digest(self) -> str:
         """SHA-256 of the inputs, and of some of the samples."""
@@ -64,7 +76,7 @@ class Calibration:
 
 def read_calibration(
     source: Source, loaded: LoadedModel, windows: int, length: int, loss: Loss | None = None, loss_length: int = 128,
-    gram_samples: int = 1024, guard: int | None = None,
+    gram_samples: int = 1024, guard: int | None = None, named: bool = True,
 ) -> Calibration:  # fmt: skip
     """Model inputs, and samples for the loss if there is one.
 
@@ -78,13 +90,20 @@ def read_calibration(
         gram_samples: samples of a data set that the layers' Grams are taken from, at most.
         guard: inputs to hold out: windows of a text besides the others, or the last of given batches;
             ``None`` for :data:`GUARD` of a text.
+        named: the loss was asked for by name; else another one may fit the labels.
     """
-    device = device_of(loaded.model)
-    if isinstance(source, str):
+    device, plain = device_of(loaded.model), in_plain_form(source, loaded, length, gram_samples)
+    if isinstance(plain, str):
         more = GUARD if guard is None else guard
-        return _of_text(source, loaded, windows, length, loss, loss_length, device, more)
-    given = _without_padding(_of_inputs(source, loss, gram_samples, device), loaded)
+        return replace(_of_text(plain, loaded, windows, length, loss, loss_length, device, more), loss=loss)
+    given = _without_padding(_of_inputs(plain, loss, gram_samples, loaded, named), loaded)
     return given.without_last(guard) if guard else given
+
+
+def drawn_from(source: Source, loaded: LoadedModel, length: int, most: int, loss: Loss) -> Samples | str:
+    """Samples of a loss from whatever may be given; a text source as it is."""
+    plain = in_plain_form(source, loaded, length, most)
+    return plain if isinstance(plain, str) else as_samples(plain, loss)
 
 
 def _without_padding(given: Calibration, loaded: LoadedModel) -> Calibration:
@@ -95,23 +114,86 @@ def _without_padding(given: Calibration, loaded: LoadedModel) -> Calibration:
     return replace(given, inputs=inputs, described=described)
 
 
-def _of_inputs(source: Source, loss: Loss | None, gram_samples: int, device: torch.device) -> Calibration:
-    if isinstance(source, Tensor) and loss is None:
-        # token windows go one by one, other inputs in batches that a layer takes at once
-        batches: list[Any] = list(torch.split(source.to(device), 128 if source.is_floating_point() else 1))
-        batches = [batch for batch in batches if len(batch)]
-        return Calibration(_some(batches), {"source": "given inputs", "batches": len(batches)})
+def _of_inputs(
+    source: Tensor | Samples | list[Any], loss: Loss | None, gram_samples: int, loaded: LoadedModel, named: bool
+) -> Calibration:
+    device, signature = device_of(loaded.model), Signature.of(loaded.model)
     if loss is None and not isinstance(source, Samples):
-        batches = [to_device(batch, device) for batch in source]
-        return Calibration(_some(batches), {"source": "given inputs", "batches": len(batches)})
-    samples = as_samples(source)
+        given = _split(source) if isinstance(source, Tensor) else source
+        batches = [to_device(without_labels(batch, loaded, at), device) for at, batch in enumerate(_some(given))]
+        return Calibration(batches, {"source": "given inputs", "batches": len(batches)})
+    samples = as_samples(source, loss)
+    if not len(samples):
+        raise InputError("The calibration holds no samples; give at least one.")
+    if loss is not None:
+        loss = fitting_loss(loss, named, samples, loaded.model)
     chosen = split(samples, [min(len(samples), gram_samples)], derive_seed(0, len(samples)))[0]
     parts = torch.split(torch.arange(len(chosen)), 1 if isinstance(loss, NextToken) else 128)
-    given = (chosen.batch(part) for part in parts)
-    inputs = [to_device(batch if loss is None else loss.inputs(batch), device) for batch in given]
-    return Calibration(
-        inputs, {"source": "given samples", "samples": len(samples), "gram_samples": len(chosen)}, samples
-    )
+
+    def inputs_of(at: int, batch: Any) -> Any:
+        return without_labels(batch, loaded, at) if loss is None else model_inputs(loss, batch, signature)
+
+    inputs = [to_device(inputs_of(at, chosen.batch(part)), device) for at, part in enumerate(parts)]
+    described = {"source": "given samples", "samples": len(samples), "gram_samples": len(chosen)}
+    return Calibration(inputs, described, samples, loss=loss)
+
+
+def _split(source: Tensor) -> list[Any]:
+    """Token windows one by one, other inputs in batches that a layer takes at once."""
+    return [batch for batch in torch.split(source, 128 if source.is_floating_point() else 1) if len(batch)]
+
+
+def fitting_loss(loss: Loss, named: bool, samples: Samples, model: nn.Module) -> Loss:
+    """The loss that was asked for by name, or the one that fits the labels of the first samples.
+
+    Raises:
+        InputError: a causal language model's tokens would be classified without being shifted.
+    """
+    batch = samples.batch(torch.arange(min(_DIGESTED, len(samples))))
+    pair = isinstance(batch, tuple | list) and len(batch) == 2
+    labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if pair else None
+    tokens = not isinstance(labels, Tensor) or (labels.ndim == 2 and not labels.is_floating_point())
+    causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) and tokens
+    if not isinstance(loss, Classification) or (named and not causal):
+        return loss
+    if named:
+        raise InputError(
+            f"loss is 'classification' and {type(model).__name__} predicts the next token; give loss='next-token', "
+            "which shifts the labels, or a function of your own."
+        )
+    if causal or (labels is None and _has_ids(batch)):
+        return NextToken()
+    return loss if not isinstance(labels, Tensor) else _by_labels(labels, model)
+
+
+def _has_ids(batch: Any) -> bool:
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    return isinstance(ids, Tensor) and ids.ndim == 2 and not ids.is_floating_point()
+
+
+_BY_PROBLEM: Mapping[str, Loss] = {
+    "single_label_classification": Classification(), "multi_label_classification": MultiLabel(),
+    "regression": Regression(),
+}  # fmt: skip
+
+
+def _by_labels(labels: Tensor, model: nn.Module) -> Loss:
+    """As transformers reads labels; for other models, shares of classes sum to 1 and several labels are 0 or 1."""
+    config = getattr(model, "config", None)
+    problem = str(getattr(config, "problem_type", None))
+    if problem in _BY_PROBLEM:
+        return _BY_PROBLEM[problem]
+    if not labels.is_floating_point():
+        several = (
+            labels.ndim == 2 and labels.shape[1] > 1 and type(model).__name__.endswith("ForSequenceClassification")
+        )
+        return MultiLabel() if several else Classification()
+    if labels.ndim == 1 or labels.shape[1:] == (1,):
+        return Regression()
+    if labels.ndim == 2 and config is None and bool(((labels.sum(1) - 1).abs() < 1e-2).all() & (labels >= 0).all()):
+        return Classification()
+    binary = bool(((labels == 0) | (labels == 1) | (labels == IGNORED)).all())
+    return MultiLabel() if binary else Regression()
 
 
 def _of_text(
@@ -137,11 +219,51 @@ def _of_text(
     return Calibration(inputs, described, samples, held_out)
 
 
-def as_samples(source: Samples | Tensor | Iterable[Any]) -> Samples:
+def as_samples(source: Samples | Tensor | Iterable[Any], loss: Loss | None = None) -> Samples:
     """Samples as they are, those of one tensor, or the joined ones of batches."""
     if isinstance(source, Tensor):
         return TensorSamples(source)
-    return source if isinstance(source, Samples) else collated(source)
+    if isinstance(source, Samples):
+        return source
+    batches = list(source)
+    if isinstance(loss, NextToken):
+        batches = _named_pairs(batches)
+    return _rows_of(batches) if _uneven(batches) else collated(batches)
+
+
+def _named_pairs(batches: list[Any]) -> list[Any]:
+    """Pairs of token ids and a mask or labels, by name."""
+    if not all(_is_pair(batch) for batch in batches):
+        return batches
+    mask = all(second.dtype == torch.bool or bool(((second == 0) | (second == 1)).all()) for _, second in batches)
+    return [{"input_ids": ids, "attention_mask" if mask else "labels": second} for ids, second in batches]
+
+
+def _is_pair(batch: Any) -> bool:
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(each, Tensor) for each in batch):
+        return False
+    return bool(batch[0].ndim == 2 and batch[0].shape == batch[1].shape and not batch[0].is_floating_point())
+
+
+def _uneven(batches: list[Any]) -> bool:
+    """Whether all hold token ids, of unequal length."""
+    if not batches or not all(map(_has_ids, batches)) or len({type(batch) for batch in batches}) > 1:
+        return False
+    return len({_ids_of(batch).shape[1] for batch in batches}) > 1
+
+
+def _ids_of(batch: Any) -> Tensor:
+    ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
+    assert isinstance(ids, Tensor)
+    return ids
+
+
+def _rows_of(batches: list[Any]) -> Samples:
+    """Samples of unequal length, from batches of token ids with what is beside them."""
+    named = [batch if isinstance(batch, Mapping) else {"input_ids": batch} for batch in batches]
+    alone = [one for number, batch in enumerate(named) for one in one_by_one(batch, Signature(), number)]
+    rows = [{name: each[row] for name, each in one.items()} for one in alone for row in range(len(_ids_of(one)))]
+    return Rows(rows, lambda row: row)
 
 
 def choose_loss(loss: str | Loss | LossFunction | None, source: Source) -> Loss:

@@ -457,10 +457,10 @@ def solve_command(
     """
     with plain_errors("nothing was written."):
         from qubo_prune.answer import Answer
+        from qubo_prune.arguments import parse_seconds
         from qubo_prune.dispatch import solve
         from qubo_prune.errors import InputError
         from qubo_prune.files import read_problem
-        from qubo_prune.plan import parse_seconds
         from qubo_prune.progress import Progress
 
         settings, limit = settings_of(solver, set_), parse_seconds(time_limit)

@@ -48,8 +48,8 @@ def make_command(
     qubo-prune instances make trial --suite smoke --proof-time 1s
     """
     with plain_errors("the folder has no manifest, so it is no suite yet."):
+        from qubo_prune.arguments import parse_seconds
         from qubo_prune.bench.making import make_suite
-        from qubo_prune.plan import parse_seconds
         from qubo_prune.progress import Progress
 
         hush_libraries()

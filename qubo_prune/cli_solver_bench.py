@@ -67,11 +67,11 @@ def solvers_command(
     qubo-prune bench solvers --suite smoke --time-limits 30ms,100ms --output run
     """
     with plain_errors(f"what was solved is in {output}; the same command goes on."):
+        from qubo_prune.arguments import parse_seconds
         from qubo_prune.bench.metrics import Results
         from qubo_prune.bench.run_report import write_report
         from qubo_prune.bench.runs import checked_limits, run_suite
         from qubo_prune.bench.solvers import parse_entrants
-        from qubo_prune.plan import parse_seconds
         from qubo_prune.progress import Progress
 
         hush_libraries()

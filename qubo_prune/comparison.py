@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,13 +20,14 @@ from rich.console import Group
 from rich.markup import escape
 from rich.text import Text
 
+from qubo_prune.arguments import as_count, as_names, parse_seconds
 from qubo_prune.choices import METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
 from qubo_prune.models import LoadedModel, check_name, check_output, load_model
 from qubo_prune.peers import PEERS
-from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds
+from qubo_prune.plan import Blocks, Plan, check_method
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.pruning import prune, save_pruned
@@ -299,7 +300,7 @@ class Comparison(Shown):
 @pinned()
 def compare(
     model: str | LoadedModel,
-    methods: Sequence[str] = COMPARED,
+    methods: str | Sequence[str] = COMPARED,
     *,
     calibration: str = "pydoc",
     text: str | Sequence[str] = "pydoc",
@@ -311,8 +312,8 @@ def compare(
     samples: int = 32,
     eval_samples: int = 24,
     sequence_length: int = 512,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     device: str = "cpu",
     dtype: str = "auto",
     output: str | Path | None = None,
@@ -336,10 +337,13 @@ def compare(
         progress: show progress bars.
     """
     check_alone("prune and compare the same models")
+    methods = as_names("methods", methods)
+    samples, eval_samples = as_count("samples", samples), as_count("eval_samples", eval_samples)
+    sequence_length = as_count("sequence_length", sequence_length)
     if not methods:
         raise InputError(f"No method is given to compare; name one or more of {', '.join(METHODS)}.")
     entries = [Entry.parse(method) for method in methods]
-    asked = [density] if isinstance(density, (str, float, int)) else list(density)
+    asked = list(density) if isinstance(density, Iterable) and not isinstance(density, str) else [density]
     settings = [Setting.parse(each, pattern) for each in asked]
     for entry, setting in itertools.product(entries, settings):
         entry.check(setting, solver)

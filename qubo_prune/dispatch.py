@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from qubo_prune.arguments import as_limit
 from qubo_prune.clusters import Cluster, connect, split_name
 from qubo_prune.errors import InputError, SolverError, as_sentence
 from qubo_prune.journal import Answers, Journal
@@ -78,7 +79,7 @@ def solve(
     problem: BlockQubo,
     solver: str | Solver = "greedy",
     seed: int = 0,
-    time_limit: float | None = None,
+    time_limit: float | str | None = None,
     warm_start: ArrayLike | None = None,
     *,
     num_answers: int = 1,
@@ -93,7 +94,8 @@ def solve(
         solver: a registered name, ``package.module:Class``, ``dimod:package.module:Sampler`` or
             another adapter, or a :class:`Solver`.
         seed: every random choice follows from it.
-        time_limit: wall-clock seconds, or ``None``. A solver that does not watch it is ended then.
+        time_limit: wall-clock seconds, also as text such as ``"5s"``, or ``None``. A solver that does not watch it is
+            ended then.
         warm_start: a feasible assignment ``(n,)``; the result is never worse than it.
         num_answers: how many assignments are wanted at most, best first.
         polish: improve answers that are no swap optima by best swaps; ``ledger`` keeps the energies
@@ -117,15 +119,14 @@ def solve(
     name = solver if isinstance(solver, str) else type(chosen).__name__
     check_size(chosen, name, problem.num_variables)
     start = None if warm_start is None else _checked_start(problem, warm_start)
-    if time_limit is not None and not time_limit > 0:
-        raise InputError(f"time_limit is {time_limit}; pass a positive number of seconds or None.")
+    limit = as_limit("time_limit", time_limit)
     seed = checked_seed(seed)
     if not num_answers >= 1:
         raise InputError(f"num_answers is {num_answers}; pass a whole number from 1 on.")
     began = time.perf_counter()
     handling = Handling(polish, penalty)
     call = _Call(chosen, name, handling)
-    with_limit = SolveRequest(problem, start, seed, time_limit, num_answers)
+    with_limit = SolveRequest(problem, start, seed, limit, num_answers)
     result = call.finish(with_limit, call.start(with_limit))
     return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from qubo_prune.arguments import as_names
 from qubo_prune.errors import InputError
 from qubo_prune.layer_names import no_match, plain_name
 
@@ -239,8 +240,8 @@ def is_prunable(module: nn.Module) -> bool:
 
 def find_layers(
     model: nn.Module,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     prune_head: bool = False,
 ) -> list[Layer]:
     """Prunable layers in the order of the modules; a weight shared by several counts once.
@@ -256,6 +257,7 @@ def find_layers(
         InputError: a pattern matches no layer, or nothing is left to prune.
     """
     _check_whole(model)
+    include, exclude = as_names("include", include), as_names("exclude", exclude)
     head = None if prune_head else _output_head(model)
     sharing: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():

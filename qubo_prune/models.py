@@ -298,4 +298,5 @@ def _save_whole(loaded: LoadedModel, folder: Path) -> None:
     if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
     model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(folder)

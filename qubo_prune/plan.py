@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from qubo_prune.allocation import check_allocation, check_protect
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.bounds import check_kind
 from qubo_prune.calibration import Source, choose_loss
 from qubo_prune.choices import HESSIANS, LOSS_WARM_STARTS, METHODS, SCORES, UPDATES, WARM_STARTS
@@ -32,20 +32,6 @@ from qubo_prune.solver import Solver
 
 #: Weights from which on the descent on the loss takes the settings for large networks.
 LARGE = 2_000_000
-
-
-def parse_seconds(value: float | str | None) -> float | None:
-    """Seconds from a number or from text such as ``90``, ``500ms``, ``90s``, ``5m``, ``1.5h``."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(ms|[smh]?)\s*", str(value))
-    try:
-        seconds = float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < math.inf:
-        raise InputError(f"The time {value!r} is not understood; give a positive number such as 90s, 5m or 1h.")
-    return seconds
 
 
 @dataclass(frozen=True)

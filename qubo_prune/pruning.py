@@ -25,7 +25,8 @@ from qubo_prune.allocation import (
     predicted_rise,
     protected,
 )
-from qubo_prune.calibration import Calibration, Source, choose_loss, judged_by, read_calibration
+from qubo_prune.arguments import parse_seconds, plain_arguments
+from qubo_prune.calibration import Calibration, Source, choose_loss, drawn_from, judged_by, read_calibration
 from qubo_prune.certificate import BlockOptima, block_optima, least_error
 from qubo_prune.choices import WEIGHTS
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
@@ -59,7 +60,7 @@ from qubo_prune.models import (
 from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
 from qubo_prune.peers import PEERS, Choice, choose
-from qubo_prune.plan import Blocks, Plan, check_method, parse_seconds, reading_of, task_of
+from qubo_prune.plan import Blocks, Plan, check_method, reading_of, task_of
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
@@ -85,7 +86,7 @@ _FISHER_SAMPLES = 64
 def prune(
     model: str | nn.Module,
     calibration: Source = "pydoc",
-    density: float = 0.5,
+    density: float | str = 0.5,
     *,
     pattern: str = "row",
     method: str = "icbs",
@@ -116,13 +117,13 @@ def prune(
     held_out: Samples | Iterable[Any] | None = None,
     loss_settings: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     prune_head: bool = False,
     tokenizer: Any = None,
     dtype: str = "auto",
     device: str = "cpu",
-    gram_devices: Sequence[str] = (),
+    gram_devices: str | Sequence[str] = (),
     trust_remote_code: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -230,7 +231,7 @@ def prune(
     Raises:
         InputError: an argument cannot be used; the message says why and what to do.
     """
-    given, began = dict(locals()), time.perf_counter()
+    given, began = plain_arguments(locals()), time.perf_counter()
     check_alone()
     checked = check_arguments(given)
     bars, target = Progress(progress), None if checked.output is None else made_output(checked.output)
@@ -255,7 +256,12 @@ def prune(
             before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
             run.allocate(loaded.model, data, reading, bars)
             if plan.task is not None:
-                run.prepare_loss(loaded.model, data, held_out)
+                judging = (
+                    None
+                    if held_out is None
+                    else drawn_from(held_out, loaded, given["sequence_length"], given["gram_samples"], plan.task.loss)
+                )
+                run.prepare_loss(loaded.model, data, judging)
             run.all_layers(loaded.model, data, bars)
             trace = run.descend_loss(bars, on_step) if plan.task is not None else None
             after = _perplexity(loaded.model, judges, bars)
@@ -312,6 +318,8 @@ def check_arguments(given: Mapping[str, Any]) -> Checked:
         raise InputError(f"guard is {given['guard']}; a number of windows or batches, or 0 for none, is needed.")
     check_method(given["method"], hessian, given["update"])
     task = task_of(hessian, given["loss"], given["calibration"])
+    if task is None:
+        _check_no_loss(given)
     if task is None and given["loss_settings"]:
         raise InputError(
             f"loss_settings are given but hessian is {hessian!r}, which takes no loss; give hessian='fisher'."
@@ -342,6 +350,16 @@ def check_arguments(given: Mapping[str, Any]) -> Checked:
     return Checked(plan, said, output)
 
 
+def _check_no_loss(given: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` if something is given that a run without the loss would ignore."""
+    for name, instead in (("held_out", "give guard=, a number of inputs to hold out,"), ("on_step", "leave it out")):
+        if given[name] is not None:
+            raise InputError(
+                f"{name} is given and hessian is {given['hessian']!r}, which takes no loss; {instead} or "
+                "hessian='fisher'."
+            )
+
+
 def lay_out(
     given: Mapping[str, Any], checked: Checked, loaded: LoadedModel
 ) -> tuple[Plan, list[Layer], Loss | None, Calibration]:
@@ -358,17 +376,18 @@ def lay_out(
     plan, calibration, loss = checked.plan, given["calibration"], given["loss"]
     layers = find_layers(loaded.model, given["include"], given["exclude"], given["prune_head"])
     loaded.shelf.check(layers)
-    if plan.task is not None:
-        task = plan.task.with_settings(given["loss_settings"] or {}, checked.blocks, given["seed"], layers)
-        plan = replace(plan, task=task)
     reading = reading_of(plan.task, loss)
     if plan.allocation == "fisher" and reading is None:
         reading = choose_loss(loss, calibration)
     data = read_calibration(
         calibration, loaded, given["samples"], given["sequence_length"], reading, given["loss_length"],
-        given["gram_samples"], given["guard"] if plan.updates or given["guard"] is not None else 0,
+        given["gram_samples"], given["guard"] if plan.updates or given["guard"] is not None else 0, loss is not None,
     )  # fmt: skip
-    return plan, layers, reading, data
+    if plan.task is not None and data.loss is not None:
+        task = replace(plan.task, loss=data.loss)
+        task = task.with_settings(given["loss_settings"] or {}, checked.blocks, given["seed"], layers)
+        plan = replace(plan, task=task)
+    return plan, layers, data.loss, data
 
 
 def densities_of(plan: Plan, layers: Sequence[Layer]) -> dict[str, float]:
@@ -490,10 +509,10 @@ def _loaded(
                 return load_on_disk(model, device, trust, scratch.path)
             check_fits(model, dtype, device)
             return load_model(model, dtype, device, trust)
-    if target is not None and (tokenizer is None or not hasattr(model, "save_pretrained")):
+    if target is not None and not hasattr(model, "save_pretrained"):
         raise InputError(
-            "output is given, which takes a transformers model and its tokenizer; pass both, or leave output "
-            "out and save the model and report.masks yourself."
+            "output is given, which takes a transformers model; leave output out and save the model and report.masks "
+            "yourself."
         )
     return module_as_given(model, tokenizer)
 

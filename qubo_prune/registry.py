@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -138,6 +139,8 @@ def make_solver(solver: str | Solver, **settings: Any) -> Solver:
             raise SettingError(f"{solver!r} is already made; pass settings {sorted(settings)} to its class.")
         check_instance(type(solver).__name__, solver)
         return solver
+    if not isinstance(solver, str):
+        raise _no_solver(solver)
     prefix, _, path = solver.partition(":")
     if ":" in path:
         made = _adapter(prefix).from_path(path, **checked_values(solver, {}, settings))
@@ -145,6 +148,18 @@ def make_solver(solver: str | Solver, **settings: Any) -> Solver:
         return made
     cls = solver_class(solver)
     return _made(solver, cls, checked_settings(solver, cls, settings))
+
+
+def _no_solver(given: object) -> InputError:
+    """Says of something that is neither a name nor a solver what to give instead."""
+    if isinstance(given, type):
+        return InputError(f"The solver is the class {given.__name__}; give its name, or an instance of it.")
+    if inspect.isroutine(given):
+        return InputError("The solver is a function; give it by name, as callable:module:function.")
+    return InputError(
+        f"The solver is of type {type(given).__name__}, which is no Solver; give a name such as 'greedy', or an "
+        "instance of qubo_prune.Solver."
+    )
 
 
 def _made(name: str, cls: type[Solver], settings: Mapping[str, Any]) -> Solver:

@@ -19,6 +19,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import nn
 
+from qubo_prune.arguments import plain_arguments
 from qubo_prune.block_counts import NONE
 from qubo_prune.calibration import Calibration
 from qubo_prune.disk_model import load_on_disk
@@ -250,7 +251,7 @@ def estimate_run(
     """
     bound = inspect.signature(prune).bind(model, calibration, density, **arguments)
     bound.apply_defaults()
-    given = bound.arguments
+    given = plain_arguments(bound.arguments)
     checked = check_arguments(given)
     check_free(given["run_folder"], given["resume"])
     bars = Progress(given["progress"])

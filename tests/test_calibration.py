@@ -60,10 +60,17 @@ def test_token_ids_go_one_by_one_and_other_inputs_in_batches() -> None:
     assert found.samples is None
 
 
+class Anything(nn.Module):
+    """Takes whatever it is given."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing comes out."""
+
+
 def test_batches_of_inputs_stay_as_they_are() -> None:
     given = [rows(2), (rows(2), rows(1)), [rows(2)], {"x": rows(2), "flag": True}]
     for source in (given, iter(given)):
-        found = read(source)
+        found = read(source, model=Anything())
         assert torch.equal(found.inputs[0], given[0])
         assert isinstance(found.inputs[1], tuple)
         assert torch.equal(found.inputs[1][1], rows(1))

@@ -27,7 +27,7 @@ from qubo_prune.loss_descent import LossDescent
 from qubo_prune.loss_trace import LossStep
 from qubo_prune.masks import Pattern
 from qubo_prune.objective import Classification, Objective
-from qubo_prune.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS, parse_seconds
+from qubo_prune.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 
 

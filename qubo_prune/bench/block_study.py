@@ -28,6 +28,7 @@ from rich.markup import escape
 from rich.text import Text
 from torch import Tensor, nn
 
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.descent import TracePoint
 from qubo_prune.dispatch import workers_for
@@ -37,7 +38,7 @@ from qubo_prune.layers import Layer, find_layers, within
 from qubo_prune.masks import Pattern
 from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.network import find_stack
-from qubo_prune.plan import Blocks, Plan, parse_seconds
+from qubo_prune.plan import Blocks, Plan
 from qubo_prune.plot import save_panels, trade_offs
 from qubo_prune.plot.series import Mark
 from qubo_prune.precision import pinned
@@ -335,8 +336,8 @@ def study_blocks(
     max_sweeps: int = 1,
     polish: bool = False,
     workers: int | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
     calibration: str = "pydoc",
     text: str = "pydoc",
     samples: int = 32,

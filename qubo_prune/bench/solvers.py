@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.text import Text
 from threadpoolctl import threadpool_limits
 
+from qubo_prune.arguments import as_limit
 from qubo_prune.bench.instances import Family
 from qubo_prune.dispatch import solve, solve_batch
 from qubo_prune.errors import InputError, QuboPruneError
@@ -260,7 +261,7 @@ def compare_solvers(
     families: Sequence[Family],
     entrants: Sequence[Entrant],
     seed: int = 0,
-    time_limit: float | None = None,
+    time_limit: float | str | None = None,
     progress: Progress | None = None,
 ) -> SolverBenchmark:
     """Every solver on every problem, interleaved, on one core.
@@ -273,7 +274,7 @@ def compare_solvers(
         progress: where to report to.
     """
     check_alone("compare the same solvers")
-    seed = checked_seed(seed)
+    seed, limit = checked_seed(seed), as_limit("time_limit", time_limit)
     bars = progress or Progress()
     solvers = {entrant.label: entrant.make() for entrant in entrants}
     records: list[Record] = []
@@ -294,13 +295,13 @@ def compare_solvers(
                 for label, solver in taking.items():
                     own = derive_seed(seed, instance)
                     try:
-                        records.append(_record(family, instance, problem, start, label, solver, own, time_limit))
+                        records.append(_record(family, instance, problem, start, label, solver, own, limit))
                     except QuboPruneError as error:
                         refused[family.name, label] = str(error)
                     advance(1, f"{family.name} {label}")
             for label, solver in taking.items():
                 if solver.capabilities.batched:
-                    batched[family.name, label] = _batch_seconds(solver, family, seed, time_limit)
+                    batched[family.name, label] = _batch_seconds(solver, family, seed, limit)
     return SolverBenchmark(tuple(records), tuple(solvers), refused, batched, machine(), str(date.today()))
 
 

@@ -1,0 +1,99 @@
+"""Arguments in the plain forms that people give them in: numbers and times as text, one pattern without a list."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from qubo_prune.errors import InputError
+
+#: Arguments of :func:`qubo_prune.prune` by what they are.
+_NUMBERS = ("density", "damping", "correction", "protect")
+_COUNTS = ("block_size", "max_sweeps", "samples", "sequence_length", "loss_length", "gram_samples", "guard")
+_NAMES = ("include", "exclude", "gram_devices")
+#: What else a list of several numbers may mean.
+_SEVERAL = {"density": " (for layers of their own densities give densities=, for several runs compare)"}
+
+
+def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a run with numbers, counts and tuples of names where they were given in other forms.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    read: dict[str, Any] = dict(given)
+    read |= {name: as_number(name, given[name]) for name in _NUMBERS if given[name] is not None}
+    read |= {name: as_count(name, given[name]) for name in _COUNTS if given[name] is not None}
+    read |= {name: as_names(name, given[name]) for name in _NAMES}
+    densities = given["densities"]
+    if densities is not None:
+        if not isinstance(densities, Mapping):
+            raise InputError(f"densities is of type {type(densities).__name__}; give a dict of pattern and kept share.")
+        read["densities"] = {key: as_number(f"densities[{key!r}]", value) for key, value in densities.items()}
+    return read
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number of any type, or text of one such as ``0.5`` or ``1/2``."""
+    single = value.item() if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()) else value
+    if not isinstance(single, bool):
+        try:
+            return float(Fraction(single.strip()) if isinstance(single, str) else single)
+        except (TypeError, ValueError, OverflowError, ZeroDivisionError, RuntimeError):
+            pass
+    kind, several = type(value).__name__, _SEVERAL.get(name, "")
+    raise InputError(f"{name} is {_shown(value)} of type {kind}; give one number, such as 0.5{several}.")
+
+
+def as_count(name: str, value: Any) -> int:
+    """A whole number of any type, or text of one."""
+    try:
+        found = as_number(name, value)
+    except InputError:
+        found = math.nan
+    if not math.isfinite(found) or found != int(found):
+        raise InputError(f"{name} is {_shown(value)} of type {type(value).__name__}; give a whole number, such as 32.")
+    return int(found)
+
+
+def as_names(name: str, value: Any) -> tuple[str, ...]:
+    """Names or patterns; one alone needs no list."""
+    if isinstance(value, str):
+        return (value,)
+    names = tuple(value) if isinstance(value, Iterable) else (value,)
+    wrong = [each for each in names if not isinstance(each, str)]
+    if wrong or not isinstance(value, Iterable):
+        raise InputError(f"{name} is {_shown(value)} of type {type(value).__name__}; give one text, or a list of them.")
+    return names
+
+
+def parse_seconds(value: float | str | None) -> float | None:
+    """Seconds from a number or from text such as ``90``, ``500ms``, ``90s``, ``5m``, ``1.5h``."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(ms|[smh]?)\s*", str(value))
+    try:
+        seconds = float(match[1]) * {"": 1, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise InputError(f"The time {value!r} is not understood; give a positive number such as 90s, 5m or 1h.")
+    return seconds
+
+
+def as_limit(name: str, value: Any) -> float | None:
+    """A time limit in seconds, from a number or text as :func:`parse_seconds` reads it."""
+    if value is None or isinstance(value, str):
+        return parse_seconds(value)
+    seconds = as_number(name, value)
+    if not seconds > 0:
+        raise InputError(f"{name} is {value}; pass a positive number of seconds or None.")
+    return seconds
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."
