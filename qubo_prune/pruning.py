@@ -141,11 +141,21 @@ def prune(
     Args:
         model: any ``nn.Module`` with such layers, or a name that :func:`qubo_prune.models.load_model`
             takes (then ``output`` is where the result goes).
-        calibration: for language models, a text source (see :func:`qubo_prune.text.read_text`) or
-            token ids ``(windows, length)``; for any model, an iterable of its inputs: a tensor, a
-            tuple of positional or a dict of named arguments each. With ``hessian="fisher"``, batches
-            with labels (or what ``loss`` takes), or :class:`~qubo_prune.data.Samples`.
-        density: kept share of each budget, above 0 and at most 1.
+        calibration: what the layers' inputs come from:
+
+            ==================================== ============================================================
+            a text source                        windows of tokens, see :func:`qubo_prune.text.read_text`
+            a tensor or array                    token ids ``(windows, length)``, or inputs of any model
+            texts, or lists of ids               one after another, of any length; texts need ``tokenizer``
+            a dict, a ``BatchEncoding``          one batch of named inputs
+            batches (a list, a data loader)      tensors, tuples of positional or dicts of named inputs
+            a data set                           rows of ``datasets`` or PyTorch, by the model's arguments
+            :class:`~qubo_prune.data.Samples`    drawn one by one
+            ==================================== ============================================================
+
+            Labels among them are left out; ``hessian="fisher"`` needs them (or what ``loss`` takes). Padding that a
+            mask marks counts nowhere: padded samples go one by one, by their real positions.
+        density: kept share of each budget, above 0 and at most 1; a number or text of one.
         pattern: ``row``, ``layer`` or ``n:m``: where the budget is balanced.
         method: ``icbs`` (warm start, then blocks), a score alone (``magnitude``, ``wanda``), or a published
             method of :mod:`qubo_prune.peers`.
@@ -190,9 +200,9 @@ def prune(
         seed: every random choice follows from it.
         samples: calibration windows cut from a text source.
         sequence_length: tokens per window.
-        loss: ``next-token``, ``classification``, or a function ``(model, batch) -> losses`` of one value per
-            sample; by default the first for texts and token ids, else the second. With ``gram`` it
-            only tells the labels in a batch from the inputs.
+        loss: ``next-token``, ``classification`` (of samples or of their positions), ``multi-label``, ``regression``, or
+            a function ``(model, batch) -> losses`` of one value per sample; by default the one that fits the model and
+            its labels. Labels of -100 do not count. With ``gram`` it only tells the labels in a batch from the inputs.
         loss_length: tokens of a window that the loss is taken over, if the calibration is a text.
         gram_samples: of :class:`~qubo_prune.data.Samples`, or of batches with a loss, how many the layers'
             inputs are taken from, at most.
@@ -204,7 +214,7 @@ def prune(
         loss_settings: with ``fisher``, fields of :class:`~qubo_prune.loss_descent.LossDescent`; ``preset``
             chooses where the others start from: ``measured`` or ``paper``.
         on_step: with ``fisher``, called after each step with its record; its time does not count.
-        include: shell-style patterns of layer names to prune; all if empty.
+        include: shell-style pattern or patterns of layer names to prune; all if empty.
         exclude: patterns of layers to leave dense.
         prune_head: prune the output head too (embeddings tied to it become sparse with it).
         tokenizer: needed if ``model`` is a module and ``calibration`` a text source.

@@ -268,13 +268,14 @@ def test_the_form_of_a_mask_does_not_change_a_run(form: str) -> None:
     same(prune(tiny.llama(), as_dicts(ids, FORMS[form](mask)), 0.5, method="wanda"), one, 1e-5)
 
 
-def test_an_encoder_and_a_decoder_are_padded_apart() -> None:
+@pytest.mark.parametrize("make", [tiny.bart, tiny.t5], ids=lambda make: make.__name__)
+def test_an_encoder_and_a_decoder_are_padded_apart(make: Callable[[], nn.Module]) -> None:
     ids, mask = padded()
     targets = [text[:, : 3 + row % 2] for row, text in enumerate(texts(8))]
     labels = torch.cat([nn.functional.pad(each, (0, 5 - each.shape[1]), value=-100) for each in targets])
     whole = [{"input_ids": ids, "attention_mask": mask, "labels": labels}]
     alone = [{"input_ids": text, "labels": each} for text, each in zip(texts(), targets, strict=True)]
-    same(prune(tiny.bart(), whole, 0.5), prune(tiny.bart(), alone, 0.5))
+    same(prune(make(), whole, 0.5), prune(make(), alone, 0.5))
 
 
 # -- losses and gradients of samples

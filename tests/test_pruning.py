@@ -20,6 +20,7 @@ from torch import nn
 import qubo_prune.plan as plan
 import qubo_prune.pruning as pruning
 from qubo_prune import InputError, KeepMasks, prune
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.data import TensorSamples
 from qubo_prune.gradients import moments
 from qubo_prune.layers import find_layers
