@@ -21,7 +21,7 @@ from qubo_prune.choices import ALLOCATIONS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_names import no_match
-from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.masks import Pattern, keep_highest, kth_lowest
 from qubo_prune.precision import pinned
 from qubo_prune.scores import score
 
@@ -274,7 +274,7 @@ def _threshold(values: Mapping[str, Tensor], count: int) -> tuple[dict[str, int]
         return dict.fromkeys(values, 0), dict.fromkeys(values, 0)
     device = next(iter(values.values())).device
     together = torch.cat([part.to(device) for part in values.values()])
-    last = together.kthvalue(len(together) - count + 1).values
+    last = kth_lowest(together[None], len(together) - count + 1)[0, 0]
     above = {name: int((part > last.to(part.device)).sum()) for name, part in values.items()}
     return above, {name: int((part == last.to(part.device)).sum()) for name, part in values.items()}
 

@@ -220,10 +220,13 @@ def block_gradients(
         drawn: source of the labels for the curvature; ``None`` for the empirical Fisher matrix.
     """
     widths = [sum(map(len, parts)) for parts in blocks]
-    device = blocks[0][0].layer.parameter.device
+    places = [parts[0].layer.parameter.device for parts in blocks]
     kinds = 1 if drawn is None else 2
     # zeros: nothing comes back from a layer that the loss does not depend on
-    found = [[torch.zeros(len(indices), n, device=device) for n in widths] for _ in range(kinds)]
+    found = [
+        [torch.zeros(len(indices), n, device=device) for n, device in zip(widths, places, strict=True)]
+        for _ in range(kinds)
+    ]
     wanted: dict[str, list[tuple[int, slice, Entries]]] = {}
     for number, parts in enumerate(blocks):
         at = 0
@@ -236,7 +239,8 @@ def block_gradients(
     def fill(kind: int) -> Consume:
         def consume(layer: Layer, rows: Tensor, inputs: Tensor, outputs: Tensor) -> None:
             for number, place, entries in wanted[layer.name]:
-                found[kind][number][rows, place] = entries.gradients(inputs, outputs)
+                into = found[kind][number]
+                into[rows.to(into.device), place] = entries.gradients(inputs, outputs).to(into.device)
 
         return consume
 

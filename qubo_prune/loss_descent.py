@@ -274,6 +274,18 @@ def descend_loss(
     return run.trace()
 
 
+def check_devices(layers: Sequence[Layer], settings: LossDescent) -> None:
+    """Raise :class:`InputError` if blocks would hold weights of several devices."""
+    first = layers[0]
+    other = next((layer for layer in layers if layer.parameter.device != first.parameter.device), None)
+    if settings.budget == "global" and other is not None:
+        raise InputError(
+            f"The budget is global, so blocks hold weights of all layers, and layer {first.name!r} is on "
+            f"{first.parameter.device} while {other.name!r} is on {other.parameter.device}; give budget 'layer', or "
+            "put the model on one device."
+        )
+
+
 @dataclass(eq=False)
 class _Weights:
     """Masked weights of one layer."""
@@ -322,7 +334,8 @@ class _Move:
 
     def pairs(self, response: Float[Tensor, " B"]) -> Pairs:
         """Its swaps, each with its part in the energy of a step that does ``response``; places in the block."""
-        slope = self.gradient + self.stiffness * self.delta / 2 + self.factor.T @ response / (2 * len(response))
+        pull = self.factor.T @ response.to(self.factor.device) / (2 * len(response))
+        slope = self.gradient + self.stiffness * self.delta / 2 + pull
         cost, labels, changed = self.delta * slope, self.block.labels, self.x != self.block.x
 
         def ordered(side: Tensor) -> Tensor:
@@ -347,11 +360,11 @@ def _best_swaps(moves: Sequence[_Move], most: int) -> list[_Move]:
         return list(moves)
     _, response = _energy(moves)
     pairs = [move.pairs(response) for move in moves]
-    last = torch.cat([part.cost for part in pairs]).argsort()[most:]
+    last = torch.cat([part.cost.to(response.device) for part in pairs]).argsort()[most:]
     dropped = torch.zeros(sum(map(len, pairs)), dtype=torch.bool, device=last.device)
     dropped[last] = True
     parts = zip(moves, pairs, torch.split(dropped, [len(part) for part in pairs]), strict=True)
-    return [move.only(part.take(~without)) for move, part, without in parts]
+    return [move.only(part.take(~without.to(part.cost.device))) for move, part, without in parts]
 
 
 class _Descent:
@@ -367,6 +380,7 @@ class _Descent:
                 f"The budget is global and the pattern {pattern.name}; weights can only move between layers with the "
                 "pattern 'layer'."
             )
+        check_devices(layers, settings)
         self._objective, self._train, self._held_out = objective, train, held_out
         self._settings, self._pattern, self._deadline = settings, pattern, deadline
         self._solver = make_solver(settings.solver, **settings.solver_settings)
@@ -628,7 +642,7 @@ class _Descent:
             value = torch.cat([part.of(self._weights[part.layer.name].value) for part in block.parts]).double()
             stiffness = self._stiffness(block, found)
             uncertainty = (given.var(0, unbiased=False) / len(given)).sqrt()
-            model = settings.gradient_scale * gradient + factor.T @ response / len(response)
+            model = settings.gradient_scale * gradient + factor.T @ response.to(factor.device) / len(response)
             problem = emit_factor(
                 factor, model, value * ~block.x, value, _counts(block), block.labels.cpu().numpy(),
                 settings.ridge + stiffness / 2,
@@ -646,7 +660,7 @@ class _Descent:
                 self._notes = Counter(by_kind(self._notes, {note: 1}))
             x = torch.as_tensor(result.assignment).to(block.x.device)
             move = _Move(block, x, value, gradient, factor, stiffness)
-            response += move.response
+            response += move.response.to(response.device)  # layers may be on several devices
             moves.append(move)
             self._tabu[block.pool.name].add(block.places)
         return moves, spent
@@ -770,10 +784,12 @@ def _frozen(weights: _Weights, moment: Moments, settings: LossDescent) -> Tensor
 
 
 def _counts(block: Block) -> list[int]:
-    return torch.bincount(block.labels, weights=block.x.double()).long().tolist()
+    found = np.bincount(block.labels.cpu().numpy(), weights=block.x.cpu().numpy())
+    return [int(count) for count in found]
 
 
 def _energy(moves: Sequence[_Move]) -> tuple[float, Tensor]:
     """Energy of all moves together, with ``1/2B ||sum G delta||^2``; and ``sum G delta``."""
-    response = torch.stack([move.response for move in moves]).sum(0)
+    device = moves[0].response.device
+    response = torch.stack([move.response.to(device) for move in moves]).sum(0)
     return sum(move.own_energy for move in moves) + float(response @ response) / (2 * len(response)), response

@@ -107,11 +107,21 @@ def keep_highest(scores: Float[Tensor, "r d_in"], pattern: Pattern, density: flo
     num_pruned = grouped.shape[1] - per_group
     if num_pruned == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    last = grouped.kthvalue(num_pruned, dim=1, keepdim=True).values
+    last = kth_lowest(grouped, num_pruned)
     below, equal = grouped < last, grouped == last
     short = num_pruned - below.sum(1, keepdim=True)
     keep = ~(below | (equal & (equal.cumsum(1) <= short)))
     return keep.reshape(shape)
+
+
+def kth_lowest(values: Float[Tensor, "r d"], k: int) -> Float[Tensor, "r 1"]:
+    """The k-th lowest value of each row, counted from 1.
+
+    On an accelerator by ``topk``: its ``kthvalue`` has one thread block a row, and no deterministic version on CUDA.
+    """
+    if values.device.type == "cpu":
+        return values.kthvalue(k, dim=1, keepdim=True).values
+    return values.topk(k, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)
 
 
 def keep_highest_together(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:

@@ -851,7 +851,7 @@ def with_residuals(block: nn.Module, stages: list[Stage], call: Call, hidden: Te
         if tensor is None or not tensor.is_floating_point():
             return
         for stage, source, total in sums:
-            if found[stage].added_to is None and total.shape == tensor.shape and torch.equal(total, tensor):
+            if found[stage].added_to is None and _addable(total, tensor) and torch.equal(total, tensor):
                 found[stage] = replace(stage, added_to=source)
         if not any(tensor is other for _, other in seen):
             seen.append((module, tensor))
@@ -862,7 +862,7 @@ def with_residuals(block: nn.Module, stages: list[Stage], call: Call, hidden: Te
     def behind(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         tensor = _first_tensor(output)
         if module in alone and tensor is not None:
-            like = [(source, other) for source, other in seen if other.shape == tensor.shape]
+            like = [(source, other) for source, other in seen if _addable(other, tensor)]
             sums.extend((alone[module], source, other + tensor) for source, other in like[-_RESIDUALS:])
         if module is block:
             look(block, tensor)
@@ -875,6 +875,11 @@ def with_residuals(block: nn.Module, stages: list[Stage], call: Call, hidden: Te
         for handle in handles:
             handle.remove()
     return [found[stage] for stage in stages]
+
+
+def _addable(one: Tensor, other: Tensor) -> bool:
+    """Whether they have one shape and are on one device."""
+    return one.shape == other.shape and one.device == other.device
 
 
 def _first_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -42,7 +42,7 @@ from qubo_prune.events import event, logged_to
 from qubo_prune.gradients import moments
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, Removed, check_finite, find_layers
-from qubo_prune.loss_descent import LossDescent, OnStep, descend_loss
+from qubo_prune.loss_descent import LossDescent, OnStep, check_devices, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
 from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate, resident_memory
@@ -581,6 +581,7 @@ class _Run:
         assert self._plan.task is not None
         assert data.samples is not None
         task, seed = self._plan.task, derive_seed(self._plan.seed, len(self._layers))
+        check_devices(self._layers, task.settings)
         self._samples = judged_by(data.samples, held_out, task.settings.held_out, seed)
         self._objective = Objective(model, task.loss, task.settings.micro_batch)
         count = min(task.settings.samples, len(self._samples[0]))
