@@ -35,11 +35,12 @@ class Moments:
     """Mean and mean square of a layer's per-sample gradients, float32, ``(d_out, d_in)``.
 
     Attributes:
-        mean: ``1/B sum_b G_b``, the gradient of the mean loss.
+        mean: ``1/B sum_b G_b``, the gradient of the mean loss; zero where none came back.
         square: ``1/B sum_b G_b^2``, the diagonal of the empirical Fisher matrix.
         samples: B.
         read: mean square of each input over samples and positions, ``(groups, d_in)``.
         returned: mean over samples of ``sum_t o_t^2`` for each output, ``(d_out,)``.
+        positions: from how many positions of all samples a gradient came back to the layer.
     """
 
     mean: Float[Tensor, "d_out d_in"]
@@ -47,6 +48,12 @@ class Moments:
     samples: int
     read: Float[Tensor, "groups d_in"]
     returned: Float[Tensor, " d_out"]
+    positions: int = 0
+
+    @property
+    def reached(self) -> bool:
+        """True if a gradient came back that is not zero throughout; else nothing is known of the layer."""
+        return self.positions > 0 and any(bool(part.any()) for part in (self.mean, self.square, self.returned))
 
     @property
     def uncertainty(self) -> Float[Tensor, "d_out d_in"]:
@@ -139,7 +146,7 @@ class _Sums:
         # no pass reached the layer: its gradient is zero
         variance = (self.second - samples * mean**2) / max(1, self.groups)
         read, returned = self.read / max(1, self.positions), self.returned / max(1, samples)
-        return Moments(mean, variance.clamp_(min=0) + mean**2, samples, read, returned)
+        return Moments(mean, variance.clamp_(min=0) + mean**2, samples, read, returned, self.positions)
 
 
 def whole(
@@ -274,6 +281,32 @@ def told_apart(objective: Objective, samples: Samples, layers: Sequence[Layer], 
     return bool(((together - alone).abs().amax() / scale) < 0.01)
 
 
+def without_gradient(
+    objective: Objective, samples: Samples, indices: Int[Tensor, " B"], layers: Sequence[Layer]
+) -> list[str]:
+    """The names of the layers to which no gradient of a batch comes back, or zeros only.
+
+    That is so where a weight is used without its module being called, where a part of the model runs without recording
+    gradients, and where no sample comes. The pass ends when all layers have been reached.
+
+    Args:
+        objective: model and loss.
+        samples: where the batch comes from.
+        indices: the batch.
+        layers: which layers.
+    """
+    seen = _Reached(layers[0].parameter.device)
+    with _watching(objective.model, layers, seen), torch.enable_grad():
+        for part in objective.parts(samples, indices):
+            losses = objective.losses_of(part.batch, indices[part.rows])[1]
+            if losses.requires_grad:
+                with caller_defaults():
+                    torch.autograd.backward(losses.sum())
+            if len(seen.names) == len(layers):
+                break
+    return [layer.name for layer in layers if layer.name not in seen.names]
+
+
 def _chunks(inputs: Tensor, outputs: Tensor, per_sample: int) -> Iterator[tuple[Tensor, Tensor]]:
     step = max(1, _ROOM // max(1, per_sample))
     return zip(torch.split(inputs, step), torch.split(outputs, step), strict=True)
@@ -291,6 +324,27 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         ctx.receive(grads[0])
         return grads[0], None, None
+
+
+class _Reached:
+    """Taps that note to which layers a gradient comes back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
+        self.names: set[str] = set()
+
+    def hook(self, layer: Layer) -> Callable[..., Tensor]:
+        """A forward hook for the layer's module."""
+
+        def receive(grad: Tensor) -> None:
+            if layer.name not in self.names and bool(grad.any()):
+                self.names.add(layer.name)
+
+        def forward(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            apply: Any = _Tap.apply  # untyped in torch
+            return apply(output, self._anchor, receive)  # type: ignore[no-any-return]
+
+        return forward
 
 
 @dataclass
@@ -408,7 +462,7 @@ def _backward(
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: Sequence[Layer], watch: _Watch) -> Iterator[None]:
+def _watching(model: nn.Module, layers: Sequence[Layer], watch: _Watch | _Reached) -> Iterator[None]:
     """Taps in place, evaluation mode, and no gradients of parameters while it lasts."""
     needing = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [

@@ -670,12 +670,14 @@ def _visit_block(
     stages = _timed(run.seconds, run.devices, lambda: _all_stages(block, layers, calls, states))
     if run.dense is not None:
         stages = _timed(run.seconds, run.devices, lambda: with_residuals(block, stages, calls[0], states.now[0]))
+    last = max((number for number, stage in enumerate(stages) if stage.calls), default=-1)
     reads = _Reads(block, stages, until)
     for number, stage in enumerate(stages):
-        needed = any(run.needs_gram(layer) for layer in stage.layers)
+        # what no batch calls has no Gram
+        needed = stage.calls > 0 and any(run.needs_gram(layer) for layer in stage.layers)
         leader = stage.layers[0]
         none = Gram.of_nothing(leader.shape[1], leader.parameter.device)
-        watch = reads if number == len(stages) - 1 else None  # this one's passes see all that runs
+        watch = reads if number == last else None  # this one's passes see all that runs
         gram = _accumulate(block, stage, inside, calls, states, run, watch) if needed else none
         for layer in stage.layers:
             run.visit(layer, gram)
@@ -821,8 +823,9 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
             handle.remove()
     groups: dict[Any, list[int]] = {}
     for number, inputs in reads.items():
-        same = inputs[0][0]
-        groups.setdefault(same if len(inputs) == 1 else number, []).append(number)
+        # empty ones, as experts without tokens read, are all at one place
+        alone = len(inputs) > 1 or not inputs[0][1].numel()
+        groups.setdefault(number if alone else inputs[0][0], []).append(number)
     stages = [Stage(tuple(layers[n] for n in members), len(reads[members[0]])) for members in groups.values()]
     return stages + [Stage((layer,), 0) for number, layer in enumerate(layers) if number not in reads]
 

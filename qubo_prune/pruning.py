@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from qubo_prune.certificate import BlockOptima, block_optima, least_error
 from qubo_prune.choices import WEIGHTS
 from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
 from qubo_prune.correction import corrected
-from qubo_prune.coverage import Coverage
+from qubo_prune.coverage import Coverage, LeftDense
 from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
 from qubo_prune.devices import now, told_if_full
@@ -39,8 +39,9 @@ from qubo_prune.disk_model import load_on_disk
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.events import event, logged_to
-from qubo_prune.gradients import moments
+from qubo_prune.gradients import Moments, moments, without_gradient
 from qubo_prune.hessian import Gram
+from qubo_prune.layer_names import kinds
 from qubo_prune.layers import Layer, Removed, check_finite, find_layers
 from qubo_prune.loss_descent import LossDescent, OnStep, check_devices, descend_loss
 from qubo_prune.loss_trace import LossTrace
@@ -64,6 +65,7 @@ from qubo_prune.plan import Blocks, Plan, check_method, reading_of, task_of
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
+from qubo_prune.reach import NO_CALL, NO_GRADIENT, NO_INPUT, Uses, uses_of
 from qubo_prune.records import Decided, Records, Start, settings_of
 from qubo_prune.report import LayerReport, Report, versions
 from qubo_prune.run_folder import EVENTS, RunFolder, check_free, opened
@@ -259,11 +261,12 @@ def prune(
         )
         coverage = Coverage.of(loaded.model, layers, include, exclude)
         records = Records(folder, layers)
-        run = _Run(plan, layers, began, records, loaded.shelf)
+        run = _Run(plan, layers, began, records, loaded.shelf, include)
         _tell_memory(foreseen, bars)
         judges = data.held_out if isinstance(calibration, str) else []
         with run.undone_on_failure():
             before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
+            run.look(loaded.model, data)
             run.allocate(loaded.model, data, reading, bars)
             if plan.task is not None:
                 judging = (
@@ -279,7 +282,7 @@ def prune(
             seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
             report = Report(
                 tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, run.masks, trace, judged,
-                None if foreseen is None else foreseen.total, coverage=coverage,
+                None if foreseen is None else foreseen.total, tuple(run.left_dense), coverage,
             )  # fmt: skip
             if target is not None:
                 save_pruned(loaded, target, report)
@@ -406,6 +409,12 @@ def densities_of(plan: Plan, layers: Sequence[Layer]) -> dict[str, float]:
     for layer in layers:
         plan.pattern.check(found[layer.name], layer.name, layer.shape[1])
     return found
+
+
+def named_in_full(plan: Plan, layers: Sequence[Layer], include: Sequence[str]) -> set[str]:
+    """The layers that were asked for by their names, so that they are pruned even if nothing is known of them."""
+    names, masks = set(include), () if isinstance(plan.warm_start, str) else plan.warm_start
+    return {layer.name for layer in layers if layer.name in names or layer.parameter_name in masks}
 
 
 @pinned()
@@ -542,8 +551,16 @@ def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mappin
 class _Run:
     """One pass over the layers: what was decided, how to take it back, where the time went."""
 
-    def __init__(self, plan: Plan, layers: Sequence[Layer], began: float, records: Records, shelf: Shelf) -> None:
+    def __init__(
+        self, plan: Plan, layers: Sequence[Layer], began: float, records: Records, shelf: Shelf,
+        include: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._plan, self._layers, self._records, self._shelf = plan, layers, records, shelf
+        self._named = named_in_full(plan, layers, include)
+        self._uses = Uses()
+        self._without_gradient: Collection[str] = ()
+        self._uniform: Collection[str] = ()
+        self.left_dense: list[LeftDense] = []
         self._began = began - records.elapsed
         self._removed: list[Removed] = []
         self.reports: list[LayerReport] = []
@@ -589,15 +606,24 @@ class _Run:
         self._objective.measure(self._samples[0], batch[: task.settings.micro_batch])
         if self._plan.warm_start == "gradient":
             self._gradient_masks = self._records.tensors_once("gradient-masks", lambda: self._by_gradient(batch))
+            self._without_gradient = {layer.name for layer in self._layers} - self._gradient_masks.keys()
+        else:
+            self._without_gradient = self._records.once(
+                "without-gradient",
+                lambda: without_gradient(self._objective, self._samples[0], batch, self._layers),
+            )
+        if len(self._without_gradient) == len(self._layers):
+            raise nothing_reached(self._layers, NO_GRADIENT, "hessian 'gram', or another loss")
 
     def _by_gradient(self, batch: Tensor) -> dict[str, Tensor]:
-        """Masks of the highest ``|w g|``."""
+        """Masks of the highest ``|w g|``, of layers to which a gradient came back."""
         found, plan = moments(self._objective, self._samples[0], batch, self._layers), self._plan
         return {
             layer.name: keep_highest(
-                (layer.matrix() * found[layer.name].mean).abs(), plan.pattern, self._densities[layer.name]
+                _slopes(layer.matrix(), found[layer.name]), plan.pattern, self._densities[layer.name]
             )
             for layer in self._layers
+            if found[layer.name].reached
         }
 
     def descend_loss(self, bars: Progress, on_step: OnStep | None) -> LossTrace:
@@ -606,44 +632,68 @@ class _Run:
         assert plan.task is not None
         for removed in self._removed:
             self._dense[removed.layer.name] = removed.dense()
-        keep = {layer.name: layer.as_matrix(self.masks[layer.parameter_name]) for layer in self._layers}
+        layers = [
+            layer
+            for layer in self._layers
+            if layer.parameter_name in self.masks and layer.name not in self._without_gradient
+        ]
+        if not layers:
+            raise nothing_reached(self._layers, "not reached by both inputs and gradients", "more samples")
+        keep = {layer.name: layer.as_matrix(self.masks[layer.parameter_name]) for layer in layers}
         keeper = self._records.loss_keeper()
         past = float(keeper.past.info["seconds"]) if keeper and keeper.past else 0.0
         self._began -= past
         left = None if plan.max_time is None else max(0.0, plan.max_time - self.elapsed)
         trace = descend_loss(
-            self._objective, self._layers, keep, *self._samples, plan.task.settings, plan.pattern, values=self._dense,
-            deadline=Deadline(left), progress=bars, on_step=on_step, keeper=keeper,
+            self._objective, layers, keep, *self._samples, plan.task.settings, plan.pattern,
+            values={layer.name: self._dense[layer.name] for layer in layers}, deadline=Deadline(left), progress=bars,
+            on_step=on_step, keeper=keeper,
         )  # fmt: skip
         for number, report in enumerate(self.reports):
+            if report.name not in keep:
+                note = {"No gradient of the loss reached this layer, so it has the mask of its warm start.": 1}
+                self.reports[number] = replace(report, notes={**report.notes, **note})
+                continue
             mask, before = trace.keep[report.name], keep[report.name]
             kept, changed = int(mask.sum()), int((mask.cpu() != before.cpu()).sum())
             self.reports[number] = replace(report, kept=kept, density=kept / mask.numel(), swapped=changed)
-        for layer in self._layers:
+        for layer in layers:
             self.masks[layer.parameter_name] = layer.stored(trace.keep[layer.name]).cpu()
         self.seconds.loss = past + time.perf_counter() - began
         return trace
 
+    def look(self, model: nn.Module, data: Calibration) -> None:
+        """See in one forward pass which layers' weights are used, and how."""
+        if self._shelf.in_memory:
+            found = self._records.once("uses", lambda: uses_of(model, self._layers, data.inputs[:1]).to_dict())
+            self._uses = Uses.from_dict(found)
+
     def allocate(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
         """Give the layers densities of their own, if that is asked for; the whole keeps the plan's."""
         if self._plan.allocation != "uniform":
-            self._densities = self._records.once("densities", lambda: self._allocated(model, data, loss, bars))
+            found = self._records.once("budgets", lambda: self._allocated(model, data, loss, bars))
+            self._uniform = self._densities.keys() - found.keys()
+            self._densities |= found
 
     def _allocated(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> dict[str, float]:
+        """Densities of the layers of which something is known; the others take no part in the budget."""
         plan = self._plan
-        shapes = {layer.name: layer.shape for layer in self._layers}
         with bars.task(f"budgets of the layers ({plan.allocation})", None):
             if plan.allocation == "owl":
                 outliers: dict[str, float] = {}
 
                 def visit(layer: Layer, gram: Gram) -> None:
-                    outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
+                    if gram.tokens:
+                        outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
 
                 stream(
                     model, self._layers, data.inputs, visit, self.seconds, shelf=self._shelf,
                     gram_devices=plan.gram_devices,
                 )  # fmt: skip
-                shares = owl(outliers, plan.density, sizes={name: math.prod(shape) for name, shape in shapes.items()})
+                if not outliers:
+                    raise nothing_reached(self._layers, NO_INPUT, "inputs that go through them")
+                sizes = {layer.name: layer.parameter.numel() for layer in self._layers if layer.name in outliers}
+                shares = owl(outliers, plan.density, sizes=sizes)
             else:
                 assert loss is not None
                 assert data.samples is not None
@@ -651,13 +701,15 @@ class _Run:
                 seed = derive_seed(plan.seed, len(self._layers))
                 order = torch.randperm(len(data.samples), generator=torch.Generator().manual_seed(seed))
                 found = moments(objective, data.samples, order[:_FISHER_SAMPLES], self._layers)
-                shares = by_loss_change(
-                    {
-                        layer.name: predicted_rise(layer.matrix(), found[layer.name].mean, found[layer.name].square)
-                        for layer in self._layers
-                    },
-                    plan.density,
-                )
+                rises = {
+                    layer.name: predicted_rise(layer.matrix(), found[layer.name].mean, found[layer.name].square)
+                    for layer in self._layers
+                    if found[layer.name].reached
+                }
+                if not rises:
+                    raise nothing_reached(self._layers, NO_GRADIENT, "the allocation 'owl' or 'uniform'")
+                shares = by_loss_change(rises, plan.density)
+        shapes = {layer.name: layer.shape for layer in self._layers if layer.name in shares}
         kept = counts_of(shares, shapes, plan.density, plan.pattern)
         return {name: count / math.prod(shapes[name]) for name, count in kept.items()}
 
@@ -667,7 +719,11 @@ class _Run:
 
             def visit(layer: Layer, gram: Gram) -> None:
                 if self._records.lacks(layer):
-                    self.one_layer(layer, gram)
+                    reason = self._why_left_dense(layer, gram)
+                    if reason is None:
+                        self.one_layer(layer, gram)
+                    else:
+                        self._leave(layer, reason)
                 else:
                     self._take(layer)
                 advance(layer.parameter.numel(), layer.name)
@@ -681,6 +737,30 @@ class _Run:
             else:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
+        if not self.reports:
+            raise nothing_reached(self._layers, self.left_dense[0].reason, "inputs that go through them")
+
+    def _why_left_dense(self, layer: Layer, gram: Gram) -> str | None:
+        """Why a layer stays as it is: nothing was seen of it, and it was not asked for by its full name."""
+        if layer.name in self._named:
+            return None
+        if self._plan.needs_inputs:
+            return None if gram.tokens else self._uses.why_not_reached(layer.name)
+        if layer.name not in self._without_gradient:
+            return None
+        why = self._uses.why_not_reached(layer.name)
+        return why if why == NO_CALL else NO_GRADIENT
+
+    def _leave(self, layer: Layer, reason: str) -> None:
+        """Leave a layer dense."""
+        left = LeftDense(layer.name, layer.parameter.numel(), reason)
+        self.left_dense.append(left)
+        self._left -= left.weights
+        self._records.put_left_dense(layer, reason)
+        event(
+            _log, "left-dense", f"{layer.name} stays dense: {reason}.", layer=layer.name, layers=len(self._layers),
+            weights=left.weights, weights_left=self._left, reason=reason, elapsed=self.elapsed,
+        )  # fmt: skip
 
     def one_layer(self, layer: Layer, gram: Gram) -> None:
         """Prune one layer.
@@ -721,10 +801,7 @@ class _Run:
         self._put(layer, keep, final)
         kept = int(keep.sum())
         notes = dict(raised + Counter(start.notes) + Counter(result.kept_start) + Counter(notes))
-        if not plan.needs_inputs:
-            notes["The output error of this layer was not measured; its warm start needs no inputs."] = 1
-        elif gram.tokens == 0 and plan.warm_start in ("wanda", "greedy"):
-            notes["No calibration token reached this layer; its weights were ranked by magnitude."] = 1
+        notes |= self._notes_on_reach(layer, gram)
         report = LayerReport(
             layer.name, layer.shape, kept, kept / weight.numel(), before, after, power, result.steps, result.accepted,
             result.solver_gain, result.polish_gain, seconds, plan.solver_name, gram.tokens, int(gram.dead.sum()),
@@ -738,8 +815,32 @@ class _Run:
         self._records.forget_journal(layer)
         self._tell(report)
 
+    def _notes_on_reach(self, layer: Layer, gram: Gram) -> dict[str, int]:
+        """What was not seen of a layer that is pruned all the same."""
+        plan, said = self._plan, list[str]()
+        if not plan.needs_inputs:
+            said.append("The output error of this layer was not measured; its warm start needs no inputs.")
+            if plan.warm_start == "gradient" and layer.name in self._without_gradient:
+                said.append("No gradient of the loss reached this layer; its weights were ranked by magnitude.")
+        elif not gram.tokens:
+            ranked = (
+                "its weights were ranked by magnitude" if isinstance(plan.warm_start, str) else "its mask was given"
+            )
+            said.append(f"No calibration token reached this layer; {ranked}.")
+        if layer.name in self._uniform:
+            of = "No gradient of the loss" if plan.allocation == "fisher" else "No calibration token"
+            said.append(f"{of} reached this layer when budgets were given out, so it has the density of the run.")
+        if layer.name in self._uses.called & self._uses.beside:
+            said.append("Its weight is also used without a call of its module, which its error leaves out.")
+        return dict.fromkeys(said, 1)
+
     def _take(self, layer: Layer) -> None:
         """Put in place what an earlier call decided."""
+        reason = self._records.reason_left_dense(layer)
+        if reason is not None:
+            self.left_dense.append(LeftDense(layer.name, layer.parameter.numel(), reason))
+            self._left -= layer.parameter.numel()
+            return
         decided = self._records.take(layer)
         self._put(layer, decided.keep.to(layer.parameter.device), decided.weight)
         self._starts[layer.name] = decided.start
@@ -753,7 +854,7 @@ class _Run:
             f"moved-{self._records.number(layers[0])}", lambda: [layer.name for layer in moved()]
         )
         for layer in layers:
-            if layer.name in names:
+            if layer.name in names and layer.name in self._starts:  # else it was left dense
                 self._measure_again(layer, gram(layer))
         self._starts.clear()
 
@@ -819,10 +920,14 @@ class _Run:
             elapsed=self.elapsed,
         )  # fmt: skip
 
+    def _is_blind(self, gram: Gram) -> bool:
+        """True of a layer that was asked for by its full name and has no inputs to go by."""
+        return self._plan.needs_inputs and not gram.tokens
+
     def _descended(self, layer: Layer, target: Tensor, gram: Gram, keep: Tensor, stays: Tensor | None) -> DescentResult:
         """What blocks make of a warm start."""
         descent, deadline = self._plan.descent, Deadline(self._allowance(layer))
-        if descent is None:
+        if descent is None or self._is_blind(gram):
             return DescentResult(keep, 0, 0, 0.0, False)
         journal = self._records.journal(layer)
         handling = replace(descent.handling, journal=journal)
@@ -852,6 +957,8 @@ class _Run:
     ) -> tuple[Tensor, Mapping[str, int]]:
         """The weights of the final mask, and what was done otherwise than asked."""
         plan = self._plan
+        if self._is_blind(gram):
+            return weight * result.keep, {}
         if plan.update in (None, "none"):
             own = start.weight if plan.update is None and plan.method in PEERS else None
             return (weight * result.keep if own is None else own), {}
@@ -862,10 +969,13 @@ class _Run:
 
     def _warm_start(self, layer: Layer, weight: Tensor, gram: Gram) -> Choice:
         plan, density = self._plan, self._densities[layer.name]
-        if plan.warm_start == "gradient":
-            return Choice(self._gradient_masks[layer.name].to(weight.device), None, {})
         if not isinstance(plan.warm_start, str):
             return Choice(_given_mask(layer, plan, density).to(weight.device), None, {})
+        by_gradient = plan.warm_start == "gradient"
+        if not (gram.tokens if plan.needs_inputs else layer.name in self._gradient_masks or not by_gradient):
+            return Choice(keep_highest(weight.abs(), plan.pattern, density), None, {})
+        if by_gradient:
+            return Choice(self._gradient_masks[layer.name].to(weight.device), None, {})
         kind = "wanda" if plan.warm_start == "gram" else plan.warm_start
         seed = derive_seed(plan.seed, len(self.reports))
         if kind in PEERS:
@@ -903,6 +1013,21 @@ def _perplexity(model: nn.Module, windows: Sequence[Tensor], bars: Progress) -> 
         return None
     with evaluating(model):
         return perplexity(model, torch.cat(list(windows)), progress=bars).perplexity
+
+
+def _slopes(weight: Tensor, found: Moments) -> Tensor:
+    """``|w g|``; weights whose gradient is zero come below the others, by their magnitude."""
+    slopes = (weight * found.mean).abs().double()
+    return torch.where(slopes > 0, slopes, -1 / (1 + weight.abs().double()))
+
+
+def nothing_reached(layers: Sequence[Layer], reason: str, instead: str) -> InputError:
+    """What is said if a run would leave all its layers dense."""
+    names = ", ".join(kinds([layer.name for layer in layers])[:4])
+    return InputError(
+        f"All {len(layers)} layers that are to be pruned ({names}) are {reason}, so nothing would be pruned; give "
+        f"{instead}."
+    )
 
 
 def _error(gram: Gram, change: Tensor) -> float | None:

@@ -101,6 +101,18 @@ class Records:
         start = Start(unpacked_bits(found.tensors["start"], layer.shape), found.tensors.get("start-weight"))
         return Decided(keep, found.tensors.get("weight"), LayerReport.from_dict(found.info["report"]), start)
 
+    def put_left_dense(self, layer: Layer, reason: str) -> None:
+        """Keep that a layer is left as it is."""
+        if self._folder is not None:
+            self._folder.put(self._name(layer), {"layer": layer.name, "left_dense": reason}, {})
+
+    def reason_left_dense(self, layer: Layer) -> str | None:
+        """Why a layer that is done was left as it is; ``None`` if it was pruned."""
+        found = self._read(layer)
+        assert found is not None
+        reason: str | None = found.info.get("left_dense")
+        return reason
+
     def put(self, layer: Layer, decided: Decided, seconds: Seconds, elapsed: float) -> None:
         """Keep what was decided of a layer."""
         if self._folder is None:

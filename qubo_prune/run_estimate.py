@@ -22,6 +22,8 @@ from torch import nn
 from qubo_prune.arguments import plain_arguments
 from qubo_prune.block_counts import NONE
 from qubo_prune.calibration import Calibration
+from qubo_prune.coverage import Coverage, LeftDense, percent
+from qubo_prune.coverage import sentences as lines_of
 from qubo_prune.disk_model import load_on_disk
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Drift, Gram
@@ -39,9 +41,12 @@ from qubo_prune.pruning import (
     check_fits,
     densities_of,
     lay_out,
+    named_in_full,
+    nothing_reached,
     prune,
     prune_alone,
 )
+from qubo_prune.reach import NO_INPUT, uses_of
 from qubo_prune.run_folder import check_free
 from qubo_prune.shards import is_checkpoint
 from qubo_prune.tables import Shown, Table, rendered
@@ -120,6 +125,8 @@ class RunEstimate(Shown):
         available_bytes: that this process can have.
         time: ``None`` where it was not measured.
         notes: sentences on what was not foreseen.
+        left_dense: layers that the first inputs do not reach, and which would not be pruned if no other does.
+        coverage: the weights of the whole model, and large parameters that are in no layer of the run.
     """
 
     model: str
@@ -130,6 +137,13 @@ class RunEstimate(Shown):
     available_bytes: int
     time: TimeEstimate | None
     notes: tuple[str, ...] = ()
+    left_dense: tuple[LeftDense, ...] = ()
+    coverage: Coverage | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The share of all weights of the model that is in layers that would be pruned."""
+        return None if self.coverage is None else self.weights / self.coverage.weights
 
     @property
     def layers(self) -> int:
@@ -160,12 +174,15 @@ class RunEstimate(Shown):
             "calibration": self.calibration,
             "totals": {
                 "layers": self.layers, "weights": self.weights, "kept": self.kept, "density": self.density,
+                "share": self.share, "left_dense": len(self.left_dense),
             },
             "groups": [asdict(group) | {"weights": group.weights, "density": group.density} for group in self.groups],
             "memory_estimate_bytes": None if memory is None else asdict(memory) | {"total": memory.total},
             "available_bytes": self.available_bytes,
             "seconds_estimate": None if seconds is None else asdict(seconds) | {"total": seconds.total},
             "notes": list(self.notes),
+            "left_dense": [asdict(layer) for layer in self.left_dense],
+            "coverage": self.coverage.to_dict() if self.coverage else None,
         }  # fmt: skip
 
     def table(self) -> Table:
@@ -187,6 +204,9 @@ class RunEstimate(Shown):
     def sentences(self) -> list[str]:
         """Calibration, memory, time, and what was not foreseen."""
         said = [f"Calibration: {_drawn(self.calibration)}."]
+        if self.share is not None:
+            said.append(f"The layers hold {percent(self.share)} of the model's weights.")
+        said += [f"{line[0].upper()}{line[1:]}." for line in lines_of(self.coverage, self.left_dense)]
         if self.memory is not None:
             said.append(self.memory.sentence(self.available_bytes))
         if self.time is not None:
@@ -260,6 +280,12 @@ def estimate_run(
         loaded = _looked_at(given)
         loading = time.perf_counter() - began
         plan, layers, _, data = lay_out(given, checked, loaded)
+        coverage = Coverage.of(loaded.model, layers, given["include"], given["exclude"])
+        left = _left_dense(plan, loaded, layers, data, given["include"])
+        names = {layer.name for layer in left}
+        every, layers = layers, [layer for layer in layers if layer.name not in names]
+        if not layers:
+            raise nothing_reached(every, left[0].reason, "inputs that go through them")
         densities = densities_of(plan, layers)
         if loaded.shelf.in_memory and not _is_hollow(loaded.model):
             check_finite(layers)
@@ -272,8 +298,26 @@ def estimate_run(
             seconds, warnings = measured.estimate(loading), measured.warnings()
     return RunEstimate(
         loaded.name, plan.settings(), data.described, _groups(plan, layers, densities), memory, available, seconds,
-        (*warnings, *_unforeseen(checked, plan, loaded)),
+        (*warnings, *_unforeseen(checked, plan, loaded)), tuple(left), coverage,
     )  # fmt: skip
+
+
+def _left_dense(
+    plan: Plan, loaded: LoadedModel, layers: Sequence[Layer], data: Calibration, include: Sequence[str]
+) -> list[LeftDense]:
+    """Layers that some of the inputs do not reach, where the model can be run as a whole."""
+    if not loaded.shelf.in_memory or _is_hollow(loaded.model):
+        return []
+    inputs = data.inputs[:_WINDOWS]
+    uses, named = uses_of(loaded.model, layers, inputs), named_in_full(plan, layers, include)
+    missing = [layer for layer in layers if layer.name not in uses.called and layer.name not in named]
+    tried = f"not reached by the first {len(inputs)} calibration inputs, and dense unless others reach it"
+
+    def why(layer: Layer) -> str:
+        reason = uses.why_not_reached(layer.name)
+        return tried if reason == NO_INPUT and len(inputs) < len(data.inputs) else reason
+
+    return [LeftDense(layer.name, layer.parameter.numel(), why(layer)) for layer in missing]
 
 
 def _looked_at(given: Mapping[str, Any]) -> LoadedModel:
@@ -327,6 +371,8 @@ def _groups(plan: Plan, layers: Sequence[Layer], densities: Mapping[str, float])
 
 def _unforeseen(checked: Checked, plan: Plan, loaded: LoadedModel) -> list[str]:
     said = []
+    if not loaded.shelf.in_memory or _is_hollow(loaded.model):
+        said.append("Which layers the calibration reaches is seen in the run only; those that it does not stay dense.")
     if plan.allocation != "uniform":
         said.append(f"The allocation {plan.allocation!r} decides the densities of the layers in the run.")
     if plan.task is not None:

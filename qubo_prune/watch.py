@@ -31,6 +31,7 @@ class RunState(Shown):
         state: ``running``, ``done``, ``failed`` or ``interrupted``.
         layers: those that are done, as their events tell, the last one of each name.
         total: how many there are; 0 while that is not known.
+        left_dense: how many of them were left as they were.
         current: the layer that is being pruned, or empty.
         progress: fields of the last event within it, or of the last step of a descent on the loss.
         elapsed: seconds that the run has taken, without interruptions.
@@ -47,6 +48,7 @@ class RunState(Shown):
     elapsed: float
     left: float | None
     error: str
+    left_dense: int = 0
 
     @classmethod
     def read(cls, path: str | Path) -> RunState:
@@ -58,8 +60,10 @@ class RunState(Shown):
         folder = Path(path).expanduser()
         configuration = read_manifest(folder).get("configuration", {})
         layers: dict[str, Mapping[str, Any]] = {}
+        left_dense: dict[str, Mapping[str, Any]] = {}
         progress: Mapping[str, Any] = {}
         current, error, ended = "", "", ""
+        last: Mapping[str, Any] = {}
         for line in _events(folder / EVENTS):
             kind = line["kind"]
             if kind == "began":
@@ -67,23 +71,34 @@ class RunState(Shown):
             elif kind == "layer-began":
                 current, progress = str(line.get("layer", "")), {}
             elif kind == "layer":
-                layers[str(line.get("layer", ""))] = line
+                layers[str(line.get("layer", ""))] = last = line
                 current, progress = "", {}
+            elif kind == "left-dense":
+                left_dense[str(line.get("layer", ""))] = last = line
             elif kind in ("sweep", "blocks", "step"):
                 progress = line
             elif kind in ("ended", "failed"):
                 ended, error = kind, str(line.get("error", ""))
         state = "running" if is_running(folder) else {"ended": "done", "failed": "failed"}.get(ended, "interrupted")
         done = list(layers.values())
-        last = done[-1] if done else {}
+        gone = [*done, *left_dense.values()]
         total = _number(last.get("layers"))
         elapsed, left = _number(last.get("elapsed")), None
         weights_left = _number(last.get("weights_left"))
-        weights = sum(_number(layer.get("weights")) for layer in done)
+        weights = sum(_number(layer.get("weights")) for layer in gone)
         if state == "running" and weights and elapsed:
             left = elapsed * weights_left / weights
         return cls(
-            str(configuration.get("model", "")), state, tuple(done), int(total), current, progress, elapsed, left, error
+            str(configuration.get("model", "")),
+            state,
+            tuple(done),
+            int(total),
+            current,
+            progress,
+            elapsed,
+            left,
+            error,
+            len(left_dense),
         )
 
     def __rich__(self) -> Group:
@@ -101,6 +116,8 @@ class RunState(Shown):
         title = f"{self.model}: {self.state}"
         if self.total:
             title += f", {len(self.layers)} of {self.total} layers"
+        if self.left_dense:
+            title += f", {self.left_dense} left dense"
         if self.elapsed:
             title += f", {_duration(self.elapsed)} so far"
         if self.left:

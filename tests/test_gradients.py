@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import unseen
 from qubo_prune_solvers._swaps import form_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -22,7 +23,7 @@ from qubo_prune import solve
 from qubo_prune.data import TensorSamples
 from qubo_prune.emission import emit_factor
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries, Moments, block_gradients, moments, told_apart
+from qubo_prune.gradients import Entries, Moments, block_gradients, moments, told_apart, without_gradient
 from qubo_prune.layers import Layer, find_layers
 from qubo_prune.objective import Classification, Given, Loss, NextToken, Objective
 from qubo_prune.problem import BlockQubo, FactorForm
@@ -513,3 +514,42 @@ def test_a_large_block_never_forms_its_matrix(monkeypatch: pytest.MonkeyPatch) -
     response = factor.double() @ delta
     assert result.energy < -1e-6
     assert result.energy == pytest.approx(float(gradient.double() @ delta + response @ response / (2 * b)), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*unseen.WITHOUT_INPUT, *unseen.WITHOUT_GRADIENT])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_moments_say_whether_a_gradient_came_back(kind: Any) -> None:
+    model = kind().eval()
+    x, y = (torch.cat(part) for part in zip(*unseen.data(), strict=True))
+    objective, samples = Objective(model, Classification(), 16), TensorSamples(x, y)
+    layers, order = find_layers(model), torch.arange(len(x))
+    odd = next(layer.name for layer in layers if layer.module is model.odd)
+    found = moments(objective, samples, order, layers)
+    assert {name: each.reached for name, each in found.items()} == {"first": True, "last": True, odd: False}
+    assert {each.positions for name, each in found.items() if name != odd} == {96}
+    assert found[odd].positions == 0
+    assert without_gradient(objective, samples, order, layers) == [odd]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_gradient_of_zeros_is_none() -> None:
+    class Unheard(unseen.Base):
+        def middle(self, x: Tensor) -> Tensor:
+            return x + 0 * self.odd(x)
+
+    model = Unheard().eval()
+    x, y = (torch.cat(part) for part in zip(*unseen.data(), strict=True))
+    objective, samples = Objective(model, Classification(), 16), TensorSamples(x, y)
+    found = moments(objective, samples, torch.arange(len(x)), find_layers(model))["odd"]
+    assert (found.positions, found.reached) == (96, False)
+    assert without_gradient(objective, samples, torch.arange(len(x)), find_layers(model)) == ["odd"]
+
+
+def test_a_pass_that_looks_for_gradients_ends_when_all_layers_have_one() -> None:
+    model, calls = unseen.Base().eval(), []
+    x, y = (torch.cat(part) for part in zip(*unseen.data(), strict=True))
+    objective, samples = Objective(model, Classification(), 16), TensorSamples(x, y)
+    model.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    layers = [layer for layer in find_layers(model) if layer.name != "odd"]
+    assert without_gradient(objective, samples, torch.arange(len(x)), layers) == []
+    assert calls == [16]

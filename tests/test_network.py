@@ -515,3 +515,55 @@ def test_of_a_sample_the_first_block_with_layers_runs_and_no_other() -> None:
     assert set(ran) == {0, 1}
     assert (sampled.blocks, sampled.behind, sampled.stack) == (3, 4, 4)
     assert sampled.passes > 0 < sampled.advance
+
+
+class _Experts(nn.Module):
+    """Four experts; rows go by their first entry, and two experts get none in the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = x[:, 0].long().clamp(0, 3)
+        return torch.cat([expert(x[place == number]) for number, expert in enumerate(self.experts)])
+
+
+def test_experts_that_get_nothing_at_first_have_grams_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, batches = _Experts(), [torch.rand(30, 6), 3.9 * torch.rand(40, 6)]
+    batches[0][:, 0] *= 1.9  # nothing for the last two
+    seen: dict[str, int] = {}
+
+    def visit(layer: Layer, gram: Gram) -> None:
+        torch.testing.assert_close(gram.matrix, seen_by_the_whole_model(model, layer, batches), rtol=1e-5, atol=1e-7)
+        seen[layer.name] = gram.tokens
+
+    stream(model, find_layers(model), batches, visit, Seconds())
+    assert len(seen) == 4
+    assert sum(seen.values()) == 70
+    assert min(seen.values()) > 0
+
+
+class _Tower(nn.Module):
+    """A tower of twelve layers that never runs, beside what does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.linear = nn.ModuleList(nn.Linear(6, 6) for _ in range(12)), nn.Linear(6, 6)
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.linear(x)
+
+
+def test_layers_that_never_run_take_one_pass_together() -> None:
+    model, tokens = _Tower(), dict[str, int]()
+    stream(
+        model, find_layers(model), [torch.randn(3, 6)] * 5,
+        lambda layer, gram: tokens.__setitem__(layer.name, gram.tokens), Seconds(),
+    )  # fmt: skip
+    assert [name for name, count in tokens.items() if count] == ["linear"]
+    assert len(tokens) == 13
+    assert model.passes <= 1 + 5 + 5  # to find stages, for the Gram, and to look for the others

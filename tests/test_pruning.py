@@ -14,6 +14,7 @@ import digits
 import pytest
 import tiny
 import torch
+import unseen
 from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
@@ -832,3 +833,170 @@ class Back(Solver):
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         return single_answer(request.problem, request.warm_start, Status.FEASIBLE)
+
+
+# --- what was not seen
+
+
+def odd_name(model: nn.Module) -> str:
+    return next(layer.name for layer in find_layers(model) if layer.module is model.odd)
+
+
+def is_dense(model: nn.Module, before: dict[str, torch.Tensor], report: Any) -> bool:
+    """True if a model's odd layer has its weights, and the report says that it is left so."""
+    name = odd_name(model)
+    return (
+        torch.equal(model.odd.weight, before["odd.weight"])
+        and [left.name for left in report.left_dense] == [name]
+        and name not in [layer.name for layer in report.layers]
+        and f"{name}.weight" not in report.masks
+    )
+
+
+@pytest.mark.parametrize("method", ["icbs", "magnitude", "sparsegpt", "compensated"])
+@pytest.mark.parametrize("kind", unseen.WITHOUT_INPUT)
+def test_what_no_input_reaches_stays_dense_and_is_told(kind: Any, method: str) -> None:
+    model = kind()
+    before, settings = state(model), {"hessian": method} if method == "compensated" else {"method": method}
+    report = prune(model, unseen.inputs(), 0.5, **settings)
+    assert is_dense(model, before, report)
+    reason = "used by its weight only" if unseen.WITHOUT_INPUT[kind] else "not reached by any calibration input"
+    said = f"left dense: {odd_name(model)} (1 layer, 256 weights), {reason}"
+    assert said in " ".join(str(report).split())
+    assert report.to_dict()["left_dense"][0]["weights"] == 256
+    assert report.density == 0.5
+    assert all(layer.tokens == 96 and layer.relative_after > 0 for layer in report.layers)
+
+
+def test_what_is_asked_for_by_its_full_name_is_pruned_by_magnitude() -> None:
+    for settings in ({}, {"method": "wanda"}, {"method": "sparsegpt"}, {"warm_start": "random"}):
+        model = unseen.Base()
+        dense = model.odd.weight.detach().clone()
+        report = prune(model, unseen.inputs(), 0.5, include=["odd", "f*", "l*"], **settings)
+        entry = next(layer for layer in report.layers if layer.name == "odd")
+        assert report.left_dense == ()
+        # the rows have 16 weights, so the median is the 8th
+        assert torch.equal(report.masks["odd.weight"], dense.abs() > dense.abs().median(1, keepdim=True).values)
+        assert torch.equal(model.odd.weight, dense * report.masks["odd.weight"])
+        assert (entry.error_before, entry.error_after, entry.relative_after, entry.steps) == (None, None, None, 0)
+        assert any("ranked by magnitude" in note for note in entry.notes)
+    model = unseen.Base()  # a pattern is no full name
+    before = state(model)
+    assert is_dense(model, before, prune(model, unseen.inputs(), 0.5, include=["od?", "first"]))
+
+
+def test_given_masks_are_asked_for_by_name() -> None:
+    given = prune(unseen.Base(), unseen.inputs(), 0.5, method="magnitude", include=["first", "odd", "last"]).masks
+    given["odd.weight"] = ~given["odd.weight"]
+    report = prune(unseen.Base(), unseen.inputs(), 0.5, warm_start=given)
+    assert torch.equal(report.masks["odd.weight"], given["odd.weight"])
+    entry = next(layer for layer in report.layers if layer.name == "odd")
+    assert any("its mask was given" in note for note in entry.notes)
+
+
+def test_a_model_of_which_nothing_is_reached_is_refused() -> None:
+    model = unseen.Own()
+    before = state(model)
+    with pytest.raises(InputError, match=r"All 1 layers that are to be pruned \(odd\) are used by its weight only"):
+        prune(model, unseen.inputs(), 0.5, include=["o*"])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_weight_that_is_used_besides_its_module_is_told_of() -> None:
+    report = prune(unseen.Both(), unseen.inputs(), 0.5)
+    notes = {layer.name: layer.notes for layer in report.layers}
+    assert [name for name in notes if any("also used without a call" in note for note in notes[name])] == ["odd"]
+
+
+@pytest.mark.parametrize("allocation", ["owl", "fisher"])
+@pytest.mark.parametrize("kind", [unseen.Base, unseen.Expert, unseen.Attention])
+def test_layers_left_dense_take_no_part_in_the_budget(kind: Any, allocation: str) -> None:
+    model = kind()
+    with torch.no_grad():
+        model.first.weight[:2, :3] *= 20  # outliers
+    before = state(model)
+    report = prune(model, unseen.data(), 0.5, allocation=allocation, pattern="layer", loss="classification")
+    assert is_dense(model, before, report)
+    assert sum(layer.kept for layer in report.layers) == round(0.5 * (16 * 16 + 16 * 4))
+    assert report.layers[0].density != report.layers[1].density
+
+
+@pytest.mark.parametrize("kind", unseen.WITHOUT_GRADIENT)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_no_gradient_gives_no_density_and_no_rank(kind: Any) -> None:
+    report = prune(kind(), unseen.data(), 0.3, allocation="fisher", pattern="layer", loss="classification")
+    by_name = {layer.name: layer for layer in report.layers}
+    assert report.left_dense == ()
+    assert by_name["odd"].kept == round(0.3 * 256)  # by its inputs, at the density of the run
+    assert any("so it has the density of the run" in note for note in by_name["odd"].notes)
+    assert by_name["first"].kept + by_name["last"].kept == round(0.3 * (256 + 64))
+    assert by_name["odd"].relative_after < 0.5
+
+
+@pytest.mark.parametrize("start", ["gradient", "magnitude", "random"])
+@pytest.mark.parametrize("kind", [*unseen.WITHOUT_INPUT, *unseen.WITHOUT_GRADIENT])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_no_gradient_reaches_is_not_pruned_on_the_loss(kind: Any, start: str) -> None:
+    model = kind()
+    before = state(model)
+    report = prune(
+        model, unseen.data(), 0.5, hessian="fisher", warm_start=start, loss_settings={"max_blocks": 2, "samples": 32},
+    )  # fmt: skip
+    assert is_dense(model, before, report)
+    assert report.left_dense[0].reason in (
+        "not reached by any gradient of the loss", "used by its weight only, without a call of its module",
+    )  # fmt: skip
+    assert report.density == 0.5
+    assert report.loss is not None
+    assert set(report.loss.keep) == {"first", "last"}
+    assert all((layer.error_after, layer.relative_before) == (None, None) for layer in report.layers)
+    columns = {str(column.header).strip(): list(column.cells) for column in report.table().columns}
+    assert {str(cell) for name in ("before", "after", "ratio") for cell in columns[name]} == {"-"}
+
+
+@pytest.mark.parametrize("kind", unseen.WITHOUT_GRADIENT)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_what_inputs_reach_and_no_gradient_has_the_mask_of_its_warm_start(kind: Any) -> None:
+    settings = {"max_blocks": 4, "samples": 32}
+    report = prune(kind(), unseen.data(), 0.5, hessian="fisher", warm_start="wanda", loss_settings=settings)
+    wanda = prune(kind(), unseen.inputs(), 0.5, method="wanda")
+    assert torch.equal(report.masks["odd.weight"], wanda.masks["odd.weight"])
+    odd = next(layer for layer in report.layers if layer.name == "odd")
+    assert any("it has the mask of its warm start" in note for note in odd.notes)
+    alone = next(layer for layer in wanda.layers if layer.name == "odd")
+    assert odd.relative_after == pytest.approx(alone.relative_after, rel=1e-5)
+
+
+def test_a_layer_named_in_full_without_a_gradient_is_ranked_by_magnitude() -> None:
+    report = prune(
+        unseen.Frozen(), unseen.data(), 0.5, hessian="fisher", warm_start="gradient", include=["first", "odd", "last"],
+        loss_settings={"max_blocks": 1, "samples": 32},
+    )  # fmt: skip
+    size = unseen.Frozen().odd.weight.abs()
+    assert torch.equal(report.masks["odd.weight"], size > size.median(1, keepdim=True).values)
+
+
+def test_weights_without_a_slope_are_ranked_by_magnitude_below_the_others() -> None:
+    model = unseen.Base()
+    with torch.no_grad():
+        model.first.bias[:8] = -1e3  # these outputs are never above 0, so that nothing comes back to them
+    size = model.first.weight.detach().abs()
+    report = prune(
+        model, unseen.data(), 0.5, hessian="fisher", warm_start="gradient",
+        loss_settings={"max_blocks": 0, "samples": 32},
+    )  # fmt: skip
+    keep = report.masks["first.weight"]
+    assert torch.equal(keep[:8], (size > size.median(1, keepdim=True).values)[:8])
+
+
+def test_a_loss_that_depends_on_no_layer_is_refused() -> None:
+    class Deaf(unseen.Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    model = Deaf()
+    before = state(model)
+    with pytest.raises(InputError, match=r"All 3 layers .* are not reached by any gradient of the loss"):
+        prune(model, unseen.data(), 0.5, hessian="fisher")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import tiny
 import torch
+import unseen
 from qubo_prune_solvers.greedy import Greedy
 from torch import Tensor, nn
 
@@ -180,6 +181,17 @@ def test_a_run_that_is_done_can_be_asked_for_again(tmp_path: Path) -> None:
     job = llama(hessian="compensated")
     first = job.run(run_folder=tmp_path / "run")
     is_the_same(job.run(run_folder=tmp_path / "run", resume=True), first)
+
+
+@pytest.mark.parametrize("settings", [{}, {"allocation": "owl", "pattern": "layer"}])
+def test_layers_left_dense_are_so_in_a_run_that_goes_on(tmp_path: Path, settings: dict[str, Any]) -> None:
+    job = Job(unseen.Expert, unseen.inputs, {"solver": OneByOne(), "block_size": 4, **settings})
+    whole = job.run()
+    assert [layer.name for layer in whole[1].left_dense] == ["odd"]
+    for calls in (3, 40):
+        interrupted(job, tmp_path / f"run-{calls}", calls)
+        is_the_same(job.run(run_folder=tmp_path / f"run-{calls}", resume=True), whole)
+    is_the_same(job.run(run_folder=tmp_path / "run-40", resume=True), whole)
 
 
 # -- what a folder is refused for, and what it forgives

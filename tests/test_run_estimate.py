@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import unseen
 from rich.console import Console
 from torch import Tensor
 
@@ -133,7 +134,9 @@ def test_what_is_shown_fits_80_columns(model: Path, text: str) -> None:
     assert "measured on this machine" in said
     assert said.endswith("Nothing was pruned and nothing was written.")
     data = json.loads(json.dumps(estimate.to_dict()))
-    assert data["totals"] == {"layers": 14, "weights": 3840, "kept": 1920, "density": 0.5}
+    share = data["totals"].pop("share")
+    assert data["totals"] == {"layers": 14, "weights": 3840, "kept": 1920, "density": 0.5, "left_dense": 0}
+    assert share == 3840 / data["coverage"]["weights"] < 1
     assert data["seconds_estimate"]["total"] == pytest.approx(estimate.time.total if estimate.time else 0)
     assert sum(group["kept"] for group in data["groups"]) == 1920
 
@@ -212,3 +215,33 @@ def test_times_go_on_along_a_line() -> None:
     assert _extended([(4, 2.0), (8, 3.0)], 8) == 3.0
     assert _extended([(1, 1.0), (8, 80.0)], 16) == 88.0
     assert [duration(each) for each in (0.4, 7.2, 61, 1000, 20000)] == ["1 s", "7 s", "1 min", "17 min", "5.6 h"]
+
+
+@pytest.mark.parametrize("kind", unseen.WITHOUT_INPUT)
+def test_layers_that_no_input_reaches_are_told_before_the_run(kind: Any) -> None:
+    estimate, report = (run(kind(), unseen.inputs(), block_size=4) for run in (estimate_run, prune))
+    assert estimate.left_dense == report.left_dense
+    assert (estimate.layers, estimate.kept) == (2, kept(report.masks))
+    assert estimate.share == report.share
+    assert estimate.coverage == report.coverage
+    text = " ".join(str(estimate).split())
+    assert f"The layers hold {round(100 * (report.share or 0))} % of the model's weights." in text
+    assert "Left dense: " in text
+    plain = json.loads(json.dumps(estimate.to_dict()))
+    assert plain["left_dense"][0]["weights"] == 256
+    assert plain["totals"]["share"] == estimate.share
+    named = estimate_run(unseen.Base(), unseen.inputs(), block_size=4, include=["first", "odd"])
+    assert (named.layers, named.left_dense) == (2, ())
+
+
+def test_later_inputs_may_reach_what_the_first_do_not() -> None:
+    (left,) = estimate_run(unseen.Expert(), unseen.inputs() * 2, block_size=4).left_dense
+    assert left.reason == "not reached by the first 8 calibration inputs, and dense unless others reach it"
+    with pytest.raises(InputError, match="All 1 layers"):
+        estimate_run(unseen.Base(), unseen.inputs(), include=["od*"])
+
+
+def test_of_a_checkpoint_what_is_reached_is_not_known(model: Path, text: str) -> None:
+    estimate = estimate_run(str(model), text, **SMALL)
+    assert any("seen in the run only" in note for note in estimate.notes)
+    assert estimate.share == prune(str(model), text, **SMALL).share

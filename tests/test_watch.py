@@ -140,3 +140,19 @@ def test_lost_and_cut_blocks_are_told_while_the_run_goes_on(run: Path) -> None:
     assert "The solver lost 3 of 16 blocks so far." in rendered(state, 100)
     tell(run, layer("a", blocks=8, lost=0, cut=0))
     assert RunState.read(run).warnings() == []
+
+
+def test_layers_left_dense_are_counted_apart(run: Path) -> None:
+    left = layer("b", weights_left=100) | {"kind": "left-dense", "reason": "not reached by any calibration input"}
+    tell(run, layer("a", weights_left=200), left)
+    with opened(run, resume=True):
+        state = RunState.read(run)
+    assert (len(state.layers), state.left_dense) == (1, 1)
+    assert "1 of 4 layers, 1 left dense" in rendered(state, 100)
+    assert state.left == pytest.approx(state.elapsed * 100 / 200)
+
+
+def test_an_error_that_was_not_measured_is_a_dash(run: Path) -> None:
+    tell(run, layer("a", relative_before=None, relative_after=None))
+    (line,) = [line for line in rendered(RunState.read(run), 100).splitlines() if line.startswith("a ")]
+    assert line.split()[1:3] == ["-", "-"]
