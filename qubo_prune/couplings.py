@@ -34,6 +34,10 @@ class Couplings(abc.ABC):
         """``2 Q_ij`` along one list of pairs ``(i, j)``, the same for all problems."""
 
     @abc.abstractmethod
+    def columns(self, chosen: Int[Tensor, " c"]) -> Float[Tensor, "r c n"]:
+        """``2 Q[i, :]`` for the same variables i of all problems, a new tensor; entries ``(i, i)`` are undefined."""
+
+    @abc.abstractmethod
     def take(self, rows: Int[Tensor, " k"]) -> Couplings:
         """The same for some of the problems."""
 
@@ -58,6 +62,9 @@ class SharedCouplings(Couplings):
 
     def listed(self, first: Tensor, second: Tensor) -> Tensor:
         return self._values[:, first].mul_(self._values[:, second]).mul_(self._hessian[first, second])
+
+    def columns(self, chosen: Tensor) -> Tensor:
+        return self._hessian[chosen][None] * self._values[:, chosen, None] * self._values[:, None, :]
 
     def take(self, rows: Tensor) -> SharedCouplings:
         return SharedCouplings(self._hessian, self._values.index_select(0, rows))
@@ -85,6 +92,10 @@ class DenseCouplings(Couplings):
     def listed(self, first: Tensor, second: Tensor) -> Tensor:
         along = self._hessian[self._index[:, None], first[None, :], second[None, :]]
         return along.to(self._values.dtype).mul_(self._values[:, first]).mul_(self._values[:, second])
+
+    def columns(self, chosen: Tensor) -> Tensor:
+        along = self._hessian[self._index[:, None], chosen[None, :]].to(self._values.dtype)
+        return along * self._values[:, chosen, None] * self._values[:, None, :]
 
     def take(self, rows: Tensor) -> DenseCouplings:
         return DenseCouplings(self._hessian, self._values.index_select(0, rows), self._index[rows])

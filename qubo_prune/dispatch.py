@@ -51,6 +51,8 @@ from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
 PENALTY_FACTOR = 0.25
+#: What errors say that torch raises as plain ``RuntimeError`` where memory is used up.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 #: What a result's ``info`` says of how it came about, which reports repeat.
 _TOLD = ("isolation", "disbelieved", "workers")
 
@@ -335,6 +337,7 @@ class _Call:
         except (Exception, SystemExit) as error:  # a stranger's solver may raise anything
             if alone and isinstance(error, InputError):
                 raise
+            _raise_if_machine_failed(error, self._name, f"a problem of {problem.num_variables} variables")
             return self._fallback(problem, start, Status.FAILED, f"{type(error).__name__}: {error}", error)
         if not len(answers):
             return self._fallback(problem, start, Status.INFEASIBLE, unusable)
@@ -413,6 +416,26 @@ class _Call:
         if start is None:
             raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
         return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
+
+
+def _raise_if_machine_failed(error: BaseException, name: str, what: str) -> None:
+    """End the run for what is no failure of the solver: the next block would have it too, and nobody would know.
+
+    Raises:
+        SolverError: memory is used up, on the host or on a device, or a device has failed.
+    """
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    ):
+        raise SolverError(
+            f"Memory was used up while the solver {name!r} solved {what} ({text}); use smaller blocks (block_size), "
+            "fewer workers, or a device with more memory."
+        ) from error
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):
+        raise SolverError(
+            f"The device failed while the solver {name!r} solved {what} ({text}); begin again in a new process."
+        ) from error
 
 
 def _sound(result: object) -> SolveResult:
@@ -495,6 +518,9 @@ def _batch_answers(solver: Solver, request: BatchRequest) -> BatchResult:
             )
         failures, cut = _sound_failures(result.failures, len(start)), _sound_rows(result.cut, len(start))
     except (Exception, SystemExit) as error:  # a solver's failure costs this batch, not the run
+        _raise_if_machine_failed(
+            error, type(solver).__name__, f"{len(start)} problems of {start.shape[1]} variables at once"
+        )
         reason = (Status.FAILED, f"{type(error).__name__}: {error}")
         return BatchResult(start, dict.fromkeys(range(len(start)), reason))
     counts_met = (request.problems.counts(answer) == request.problems.num_pruned).all(1)

@@ -166,7 +166,9 @@ class BlockQubo(Shown):
     def dense(self) -> NDArray[np.float64]:
         """Q as an ``(n, n)`` float64 matrix (built on each call for the factor form)."""
         if isinstance(self.q, FactorForm):
-            return np.diag(self.q.diagonal) + self.q.factor @ self.q.factor.T
+            matrix = np.asarray(self.q.factor @ self.q.factor.T)
+            np.einsum("ii->i", matrix)[:] += self.q.diagonal
+            return matrix
         return self.q
 
     def energy(self, x: ArrayLike) -> float | NDArray[np.float64]:

@@ -21,20 +21,41 @@ from qubo_prune.tables import Shown, Table
 
 
 class Deadline:
-    """A wall-clock budget in seconds that starts when it is made; ``None`` never expires."""
+    """A wall-clock budget in seconds that starts when it is made; ``None`` never expires.
 
-    def __init__(self, seconds: float | None) -> None:
+    Args:
+        seconds: the budget, or ``None``.
+        within: a budget that this one is a part of; it ends with that one at the latest.
+    """
+
+    def __init__(self, seconds: float | None, within: Deadline | None = None) -> None:
         self._end = None if seconds is None else time.monotonic() + seconds
+        self._within = within
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End it now, for an interrupt: whoever looks at the clock stops, in whatever thread."""
+        self._cancelled = True
+
+    @property
+    def cancelled(self) -> bool:
+        """True once it, or what it is within, was cancelled."""
+        return self._cancelled or (self._within is not None and self._within.cancelled)
 
     @property
     def remaining(self) -> float | None:
         """Seconds left, never negative; ``None`` without a limit."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
+        if self.cancelled:
+            return 0.0
+        own = None if self._end is None else max(0.0, self._end - time.monotonic())
+        return shortest(own, None if self._within is None else self._within.remaining)
 
     @property
     def expired(self) -> bool:
         """True once the budget is used up."""
-        return self._end is not None and time.monotonic() >= self._end
+        if self._cancelled or (self._end is not None and time.monotonic() >= self._end):
+            return True
+        return self._within is not None and self._within.expired
 
 
 def shortest(*limits: float | None) -> float | None:

@@ -68,3 +68,13 @@ def test_two_workers_are_timed_against_one(
     assert "neal" in shown
     assert "tabu(steps=5)" in shown
     assert shown.count("reached") + shown.count("below 1.6") == 2
+
+
+@pytest.mark.parametrize("script", ["factor_form"], indirect=True)
+def test_factor_form_is_timed_against_its_matrix(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["factor_form.py", "--problems", "40x2", "--repeats", "1"])
+    script.main()
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("tabu", "local", "anneal", "ratio"))

@@ -110,3 +110,13 @@ def test_a_batch_of_zeros_has_finite_costs(rng):
     _, costs, scale = of_batch(zeros, random_starts(rng, zeros), torch.float32)
     assert costs.abs().max() == 0
     assert scale.abs().max() == 0
+
+
+def test_columns_read_twice_q(case):
+    couplings, _, _, problems, _ = case
+    chosen = torch.tensor([4, 0, 2])
+    read = couplings.columns(chosen)
+    others = ~torch.eye(len(problems[0].diagonal), dtype=torch.bool)[chosen]
+    for row, problem in enumerate(problems):
+        twice = torch.tensor(2 * problem.dense()) / scale_of(case)
+        torch.testing.assert_close(read[row][others], twice[chosen][others])

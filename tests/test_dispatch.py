@@ -703,3 +703,41 @@ def test_seeds_are_whole_numbers_that_every_generator_takes(problem, seed):
 def test_the_highest_seed_works_with_every_solver(problem):
     for name in ("greedy", "tabu", "neal", "steepest", "dwave-tabu", "cpsat", "exact", "qaoa"):
         assert problem.is_feasible(dispatch.solve(problem, name, 2**63 - 1).assignment)
+
+
+NO_MEMORY = {
+    "a device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines."),
+    "the host": MemoryError("Unable to allocate 9.00 GiB for an array"),
+    "the host, without a word": MemoryError(),
+    "torch's own words": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9e9 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", NO_MEMORY)
+@pytest.mark.parametrize("alone", [True, False])
+def test_memory_that_is_used_up_ends_the_run_with_the_way_out(problem, request_of_rows, case, alone):
+    error = NO_MEMORY[case]
+
+    def fail(request: object) -> object:
+        raise error
+
+    def call() -> object:
+        if alone:
+            return dispatch.solve(problem, Saying(fail), warm_start=best_and_worst(problem)[0])
+        return dispatch.solve_batch(SayingBatch(fail), request_of_rows)
+
+    told = "Memory was used up while the solver 'Saying.*' solved .* 6 variables.*use smaller blocks"
+    with pytest.raises(SolverError, match=told) as caught:
+        call()
+    assert caught.value.__cause__ is error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SolverError, match="Memory was used up"):
+        dispatch.solve_batch(Saying(fail), request_of_rows)
+
+
+def test_memory_that_is_used_up_in_a_workers_process_ends_the_run_too(problem):
+    def fail(request: object) -> object:
+        raise MemoryError("none left")
+
+    with pytest.raises(SolverError, match="Memory was used up"):
+        dispatch.solve(problem, Saying(fail), time_limit=30.0, warm_start=best_and_worst(problem)[0])

@@ -22,7 +22,6 @@ from qubo_prune.solver import (
     Status,
     derive_seed,
     ranked_answers,
-    shortest,
     to_numpy_bool,
 )
 from qubo_prune_solvers._starts import starts_of
@@ -40,6 +39,10 @@ from qubo_prune_solvers._swaps import (
     in_threads,
     settle,
 )
+
+#: Factor form of up to so many variables is multiplied out: these searches make thousands of swaps, and
+#: one costs O(n) then instead of O(n rank). 256 MB at most.
+MATRIX_UP_TO = 4096
 
 
 class State:
@@ -94,7 +97,7 @@ class SwapSearch(Solver):
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         """Search from each start, and answer with the best of each, ranked."""
-        clock, form = Deadline(request.time_limit), form_of(request.problem)
+        clock, form = Deadline(request.time_limit), form_of(request.problem, MATRIX_UP_TO)
         points = starts_of(form, request.warm_start, self.starts, derive_seed(request.seed, self.starts))
         if not _movable(form):
             return ranked_answers(request.problem, points[0], Status.LOCAL_OPTIMUM)
@@ -102,7 +105,7 @@ class SwapSearch(Solver):
         def run(number: int) -> NDArray[np.bool_]:
             return self._from_start(form, points[number], derive_seed(request.seed, number), clock, number)
 
-        found = in_threads(run, list(range(len(points))), self.threads)
+        found = in_threads(run, list(range(len(points))), self.threads, clock)
         status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
         return ranked_answers(request.problem, np.stack(found), status, info={"starts": len(points)})
 
@@ -110,8 +113,8 @@ class SwapSearch(Solver):
         """The same for every row; rows run in parallel, the starts of a row in turn."""
         forms = list(forms_of(request.problems))
 
-        def run(row: int, warm: NDArray[np.bool_], limit: float | None) -> NDArray[np.bool_]:
-            form, clock = forms[row], Deadline(limit)
+        def run(row: int, warm: NDArray[np.bool_], clock: Deadline) -> NDArray[np.bool_]:
+            form = forms[row]
             if not _movable(form):
                 return warm
             seed = derive_seed(request.seed, row)
@@ -131,29 +134,29 @@ class SwapSearch(Solver):
             return start
         state = State(form, start, seed)
         self.search(state, clock)
-        return state.finish()
+        # of a search that was interrupted nobody waits for the answer
+        return state.best if clock.cancelled else state.finish()
 
 
 def rows_in_threads(
-    work: Callable[[int, NDArray[np.bool_], float | None], NDArray[np.bool_]],
+    work: Callable[[int, NDArray[np.bool_], Deadline], NDArray[np.bool_]],
     request: BatchRequest,
     threads: int | None,
 ) -> BatchResult:
-    """``work(row, warm start, seconds or None)`` for every row; those that time leaves out keep their start."""
+    """``work(row, warm start, its clock)`` for every row; those that time leaves out keep their start."""
     clock, warm = Deadline(request.time_limit), to_numpy_bool(request.warm_start).copy()
     cut: set[int] = set()
 
     def run(row: int) -> NDArray[np.bool_] | None:
         if clock.expired:
             return None
-        limit = shortest(request.row_time_limit, clock.remaining)
-        own = Deadline(limit)
-        answer = work(row, warm[row], limit)
+        own = Deadline(request.row_time_limit, clock)
+        answer = work(row, warm[row], own)
         if own.expired:
             cut.add(row)
         return answer
 
-    answers = in_threads(run, list(range(len(warm))), threads)
+    answers = in_threads(run, list(range(len(warm))), threads, clock)
     late = {row: (Status.TIME_LIMIT, "") for row, x in enumerate(answers) if x is None}
     for row, x in enumerate(answers):
         warm[row] = warm[row] if x is None else x

@@ -1,8 +1,8 @@
 """Compiled swap kernels: the state of a search that keeps every count, and its moves.
 
 A problem is read as ``own_i = Q_ii`` and ``2 Q_ij = v_i M_ij v_j``; without M, ``2 Q_ij = 2 F_i . F_j``.
-So whole rows share one Gram matrix as M, dense problems are ``M = 2 Q, v = 1``, and factor form is
-never multiplied out. Cached flip costs ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` make a proposal O(1),
+So whole rows share one Gram matrix as M, dense problems are ``M = 2 Q, v = 1``, and so is factor form
+where its matrix fits. Cached flip costs ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` make a proposal O(1),
 ``dE = K_u - K_p - 2 Q_up`` for pruning kept u and restoring pruned p, and an accepted swap O(n)
 (O(n rank) in factor form).
 """
@@ -20,6 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
+from qubo_prune.solver import Deadline
 
 T = TypeVar("T")
 _NO_MATRIX = np.zeros((0, 0))
@@ -52,18 +53,19 @@ class Form:
         return self.matrix, self.values, self.factor
 
 
-def form_of(problem: BlockQubo) -> Form:
+def form_of(problem: BlockQubo, matrix_up_to: int = 0) -> Form:
     """The kernels' view of one problem.
 
-    Factor form is multiplied out only where the factor itself takes a quarter of n x n or more: a swap
-    then costs O(n) instead of O(n rank).
+    Factor form is multiplied out up to so many variables, and above where the factor itself takes a
+    quarter of n x n or more: a swap then costs O(n) instead of O(n rank).
     """
-    if isinstance(problem.q, FactorForm) and 4 * problem.q.factor.shape[1] < problem.num_variables:
+    n = problem.num_variables
+    if isinstance(problem.q, FactorForm) and n > matrix_up_to and 4 * problem.q.factor.shape[1] < n:
         # a writable copy: for read-only arrays every kernel would be compiled once more
         matrix, values, factor = _NO_MATRIX, np.zeros(0), np.array(problem.q.factor, order="C")
         pull = size = np.sqrt(2 * (factor**2).sum(axis=1))
     else:
-        matrix, values, factor = 2 * problem.dense(), np.ones(problem.num_variables), _NO_FACTOR
+        matrix, values, factor = 2 * problem.dense(), np.ones(n), _NO_FACTOR
         pull, size = reach(matrix)
     counts = np.array(problem.num_pruned, dtype=np.int64)
     return Form(np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts, pull, size)
@@ -84,16 +86,23 @@ def forms_of(batch: BlockBatch) -> Iterator[Form]:
         yield Form(own, matrix, own_values, _NO_FACTOR, labels, counts[row], strength * pull, strength * size)
 
 
-def in_threads(work: Callable[[Any], T], items: list[Any], threads: int | None) -> list[T]:
+def in_threads(work: Callable[[Any], T], items: list[Any], threads: int | None, clock: Deadline) -> list[T]:
     """``work`` on every item, in their order, on so many threads (one per core if ``None``).
 
-    The kernels release the interpreter's lock, so threads are enough.
+    The kernels release the interpreter's lock, so threads are enough. If this thread is interrupted, or one of them
+    fails, the ``clock`` that all of them look at is cancelled, so that they end with the slice at which they are.
     """
     count = min(len(items), threads or os.cpu_count() or 1)
     if count <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(work, items))
+        begun = [pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in begun]
+        except BaseException:
+            clock.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @njit(cache=True, nogil=True)

@@ -14,6 +14,7 @@ from qubo_prune.problem import BlockQubo
 from qubo_prune.settings import setting
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, single_answer
 from qubo_prune_solvers._bqm import small_seed
+from qubo_prune_solvers._interrupts import interruptible
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -70,7 +71,7 @@ class CpSat(Solver):
             return single_answer(problem, np.zeros(0, dtype=bool), Status.OPTIMAL, lower_bound=problem.offset)
         model = _Model(problem, request.warm_start)
         solver = self._solver(request.seed, clock)
-        status = solver.solve(model.model)
+        status = interruptible(lambda: solver.solve(model.model), solver.stop_search)
         name = solver.status_name(status)
         if name not in ("OPTIMAL", "FEASIBLE"):
             return _nothing(problem, request.warm_start, name)
@@ -93,6 +94,8 @@ class CpSat(Solver):
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = self.workers
         solver.parameters.random_seed = small_seed(seed)
+        # it would take Ctrl-C for the end of its time
+        solver.parameters.catch_sigint_signal = False
         # measured on real blocks of 32: the full linear relaxation proves what the default cannot in
         # minutes, and a fixed order of branching on x takes a third of the time of the automatic one
         solver.parameters.linearization_level = 2

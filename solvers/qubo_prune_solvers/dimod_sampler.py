@@ -16,6 +16,7 @@ from qubo_prune.settings import check_settings
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
+from qubo_prune_solvers._interrupts import interruptible
 
 # reads where the sampler takes a number and none is set: most samplers' own default is one
 _READS = 10
@@ -90,7 +91,10 @@ class DimodSampler(Remade):
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
         model = to_cqm(problem) if self.capabilities.cardinality else model_of(problem)
         arguments = self._arguments(request) | dict(self.settings)
-        samples = getattr(self.sampler, self._method)(model, **arguments)
+        sample, clock = getattr(self.sampler, self._method), Deadline(request.time_limit)
+        if "interrupt_function" in arguments and "interrupt_function" not in self.settings:
+            arguments["interrupt_function"] = lambda: clock.expired
+        samples = interruptible(lambda: sample(model, **arguments), clock.cancel)
         points = assignments_of(samples, problem.num_variables, type(self.sampler).__name__)
         info = {"arguments": sorted(arguments), "samples": len(points)}
         return ranked_answers(problem, points, Status.FEASIBLE, info=info)

@@ -19,6 +19,7 @@ from qubo_prune.solver import (
     shortest,
 )
 from qubo_prune_solvers._bqm import assignments_of, initial_states, model_of, small_seed
+from qubo_prune_solvers._interrupts import interruptible
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,15 @@ class DwaveTabu(Solver):
         if not problem.num_variables:
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
         timeout = self._milliseconds(clock)
-        samples = TabuSampler().sample(
-            model,
-            num_reads=self.num_reads,
-            num_restarts=self.num_restarts,
-            tenure=None if self.tenure is None else min(self.tenure, problem.num_variables - 1),
-            timeout=timeout,
-            seed=small_seed(request.seed),
-            initial_states=None if request.warm_start is None else initial_states(request.warm_start[None, :]),
-        )
+        settings = {
+            "num_reads": self.num_reads,
+            "num_restarts": self.num_restarts,
+            "tenure": None if self.tenure is None else min(self.tenure, problem.num_variables - 1),
+            "timeout": timeout,
+            "seed": small_seed(request.seed),
+            "initial_states": None if request.warm_start is None else initial_states(request.warm_start[None, :]),
+        }
+        samples = interruptible(lambda: TabuSampler().sample(model, **settings), clock.cancel)
         restarts = samples.record.num_restarts.tolist()
         cut = timeout is not None and min(restarts) < self.num_restarts
         return ranked_answers(

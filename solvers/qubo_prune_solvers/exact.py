@@ -20,7 +20,6 @@ from qubo_prune.solver import (
     SolveRequest,
     SolveResult,
     Status,
-    derive_seed,
     single_answer,
 )
 from qubo_prune_solvers._branching import Tree
@@ -67,22 +66,16 @@ class Exact(Solver):
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem = request.problem
         _check_size(problem.num_variables)
-        clock = Deadline(request.time_limit)
-        quadratic = problem.dense()
-        lengths = np.linalg.norm(quadratic - np.diag(problem.diagonal), axis=1)
-        # the scale of each weight, as its couplings show it
-        needed = convex_diagonal(quadratic, _inverse(lengths))
-        return self._prove(problem, needed, request.warm_start, clock)
+        return self._prove(problem, _own_diagonal(problem), request.warm_start, Deadline(request.time_limit))
 
     def solve_batch(self, request: BatchRequest, /) -> BatchResult:
         _check_size(request.problems.num_variables)
         shared = _shared_diagonal(request) if request.problems.shared else None
 
-        def run(row: int, warm: NDArray[np.bool_], limit: float | None) -> NDArray[np.bool_]:
+        def run(row: int, warm: NDArray[np.bool_], clock: Deadline) -> NDArray[np.bool_]:
             problem = request.problems.problem(row)
-            if shared is None:
-                return self.solve(SolveRequest(problem, warm, derive_seed(request.seed, row), limit)).assignment
-            return self._prove(problem, shared[row], warm, Deadline(limit)).assignment
+            needed = _own_diagonal(problem) if shared is None else shared[row]
+            return self._prove(problem, needed, warm, clock).assignment
 
         return rows_in_threads(run, request, self.threads)
 
@@ -107,6 +100,13 @@ class Exact(Solver):
         return single_answer(
             problem, tree.best, status, info=answer.info, lower_bound=bound if np.isfinite(bound) else None
         )
+
+
+def _own_diagonal(problem: BlockQubo) -> NDArray[np.float64]:
+    """The diagonal that makes a problem's couplings semidefinite."""
+    quadratic = problem.dense()
+    # the scale of each weight, as its couplings show it
+    return convex_diagonal(quadratic, _inverse(np.linalg.norm(quadratic - np.diag(problem.diagonal), axis=1)))
 
 
 def _shared_diagonal(request: BatchRequest) -> NDArray[np.float64]:

@@ -34,8 +34,10 @@ from qubo_prune_solvers._swaps import form_of, in_threads, settle_rows
 # rounds of descent and candidate pairs; rows need a handful, the bound only stops a cycle of
 # gains that are no larger than the rounding of the costs
 _MOST_ROUNDS = 100
-# rows between two looks at the clock
-_ROWS = 64
+# factor form of up to so many variables is multiplied out; above, a descent makes too few swaps to make up for it
+_MATRIX_UP_TO = 1024
+# rows between two looks at the clock, fewer where each takes long: so many entries of Q
+_ROWS, _ENTRIES = 64, 2**24
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ class Greedy(Solver):
     On the CPU, compiled: the best swap among the ``candidates`` of either side while that gains, then
     every kept weight with its best partner, to an optimum over all single swaps (in factor form too).
     On CUDA, in torch, many rows in step: the cheapest u is paired with its best p; when that fails, all
-    pairs of the candidates are tried; several groups scan all their pairs.
+    pairs of the candidates are tried, and in the end, in double precision, all pairs; several groups
+    scan all their pairs.
 
     Attributes:
         candidates: how many weights of either side are paired.
         kernel: ``compiled`` and ``torch`` choose one of the two everywhere, ``auto`` by device.
-        precision: of the torch kernel; energies are re-scored in float64 by the framework.
+        precision: of the torch kernel before its last swaps, which are made in double precision.
         threads: of the compiled kernel, for the rows of a batch; one per core if ``None``.
     """
 
@@ -75,7 +78,7 @@ class Greedy(Solver):
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)
-        form = form_of(problem)
+        form = form_of(problem, _MATRIX_UP_TO)
         x = forward_start(form) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
         if clock.expired:
             return single_answer(problem, x, Status.TIME_LIMIT)
@@ -113,7 +116,8 @@ class Greedy(Solver):
             )  # fmt: skip
 
         if batch.num_groups and batch.num_variables:
-            in_threads(run, [slice(at, at + _ROWS) for at in range(0, batch.num_rows, _ROWS)], self.threads)
+            step = max(1, min(_ROWS, _ENTRIES // batch.num_variables**2))
+            in_threads(run, [slice(at, at + step) for at in range(0, batch.num_rows, step)], self.threads, clock)
         return BatchResult(torch.as_tensor(x).to(request.warm_start.device), late)
 
     def _torch_batch(self, request: BatchRequest) -> BatchResult:
@@ -126,7 +130,8 @@ class Greedy(Solver):
             start = request.warm_start[rows]
             known = None if request.flip_costs is None else request.flip_costs[rows]
             couplings, costs, scale = of_batch(batch.rows(rows), start, dtype, known)
-            answers.append(_descend(couplings, costs, start, scale, pairs, self.candidates, clock))
+            answer = _descend(couplings, costs, start, scale, pairs, self.candidates, clock)
+            answers.append(_settled(batch.rows(rows), answer, pairs, self.candidates, clock))
             if clock.expired:
                 cut.update(range(*rows.indices(batch.num_rows)))
         return BatchResult(torch.cat(answers) if answers else request.warm_start, cut=frozenset(cut))
@@ -153,6 +158,18 @@ def _group_pairs(labels: Int[Tensor, " n"], num_groups: int) -> tuple[Tensor, Te
     return first, second
 
 
+def _settled(
+    batch: BlockBatch,
+    answer: Bool[Tensor, "r n"],
+    pairs: tuple[Tensor, Tensor] | None,
+    candidates: int,
+    clock: Deadline,
+) -> Bool[Tensor, "r n"]:
+    """Descend from answers to an optimum over all single swaps, with costs computed anew in double precision."""
+    couplings, costs, scale = of_batch(batch, answer, torch.float64)
+    return _descend(couplings, costs, answer, scale, pairs, candidates, clock, to_the_end=True)
+
+
 def _descend(
     couplings: Couplings,
     costs: Float[Tensor, "r n"],
@@ -161,8 +178,12 @@ def _descend(
     pairs: tuple[Tensor, Tensor] | None,
     candidates: int,
     clock: Deadline,
+    to_the_end: bool = False,
 ) -> Bool[Tensor, "r n"]:
-    """Descend every row to a swap optimum, over the listed ``pairs`` or over one group."""
+    """Descend every row to a swap optimum, over the listed ``pairs`` or over one group.
+
+    Over one group it is an optimum over the candidates' swaps, or ``to_the_end`` over all.
+    """
     answer = start.clone()
     if start.shape[1] < 2 or (pairs is not None and not len(pairs[0])):
         return answer
@@ -182,8 +203,11 @@ def _descend(
         else:
             stuck = _run_until_stuck(state, _pivot_step, 2, clock)
         gained = _candidate_step(stuck, candidates) if pairs is None else torch.zeros_like(stuck.misses) > 0
-        stuck.take(~gained).write(answer)
-        state = stuck.take(gained)
+        rest, state = stuck.take(~gained), stuck.take(gained)
+        if to_the_end and pairs is None and len(rest) and not clock.expired:
+            further = _full_step(rest, clock)
+            rest, state = rest.take(~further), _Rows.joined([state, rest.take(further)])
+        rest.write(answer)
     state.write(answer)
     return answer
 
@@ -345,6 +369,33 @@ def _candidate_step(state: _Rows, candidates: int) -> Bool[Tensor, " r"]:
     state.couplings.rows(first, state.buffers[1])
     state.couplings.rows(second, state.buffers[2])
     state.swap(first, second, coupling.flatten(1).gather(1, pair[:, None])[:, 0], gained)
+    state.misses.zero_()
+    return gained
+
+
+def _full_step(state: _Rows, clock: Deadline) -> Bool[Tensor, " r"]:
+    """Swap the best of all pairs of each row; which rows gained. Some columns of Q at a time."""
+    rows, n = state.costs.shape
+    cost, gain = state.costs + state.bar_pruned, state.costs + state.bar_kept
+    best = torch.full_like(cost[:, 0], torch.inf)
+    first, second = cost.argmin(1), gain.argmax(1)
+    step = max(1, _ENTRIES // max(1, rows * n))
+    for at in range(0, n, step):
+        if clock.expired:
+            break
+        some = torch.arange(at, min(n, at + step), device=cost.device)
+        partners = state.couplings.columns(some).add_(gain[:, None, :]).max(2)
+        change, place = (cost[:, some] - partners.values).min(1)
+        better = change < best
+        best = torch.where(better, change, best)
+        first = torch.where(better, some[place], first)
+        second = torch.where(better, partners.indices.gather(1, place[:, None])[:, 0], second)
+    gained = best < state.threshold
+    # of rows that do not gain, a kept and a pruned weight: swap() needs both
+    first, second = torch.where(gained, first, cost.argmin(1)), torch.where(gained, second, gain.argmax(1))
+    row = state.couplings.rows(first, state.buffers[1])
+    state.couplings.rows(second, state.buffers[2])
+    state.swap(first, second, row.gather(1, second[:, None])[:, 0].clone(), gained)
     state.misses.zero_()
     return gained
 

@@ -11,6 +11,7 @@ import numpy as np
 from qubo_prune.settings import setting
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
+from qubo_prune_solvers._interrupts import interruptible
 
 # so many sweeps tell how long a whole read takes
 _PROBE = 20
@@ -60,9 +61,10 @@ class Neal(Solver):
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
         settings = self._settings(request)
         sweeps = self._affordable_sweeps(model, settings, clock)
-        if clock.remaining is not None:
-            settings["interrupt_function"] = lambda: clock.expired
-        samples = _sampler().sample(model, num_reads=self.num_reads, num_sweeps=sweeps, **settings)
+        settings["interrupt_function"] = lambda: clock.expired
+        samples = interruptible(
+            lambda: _sampler().sample(model, num_reads=self.num_reads, num_sweeps=sweeps, **settings), clock.cancel
+        )
         cut = len(samples) < self.num_reads or sweeps < self.num_sweeps
         return ranked_answers(
             problem,

@@ -240,3 +240,27 @@ def test_answers_do_not_depend_on_the_seed(rng):
     problem = random_problem(rng, 20, 10)
     assert np.array_equal(solve(problem, "greedy", seed=1).assignment, solve(problem, "greedy", seed=2).assignment)
     assert not Greedy.capabilities.stochastic
+
+
+@both_kernels
+@pytest.mark.parametrize("precision", ["single", "double"])
+@pytest.mark.parametrize(("shared", "groups"), [(True, 1), (False, 1), (True, 2)])
+def test_batches_end_where_no_swap_gains_from_wherever_they_begin(rng, kernel, precision, shared, groups):
+    n = 48
+    batch = random_batch(rng, 16, n, [n // 2 // groups] * groups, np.arange(n) % groups, shared)
+    request = BatchRequest(batch, random_starts(rng, batch))
+    solver = Greedy(kernel=kernel, precision=precision, candidates=2)
+    # as the solver answers, since it declares that nobody need polish that
+    assert solver.capabilities.swap_optimal
+    answer = solver.solve_batch(request).assignments
+    for row in range(16):
+        assert_swap_optimal(batch.problem(row), answer[row].numpy())
+
+
+def test_the_last_look_takes_some_columns_at_a_time(rng, monkeypatch):
+    batch = random_batch(rng, 4, 30, [15])
+    request = BatchRequest(batch, random_starts(rng, batch))
+    solver = Greedy(kernel="torch", candidates=1)
+    whole = solver.solve_batch(request).assignments
+    monkeypatch.setattr("qubo_prune_solvers.greedy._ENTRIES", 300)
+    assert torch.equal(solver.solve_batch(request).assignments, whole)

@@ -339,3 +339,33 @@ def test_flip_costs_are_energies_of_single_flips(rng):
             kept[i], pruned[i] = False, True
             assert costs[i] == pytest.approx(problem.energy(pruned) - problem.energy(kept), rel=1e-9, abs=1e-9)
     assert flip_costs(*form.couplings, form.own, np.zeros(15, dtype=bool)) == pytest.approx(problem.diagonal)
+
+
+@by_name
+def test_factor_form_is_searched_as_a_matrix_where_that_fits(rng, search, monkeypatch):
+    problem = BlockQubo(FactorForm(rng.normal(size=40), rng.normal(size=(40, 3))), 20)
+    seen = []
+    monkeypatch.setattr(type(search), "search", lambda self, state, clock: seen.append(state.form.matrix.size))
+    search.solve(SolveRequest(problem))
+    monkeypatch.setattr("qubo_prune_solvers._search.MATRIX_UP_TO", 39)
+    search.solve(SolveRequest(problem))
+    starts = len(seen) // 2
+    assert seen == [1600] * starts + [0] * starts
+
+
+@by_name
+def test_both_forms_of_a_problem_have_one_answer(rng, search, monkeypatch):
+    problem = BlockQubo(FactorForm(rng.normal(size=40), rng.normal(size=(40, 3))), (8, 9), 1.5, np.arange(40) % 2)
+    start = random_feasible(rng, problem)
+    built = search.solve(SolveRequest(problem, start, seed=3))
+    monkeypatch.setattr("qubo_prune_solvers._search.MATRIX_UP_TO", 0)
+    plain = search.solve(SolveRequest(problem, start, seed=3))
+    assert plain.energy == pytest.approx(built.energy, rel=1e-2)
+    assert problem.is_feasible(plain.assignment)
+    assert problem.is_feasible(built.assignment)
+
+
+@pytest.mark.parametrize("rank", [0, 2, 7])
+def test_the_matrix_of_factor_form_is_the_sum_of_its_parts(rng, rank):
+    form = FactorForm(rng.normal(size=5), rng.normal(size=(5, rank)))
+    assert BlockQubo(form, 2).dense() == pytest.approx(np.diag(form.diagonal) + form.factor @ form.factor.T, rel=1e-15)

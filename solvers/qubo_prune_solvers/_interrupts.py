@@ -1,0 +1,47 @@
+"""Calls into other libraries that Ctrl-C ends, although they return to Python only when they are done."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+# seconds between two looks of the waiting thread, and for which it waits for a call that it has asked to end
+_LOOK, _PATIENCE = 0.05, 0.5
+
+
+def interruptible(call: Callable[[], T], stop: Callable[[], Any]) -> T:
+    """What ``call`` gives. Python acts on Ctrl-C in the main thread only, so there the call runs in another one.
+
+    Args:
+        call: blocks, and may not look at signals.
+        stop: asks it to end, which it does soon or not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    outcome: list[tuple[bool, Any]] = []
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.append((True, context.run(call)))
+        except BaseException as error:  # raised again below, in the thread that waits
+            outcome.append((False, error))
+
+    # a daemon: one that cannot be ended must not keep the process
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_LOOK)
+    except BaseException:
+        stop()
+        thread.join(_PATIENCE)
+        raise
+    answered, content = outcome[0]
+    if not answered:
+        raise content
+    result: T = content
+    return result
