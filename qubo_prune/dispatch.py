@@ -28,6 +28,7 @@ from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo, FactorForm, binary
+from qubo_prune.reduction import WIDE, Reduction, careful_swaps, reduced, wide
 from qubo_prune.registry import make_solver
 from qubo_prune.repair import repair
 from qubo_prune.seeds import checked_seed
@@ -51,6 +52,9 @@ from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.penalty`.
 PENALTY_FACTOR = 0.25
+#: By how much the energy of a proven optimum and its lower bound may differ, in parts of the terms of the energy,
+#: ``|offset| + sum over pruned i, j of |Q_ij|``.
+PROVEN_SHARE = 1e-6
 #: What errors say that torch raises as plain ``RuntimeError`` where memory is used up.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 #: What a result's ``info`` says of how it came about, which reports repeat.
@@ -128,8 +132,8 @@ def solve(
     began = time.perf_counter()
     handling = Handling(polish, penalty)
     call = _Call(chosen, name, handling)
-    with_limit = SolveRequest(problem, start, seed, limit, num_answers)
-    result = call.finish(with_limit, call.start(with_limit))
+    asked = _Asked.of(SolveRequest(problem, start, seed, limit, num_answers))
+    result = call.finish(asked, call.start(asked))
     return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
 
 
@@ -262,6 +266,54 @@ def _swapper() -> Solver:
     return make_solver("greedy")
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A request as it came, and as the solver is given it: reduced, if its entries differ too widely."""
+
+    whole: SolveRequest
+    inner: SolveRequest
+    reduction: Reduction | None = None
+
+    @classmethod
+    def of(cls, request: SolveRequest) -> _Asked:
+        reduction = reduced(request.problem)
+        if reduction is None:
+            return cls(request, request)
+        start = None if request.warm_start is None else reduction.forth(request.warm_start)
+        inner = dataclasses.replace(request, problem=reduction.problem, warm_start=start, unit=reduction.unit)
+        return cls(request, inner, reduction)
+
+    def whole_result(self, result: SolveResult, alone: bool) -> SolveResult:
+        """The result in terms of the request as it came, energies computed anew."""
+        reduction, start = self.reduction, self.whole.warm_start
+        if reduction is None:
+            return result
+        problem, ledger, bound = self.whole.problem, result.ledger, result.lower_bound
+        points, energies = best_first(problem, reduction.back(result.assignments))
+        if start is not None:
+            energy = float(np.float64(problem.energy(start)))
+            ledger = None if ledger is None else dataclasses.replace(ledger, start=energy)
+            if result.status.kept_warm_start or (alone and energies[0] > energy):
+                points, energies = start[None, :], np.array([energy])
+                result = result if result.status.kept_warm_start else _not_improved(result)
+        if ledger is not None:
+            parts = {name: getattr(ledger, name) for name in ("raw", "repaired")}
+            mapped = {name: None if part is None else reduction.energy(part) for name, part in parts.items()}
+            ledger = dataclasses.replace(ledger, **mapped, polished=float(energies[0]))
+        if bound is not None:
+            bound = min(reduction.energy(bound), float(energies[0]))
+        info = dict(result.info)
+        if reduction.num_decided:
+            info["decided"] = f"{reduction.num_decided} of {problem.num_variables} variables, by far larger entries"
+        return dataclasses.replace(
+            result, assignments=points, energies=energies, ledger=ledger, lower_bound=bound, info=info
+        )
+
+
+def _not_improved(result: SolveResult) -> SolveResult:
+    return dataclasses.replace(result, status=Status.NOT_IMPROVED, info={**dict(result.info), "instead": "warm start"})
+
+
 class _Call:
     """One solver as the framework calls it: where it runs, what it is given, what is kept of it."""
 
@@ -270,14 +322,22 @@ class _Call:
         self._workers: Workers | None = None
         self._not_isolated: str | None = None
 
-    def start(self, request: SolveRequest, clock: Deadline | None = None) -> Callable[[], SolveResult]:
+    def start(self, asked: _Asked, clock: Deadline | None = None) -> Callable[[], SolveResult]:
         """Begin one solve; the returned function waits for the solver's own answer.
 
         ``clock`` is a budget that the solve shares with others.
         """
-        check_groups(self._solver, self._name, request.problem.num_groups, request.problem.num_variables)
+        whole, request, penalty = asked.whole.problem, asked.inner, self._handling.penalty
+        check_groups(self._solver, self._name, whole.num_groups, whole.num_variables)
+        if not request.problem.num_variables and whole.num_variables:
+            nothing = np.zeros(0, dtype=bool)
+            return lambda: single_answer(request.problem, nothing, Status.OPTIMAL, lower_bound=0.0)
         form, temperatures = prepared(
-            request.problem, self._solver, request.warm_start, self._handling.penalty, request.seed
+            request.problem,
+            self._solver,
+            request.warm_start,
+            None if penalty is None else penalty / request.unit,
+            request.seed,
         )
         # the solver gets a copy of the start, which has to survive whatever the solver does to it
         start = None if request.warm_start is None else request.warm_start.copy()
@@ -318,12 +378,18 @@ class _Call:
             left = left * min(1.0, max(1, self._handling.workers) / rows_left)
         return shortest(request.row_time_limit, left)
 
-    def finish(self, request: SolveRequest, wait: Callable[[], SolveResult], alone: bool = True) -> SolveResult:
+    def finish(self, asked: _Asked, wait: Callable[[], SolveResult], alone: bool = True) -> SolveResult:
         """Wait for the answer and verify it; the warm start where it cannot be used.
 
         One of many rows (not ``alone``) costs no more than its row if it refuses its input, and is
         compared with its warm start by the caller, who may polish it first.
         """
+        if not asked.inner.problem.num_variables and asked.whole.problem.num_variables:
+            return asked.whole_result(wait(), alone)  # every variable was decided, and no solver asked
+        return asked.whole_result(self._finished(asked.inner, wait, alone), alone)
+
+    def _finished(self, request: SolveRequest, wait: Callable[[], SolveResult], alone: bool) -> SolveResult:
+        """The same for the problem as the solver is given it."""
         problem, start = request.problem, request.warm_start
         try:
             result = _sound(wait())
@@ -361,11 +427,13 @@ class _Call:
         raw: float | None = repaired
         if not feasible.all() and not can.cardinality:
             raw = float(np.min(problem.energy(answers[feasible]))) if feasible.any() else None
-        status, bound, info = self._believed(problem, result, repaired, as_given=bool(feasible[0]))
+        status, bound, info = self._believed(problem, result, mended[0], repaired, as_given=bool(feasible[0]))
         if self._handling.polish and not (can.swap_optimal or problem.free) and status is not Status.OPTIMAL:
             mended, energies = best_first(
                 problem, np.stack([_swap_optimum(problem, x) for x in mended]), request.num_answers
             )
+        if status is not Status.OPTIMAL and not problem.free and wide(problem):
+            mended, energies, status = self._carefully(problem, mended, energies, status, info)
         energy_start = None if start is None else float(np.float64(problem.energy(start)))
         ledger = Ledger(energy_start, raw, float(feasible.mean()), repaired, float(energies[0]))
         worse = energy_start is not None and energies[0] > energy_start
@@ -377,10 +445,30 @@ class _Call:
             result, assignments=mended, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
         )
 
+    def _carefully(
+        self,
+        problem: BlockQubo,
+        points: NDArray[np.bool_],
+        energies: NDArray[np.float64],
+        status: Status,
+        info: dict[str, Any],
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float64], Status]:
+        """Swaps where rounding may have hidden some; without the polish, a claim that there are none is checked."""
+        settled = np.stack([careful_swaps(problem, x) for x in points])
+        if self._handling.polish:
+            return *best_first(problem, settled), status
+        if status is Status.LOCAL_OPTIMUM and not np.array_equal(settled, points):
+            info["disbelieved"] = "it called an answer a local optimum that a swap improves"
+            status = Status.FEASIBLE
+        return points, energies, status
+
     def _believed(
-        self, problem: BlockQubo, result: SolveResult, energy: float, as_given: bool
+        self, problem: BlockQubo, result: SolveResult, x: NDArray[np.bool_], energy: float, as_given: bool
     ) -> tuple[Status, float | None, dict[str, Any]]:
         """Status, bound and info of a result, without the claims that cannot be true.
+
+        An optimum is one if its energy and the bound, which is the energy that it claims where it gives none, agree
+        to ``PROVEN_SHARE`` of the terms that the energy consists of.
 
         ``as_given``: its first answer met the counts, so that a proof for the penalised problem holds.
         """
@@ -400,6 +488,12 @@ class _Call:
         elif bound is not None and not bound <= energy + 1e-9 * scale:
             doubts.append(f"its lower bound {bound:.9g} is above the energy found")
             status, bound = Status.FEASIBLE, None
+        gap = 0.0 if bound is None else energy - bound
+        if status is Status.OPTIMAL and not doubts and gap > PROVEN_SHARE * (terms := _terms(problem, x)):
+            doubts.append(
+                f"its proof leaves a gap of {gap / terms if terms else np.inf:.2g} of the energy's terms, of which "
+                f"{PROVEN_SHARE:g} counts as none: the problem's entries differ too widely for it"
+            )
         if doubts:
             status = Status.FEASIBLE if status is Status.OPTIMAL else status
             info["disbelieved"] = "; ".join([*([info["disbelieved"]] if "disbelieved" in info else []), *doubts])
@@ -416,6 +510,13 @@ class _Call:
         if start is None:
             raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
         return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
+
+
+def _terms(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
+    """The sizes of the terms that the energy at x is the sum of."""
+    pruned = np.flatnonzero(x)
+    couplings = float(np.abs(problem.couplings_among(pruned)).sum()) / 2
+    return abs(problem.offset) + float(np.abs(problem.diagonal[pruned]).sum()) + couplings
 
 
 def _raise_if_machine_failed(error: BaseException, name: str, what: str) -> None:
@@ -557,6 +658,8 @@ def _accepted(solver: Solver, request: BatchRequest, answers: BatchResult, handl
         better[list(failures)] = False
         answer = torch.where(better[:, None], swapped.assignments, answer)
         change = torch.where(better, polished, change)
+    if handling.polish or solver.capabilities.swap_optimal:
+        answer, change = _carefully_of_rows(request, answer, change, failures)
     worse = ~(change <= 0)
     failures.update(dict.fromkeys(_positions(worse), (Status.NOT_IMPROVED, "")))
     answer = torch.where(worse[:, None], start, answer)
@@ -564,6 +667,25 @@ def _accepted(solver: Solver, request: BatchRequest, answers: BatchResult, handl
     return dataclasses.replace(
         answers, assignments=answer, failures=failures, change=change, solver_change=solver_change
     )
+
+
+def _carefully_of_rows(
+    request: BatchRequest, answer: torch.Tensor, change: torch.Tensor, failures: Mapping[int, tuple[Status, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Swaps in rows whose entries differ so much that rounding may have hidden some."""
+    problems = request.problems
+    sizes = (problems.own + problems.linear).double().abs()
+    if not sizes.numel():
+        return answer, change
+    rough = sizes.amax(1) > WIDE * sizes.median(1).values
+    rows = [row for row in _positions(rough & sizes.isfinite().all(1)) if row not in failures]
+    if not rows:
+        return answer, change
+    answer = answer.clone()
+    for row in rows:
+        settled = careful_swaps(problems.problem(row), to_numpy_bool(answer[row]))
+        answer[row] = torch.as_tensor(settled).to(answer.device)
+    return answer, problems.energy_change(request.warm_start, answer)
 
 
 def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> BatchResult:
@@ -603,7 +725,7 @@ def _of_solver(told: str) -> str:
 def _in_flight(call: _Call, request: BatchRequest, open_rows: list[int]) -> Iterator[tuple[int, SolveResult | None]]:
     """Results of some rows in turn, some begun ahead; ``None`` for those that time left out."""
     clock, count = Deadline(request.time_limit), len(open_rows)
-    begun: deque[tuple[int, SolveRequest, Callable[[], SolveResult]]] = deque()
+    begun: deque[tuple[int, _Asked, Callable[[], SolveResult]]] = deque()
 
     def first() -> tuple[int, SolveResult | None]:
         row, asked, wait = begun.popleft()
@@ -623,7 +745,8 @@ def _in_flight(call: _Call, request: BatchRequest, open_rows: list[int]) -> Iter
                 derive_seed(request.seed, row),
                 call.row_limit(request, clock, count - number + len(begun)),
             )
-            begun.append((row, single, call.start(single, clock)))
+            asked = _Asked.of(single)
+            begun.append((row, asked, call.start(asked, clock)))
             if len(begun) >= call.ahead:
                 yield first()
         while begun:

@@ -136,6 +136,7 @@ class BlockQubo(Shown):
         groups.flags.writeable = False
         if not np.isfinite(offset):
             raise InputError(f"offset is {offset}; only a finite number is allowed.")
+        _check_range(form, offset)
         object.__setattr__(self, "q", form)
         object.__setattr__(self, "num_pruned", tuple(int(m) for m in counts))
         object.__setattr__(self, "offset", float(offset))
@@ -253,9 +254,31 @@ def _symmetric(q: ArrayLike) -> NDArray[np.float64]:
         raise InputError(f"Q has shape {matrix.shape}; pass a square (n, n) matrix or a FactorForm.")
     if np.array_equal(matrix, matrix.T):
         return matrix
-    symmetric = (matrix + matrix.T) / 2
+    # halves first: the sum of two numbers near the end of the range is beyond it
+    symmetric = matrix / 2 + matrix.T / 2
     symmetric.flags.writeable = False
     return symmetric
+
+
+#: What the sizes of all entries of Q and the offset may add up to: so far no energy and no penalty overflows.
+LARGEST_SUM = 2.0**1020
+
+
+def _check_range(form: NDArray[np.float64] | FactorForm, offset: float) -> None:
+    if isinstance(form, FactorForm):
+        # every |F_i . F_j| is at most the product of two lengths
+        root = float(np.abs(form.factor).max(initial=0.0)) * max(1, form.factor.shape[1]) ** 0.5
+        largest = np.inf if root > 2.0**511 else root * root + float(np.abs(form.diagonal).max(initial=0.0))
+        n = len(form.diagonal)
+    else:
+        n = len(form)
+        largest = max(float(form.max(initial=0.0)), -float(form.min(initial=0.0)))
+    # below the range no sum is formed, for the sake of the many small problems of a run
+    if largest > LARGEST_SUM / max(1, n) ** 2 or abs(offset) > LARGEST_SUM:
+        raise InputError(
+            f"Q holds entries up to {largest:.3g} and the offset is {offset:.3g}, so that energies can leave the range "
+            "of float64; divide Q and the offset by a power of two, which changes no assignment."
+        )
 
 
 def _check_counts(n: int, labels: NDArray[np.int64], counts: Sequence[int]) -> None:

@@ -132,6 +132,8 @@ class SolveRequest:
         num_answers: how many assignments the caller would like, best first.
         temperatures: hot and cold end that suit an annealing of this problem, in units of energy;
             given to solvers without ``cardinality``.
+        unit: what 1 in the energies of ``problem`` is in units of the caller's, which settings such as a penalty
+            are in; a power of two, and 1 but for problems of very large or small entries.
     """
 
     problem: BlockQubo
@@ -140,6 +142,7 @@ class SolveRequest:
     time_limit: float | None = None
     num_answers: int = 1
     temperatures: tuple[float, float] | None = None
+    unit: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from qubo_prune_solvers._search import rows_in_threads
 from qubo_prune_solvers.tabu import Tabu
 
 _MAX_VARIABLES = 512
+# what rounding may add to a bound, in parts of the sum of all entries
+_ROUNDING = 2.0**-44
 # nodes between two looks at the clock: some milliseconds
 _CHUNK = 100
 
@@ -96,7 +98,8 @@ class Exact(Solver):
         status = Status.OPTIMAL if tree.finished else Status.TIME_LIMIT
         # what was found cannot be below what was proven, but for the rounding of the sums
         answer = single_answer(problem, tree.best, status, info={"nodes": tree.nodes})
-        bound = min(scale * tree.lower + problem.offset, answer.energy)
+        rounding = _ROUNDING * float(np.abs(problem.dense()).sum())
+        bound = min(scale * tree.lower + problem.offset - rounding, answer.energy)
         return single_answer(
             problem, tree.best, status, info=answer.info, lower_bound=bound if np.isfinite(bound) else None
         )

@@ -81,7 +81,8 @@ class Neal(Solver):
             hot *= _COOLER
             settings["initial_states"] = initial_states(request.warm_start[None, :])
             settings["initial_states_generator"] = "tile"
-        return settings | {"beta_range": self.beta_range or (hot, cold)}
+        own = None if self.beta_range is None else tuple(beta * request.unit for beta in self.beta_range)
+        return settings | {"beta_range": own or (hot, cold)}
 
     def _affordable_sweeps(self, model: Any, settings: dict[str, Any], clock: Deadline) -> int:
         """The sweeps of a read, fewer if a read would take longer than there is time."""

@@ -122,7 +122,8 @@ class Qaoa(Solver):
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
         if problem.free and self.ansatz == "xy":
             raise InputError("The problem has no counts, which ansatz='xy' needs; take ansatz='penalty'.")
-        target = _without_counts(problem, request.warm_start, self.strength)
+        strength = None if self.strength is None else self.strength / request.unit
+        target = _without_counts(problem, request.warm_start, strength)
         points = assignments(problem if self.ansatz == "xy" else target)
         energies = np.asarray(target.energy(points))
         mean, scale = float(np.mean(energies)), _scale(energies)
