@@ -481,15 +481,15 @@ class _Call:
             doubts.append("it called its answer optimal without declaring to be exact")
         elif status is Status.OPTIMAL and not as_given:
             doubts.append("it called an answer optimal that misses a count")
-        scale = max(abs(energy), abs(problem.offset), float(np.abs(problem.diagonal).sum()))
+        terms = 0.0 if bound is None else _terms(problem, x)
         if bound is not None and not np.isfinite(bound):
             doubts.append(f"its lower bound {bound} is none; pass a number, or None where nothing is proven")
             bound = None
-        elif bound is not None and not bound <= energy + 1e-9 * scale:
+        elif bound is not None and not bound <= energy + 1e-9 * terms:
             doubts.append(f"its lower bound {bound:.9g} is above the energy found")
             status, bound = Status.FEASIBLE, None
         gap = 0.0 if bound is None else energy - bound
-        if status is Status.OPTIMAL and not doubts and gap > PROVEN_SHARE * (terms := _terms(problem, x)):
+        if status is Status.OPTIMAL and not doubts and gap > PROVEN_SHARE * terms:
             doubts.append(
                 f"its proof leaves a gap of {gap / terms if terms else np.inf:.2g} of the energy's terms, of which "
                 f"{PROVEN_SHARE:g} counts as none: the problem's entries differ too widely for it"
