@@ -677,8 +677,9 @@ def _carefully_of_rows(
     sizes = (problems.own + problems.linear).double().abs()
     if not sizes.numel():
         return answer, change
-    rough = sizes.amax(1) > WIDE * sizes.median(1).values
-    rows = [row for row in _positions(rough & sizes.isfinite().all(1)) if row not in failures]
+    # a row of zeros alone has no median and is not wide; nor is one that holds NaN or infinities, which is not sound
+    wide_rows = sizes.amax(1) > WIDE * sizes.masked_fill(sizes == 0, torch.nan).nanmedian(1).values
+    rows = [row for row in _positions(wide_rows & sizes.isfinite().all(1)) if row not in failures]
     if not rows:
         return answer, change
     answer = answer.clone()

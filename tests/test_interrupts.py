@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from qubo_prune_solvers._interrupts import interruptible
 from qubo_prune_solvers._swaps import in_threads
+from tiny import save, text
 
 from qubo_prune import BlockQubo, write_problem
 from qubo_prune.solver import Deadline
@@ -85,6 +86,32 @@ def test_an_interrupt_ends_a_solver_and_writes_nothing(problem: Path, tmp_path: 
     assert "Interrupted; nothing was written." in errors
     assert "Traceback" not in errors
     assert not list(tmp_path.iterdir())
+
+
+_RUNS = {
+    "threads": ("qubo_prune_solvers.tabu:Tabu.search", "tabu", ["steps=10000000"]),
+    "a worker's process": ("qubo_prune.workers:Workers.submit", "neal", ["num_sweeps=1000000000", "num_reads=1"]),
+    "a blocking call": ("ortools.sat.python.cp_model:CpSolver.solve", "cpsat", []),
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("case", _RUNS)
+def test_an_interrupt_ends_a_run_and_writes_nothing(tmp_path: Path, case: str) -> None:
+    place, solver, settings = _RUNS[case]
+    model = save(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(text(), encoding="utf-8")
+    options = [part for setting in settings for part in ("--set", setting)]
+    workers = ["--workers", "1" if "process" in case else "0"]
+    code, errors = interrupted(
+        place, "prune", str(model), "--calibration", str(tmp_path / "text.txt"), "--samples", "2",
+        "--sequence-length", "16", "--solver", solver, *options, "--block-time", "none", *workers,
+        "--block-size", "32", "--output", str(tmp_path / "out"), "--quiet",
+    )  # fmt: skip
+    assert code == 130, errors
+    assert "Interrupted; nothing was written." in errors
+    assert "Traceback" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "text.txt"]
 
 
 def test_threads_that_one_fails_are_ended() -> None:

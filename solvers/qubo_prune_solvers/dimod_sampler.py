@@ -18,6 +18,9 @@ from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
 from qubo_prune_solvers._interrupts import interruptible
 
+# settings of samplers in units of 1 / energy
+_BETAS = ("beta_range", "beta_min", "beta_max")
+
 # reads where the sampler takes a number and none is set: most samplers' own default is one
 _READS = 10
 
@@ -90,7 +93,7 @@ class DimodSampler(Remade):
         if not problem.num_variables:
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
         model = to_cqm(problem) if self.capabilities.cardinality else model_of(problem)
-        arguments = self._arguments(request) | dict(self.settings)
+        arguments = self._arguments(request) | self._own(request.unit)
         sample, clock = getattr(self.sampler, self._method), Deadline(request.time_limit)
         if "interrupt_function" in arguments and "interrupt_function" not in self.settings:
             arguments["interrupt_function"] = lambda: clock.expired
@@ -124,6 +127,15 @@ class DimodSampler(Remade):
             known["initial_states"] = initial_states(request.warm_start[None, :])
         taken = {name: value for name, value in known.items() if name in self._known}
         return taken | self._limit(request.time_limit)
+
+    def _own(self, unit: float) -> dict[str, Any]:
+        """The settings, betas in units of the problem that the sampler is given."""
+        betas = {name: value for name, value in self.settings.items() if name in _BETAS and value is not None}
+        scaled = {
+            name: [beta * unit for beta in value] if isinstance(value, (list, tuple)) else value * unit
+            for name, value in betas.items()
+        }
+        return dict(self.settings) if unit == 1 else dict(self.settings) | scaled
 
     def _limit(self, seconds: float | None) -> dict[str, Any]:
         """The time limit by the sampler's name for it; empty if it takes none."""

@@ -241,3 +241,14 @@ def test_a_sampler_that_gives_no_or_other_answers_is_named(rng, answer, message)
     problem = random_problem(rng, 6, 3)
     with pytest.raises(SolverError, match=message):
         solve(problem, DimodSampler(Saying(answer)))
+
+
+def test_betas_that_are_set_are_in_the_callers_units(rng):
+    sampler = Recording("beta_range", "beta_min")
+    scale = 2.0**100
+    problem = BlockQubo(rng.normal(size=(4, 4)) * scale, 2)
+    solve(problem, DimodSampler(sampler, {"beta_range": [1 / scale, 2 / scale], "beta_min": 1 / scale}))
+    seen = dict(sampler.seen)
+    unit = seen["beta_min"] * scale
+    assert seen["beta_range"] == [unit / scale, 2 * unit / scale]
+    assert 2.0**90 < unit < 2.0**110
