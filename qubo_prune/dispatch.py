@@ -297,9 +297,9 @@ class _Asked:
                 points, energies = start[None, :], np.array([energy])
                 result = result if result.status.kept_warm_start else _not_improved(result)
         if ledger is not None:
-            parts = {name: getattr(ledger, name) for name in ("raw", "repaired")}
-            mapped = {name: None if part is None else reduction.energy(part) for name, part in parts.items()}
-            ledger = dataclasses.replace(ledger, **mapped, polished=float(energies[0]))
+            raw = None if ledger.raw is None else reduction.energy(ledger.raw)
+            repaired = reduction.energy(ledger.repaired)
+            ledger = dataclasses.replace(ledger, raw=raw, repaired=repaired, polished=float(energies[0]))
         if bound is not None:
             bound = min(reduction.energy(bound), float(energies[0]))
         info = dict(result.info)

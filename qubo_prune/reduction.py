@@ -219,9 +219,9 @@ def _gaining_swap(q: NDArray[np.float64], labels: NDArray[np.int64], x: NDArray[
     change = costs[kept, None] - costs[None, pruned] - 2 * q[np.ix_(kept, pruned)]
     error = _ROUNDING * (sizes[kept, None] + sizes[None, pruned])
     change[labels[kept, None] != labels[None, pruned]] = np.inf
-    u, p = np.unravel_index(int((change + error).argmin()), change.shape)
-    if change[u, p] + error[u, p] < 0:
-        return int(kept[u]), int(pruned[p])
+    first, second = divmod(int((change + error).argmin()), len(pruned))
+    if change[first, second] + error[first, second] < 0:
+        return int(kept[first]), int(pruned[second])
     # what matters is measured by the terms that make up this energy
     least = -(2.0**-50) * float(np.abs(q[np.ix_(pruned, pruned)]).sum())
     doubtful = np.argwhere(change - error < 0)

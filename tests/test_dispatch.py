@@ -465,18 +465,26 @@ def test_a_lower_bound_above_the_energy_is_not_believed(problem, scale):
     scaled = BlockQubo(scale * problem.dense(), problem.num_pruned, scale * problem.offset, problem.labels)
     best = best_and_worst(scaled)[0]
 
-    def say(bound: float) -> SolveResult:
-        return dispatch.solve(
-            scaled,
-            sampler(exact=True)(lambda r: single_answer(r.problem, best, Status.OPTIMAL, lower_bound=bound)),
-        )
+    def say(above: float) -> SolveResult:
+        """``above`` the energy, in units of the problem."""
+
+        def answer(r: SolveRequest) -> SolveResult:
+            bound = float(r.problem.energy(best)) + above * scale / r.unit
+            return single_answer(r.problem, best, Status.OPTIMAL, lower_bound=bound)
+
+        return dispatch.solve(scaled, sampler(exact=True)(answer))
 
     energy = scaled.energy(best)
-    high = say(energy + 0.01 * scale)
+    high = say(0.01)
     assert (high.status, high.lower_bound) == (Status.FEASIBLE, None)
     assert "above the energy" in high.info["disbelieved"]
-    for bound in (energy, energy + 1e-14 * scale, energy - scale):
-        assert (say(bound).status, say(bound).lower_bound) == (Status.OPTIMAL, bound)
+    for above in (0.0, 1e-14, -1e-9):
+        assert say(above).status is Status.OPTIMAL
+        assert say(above).lower_bound == pytest.approx(energy + above * scale, rel=1e-12)
+    low = say(-1.0)
+    assert low.status is Status.FEASIBLE
+    assert low.lower_bound == pytest.approx(energy - scale, rel=1e-12)
+    assert "leaves a gap" in low.info["disbelieved"]
     assert say(float("nan")).lower_bound is None
     assert say(-float("inf")).lower_bound is None
 
