@@ -40,9 +40,8 @@ _FOREVER = {
     "tabu alone": ("qubo_prune_solvers.tabu:Tabu.search", ["steps=10000000", "threads=1"]),
     "anneal": ("qubo_prune_solvers.anneal:Anneal.search", ["sweeps=10000000", "threads=2"]),
     "local": ("qubo_prune_solvers.local:Local.search", ["rounds=10000000", "threads=2"]),
-    "neal": ("qubo_prune_solvers.neal:Neal.solve", ["num_sweeps=1000000000", "num_reads=1"]),
-    "dwave-tabu": ("qubo_prune_solvers.dwave_tabu:DwaveTabu.solve", ["num_restarts=100000000"]),
-    "steepest": ("qubo_prune_solvers.steepest:Steepest.solve", ["num_reads=100000000"]),
+    "neal": ("qubo_prune_solvers.neal:interruptible", ["num_sweeps=1000000000", "num_reads=1"]),
+    "dwave-tabu": ("qubo_prune_solvers.dwave_tabu:interruptible", ["num_restarts=100000000"]),
     "exact": ("qubo_prune_solvers._branching:Tree.grow", []),
 }
 _QUICK = ("tabu", "cpsat")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+#: What a process ends with that Ctrl-C ended.
+_INTERRUPTED = 130
 # seconds between two looks of the waiting thread, and for which it waits for a call that it has asked to end
 _LOOK, _PATIENCE = 0.05, 0.5
 
@@ -39,9 +44,18 @@ def interruptible(call: Callable[[], T], stop: Callable[[], Any]) -> T:
     except BaseException:
         stop()
         thread.join(_PATIENCE)
+        atexit.register(_leave, thread)
         raise
     answered, content = outcome[0]
     if not answered:
         raise content
     result: T = content
     return result
+
+
+def _leave(thread: threading.Thread) -> None:
+    """End the process if an interrupted call still runs: the interpreter would wait for it on its way out."""
+    if thread.is_alive():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_INTERRUPTED)
