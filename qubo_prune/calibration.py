@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
-from qubo_prune.forms import Rows, in_plain_form, without_labels
+from qubo_prune.forms import Rows, check_without_padding, in_plain_form, without_labels
 from qubo_prune.models import LoadedModel, device_of
 from qubo_prune.objective import (
     Classification,
@@ -109,7 +109,12 @@ def drawn_from(source: Source, loaded: LoadedModel, length: int, most: int, loss
 def _without_padding(given: Calibration, loaded: LoadedModel) -> Calibration:
     """The inputs with the samples of padded batches one by one, by their real positions."""
     signature = Signature.of(loaded.model)
-    inputs = [one for number, batch in enumerate(given.inputs) for one in one_by_one(batch, signature, number)]
+    inputs: list[Any] = []
+    for number, batch in enumerate(given.inputs):
+        samples = one_by_one(batch, signature, number)
+        if samples[0] is not batch:
+            check_without_padding(samples[0], loaded, number)
+        inputs += samples
     described = given.described | ({"batches": len(inputs)} if "batches" in given.described else {})
     return replace(given, inputs=inputs, described=described)
 

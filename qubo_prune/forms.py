@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from qubo_prune.data import Samples
+from qubo_prune.data import Samples, to_device
 from qubo_prune.errors import InputError
 from qubo_prune.models import LoadedModel, device_of, evaluating
 from qubo_prune.padding import IGNORED
@@ -371,11 +371,22 @@ def _takes_both(batch: Sequence[Any], signature: Signature, loaded: LoadedModel,
     )
 
 
-def _failure(model: nn.Module, *inputs: Any) -> str | None:
+def check_without_padding(sample: Any, loaded: LoadedModel, number: int) -> None:
+    """Raise :class:`InputError` if a model of sounds needs the padding that was taken out of a batch."""
+    sound = isinstance(sample, Mapping) and ("input_features" in sample or "input_values" in sample)
+    failure = _failure(loaded.model, **sample) if sound and loaded.shelf.in_memory else None
+    if failure is not None:
+        raise InputError(
+            f"{type(loaded.model).__name__} does not run on the samples of batch {number} without their padding "
+            f"({failure}); leave 'attention_mask' out if the model reads all positions, or give samples of full length."
+        )
+
+
+def _failure(model: nn.Module, *inputs: Any, **named: Any) -> str | None:
     """What goes wrong when a model is called; ``None`` if nothing does."""
     try:
         with torch.no_grad(), evaluating(model):
-            model(*(each.to(device_of(model)) if isinstance(each, Tensor) else each for each in inputs))
+            model(*to_device(inputs, device_of(model)), **to_device(named, device_of(model)))
     except Exception as error:  # whatever a foreign model raises
         return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
     return None

@@ -168,6 +168,20 @@ def test_pairs_that_no_model_takes_name_the_batch_and_the_loss() -> None:
         read([(torch.rand(2, 5), torch.arange(2))], Switched())
 
 
+def test_a_model_of_sounds_that_needs_its_padding_says_so() -> None:
+    class Listening(nn.Module):
+        def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            if input_features.shape[-1] != 5:
+                raise ValueError("features of length 5 are expected")
+            return input_features
+
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    batch = {"input_features": torch.rand(2, 3, 5), "attention_mask": mask}
+    with pytest.raises(InputError, match="Listening does not run on the samples of batch 0 without their padding"):
+        read([batch], Listening())
+    assert len(read([{**batch, "attention_mask": mask | 1}], Listening()).inputs) == 1
+
+
 def test_files_are_no_texts_and_texts_need_a_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(tiny.text(), encoding="utf-8")

@@ -20,6 +20,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import nn
 
+from qubo_prune.arguments import as_names
 from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
@@ -144,7 +145,7 @@ class Outcome:
 
 @pinned()
 def run(
-    workload: Workload, methods: Sequence[str], densities: Sequence[float], seeds: Sequence[int],
+    workload: Workload, methods: str | Sequence[str], densities: Sequence[float], seeds: Sequence[int],
     settings: Mapping[str, Any] | None = None, max_time: float | str | None = None, marks: Sequence[int] = (),
     progress: bool = False,
 ) -> Experiment:  # fmt: skip
@@ -164,6 +165,7 @@ def run(
         InputError: a method is not known, or the workload cannot be had here.
     """
     check_alone("run the same experiment")
+    methods = as_names("methods", methods)
     for share in densities:
         Pattern.parse(workload.pattern).check(share)
     for method in methods:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qubo_prune.arguments import as_names
 from qubo_prune.bench.emitted import Emitted, compensated_block, fisher_blocks, gram_block
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import ORIGINS, Origin
@@ -38,7 +39,7 @@ _PROVABLE = 512
 
 @pinned()
 def make_suite(
-    folder: str | Path, name: str = "standard", *, proof_time: float = 10.0, formats: Sequence[str] = ("json",),
+    folder: str | Path, name: str = "standard", *, proof_time: float = 10.0, formats: str | Sequence[str] = ("json",),
     progress: Progress | None = None,
 ) -> Suite:  # fmt: skip
     """Emit a suite's problems into a folder, with what is known of each; goes on where an earlier call was stopped.
@@ -69,9 +70,10 @@ def _origins(wanted: Iterable[Family]) -> Iterator[Origin]:
 
 def make(
     folder: str | Path, name: str, wanted: Sequence[Family], origins: Iterable[Origin], *, proof_time: float = 10.0,
-    formats: Sequence[str] = ("json",), progress: Progress | None = None,
+    formats: str | Sequence[str] = ("json",), progress: Progress | None = None,
 ) -> Suite:  # fmt: skip
     """:func:`make_suite` for any families of any models."""
+    formats = as_names("formats", formats)
     unknown = [format for format in formats if format not in FORMATS]
     if unknown or "json" not in formats:
         near = "".join(did_you_mean(each, FORMATS) for each in unknown)
