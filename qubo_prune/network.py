@@ -10,11 +10,13 @@ single block.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -172,28 +174,53 @@ def stream(
     devices = of_model(model)
     run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle, devices)
     with torch.no_grad(), evaluating(model):
-        left = list(layers)
         stack = find_stack(model, layers)
-        if (
-            stack is not None
-            and (ahead := _timed(seconds, devices, lambda: _ahead_of(stack, model, layers, calls))) is not None
-        ):
+        ahead = (
+            None if stack is None else _timed(seconds, devices, lambda: _ahead_of(stack, model, layers, calls, shelf))
+        )
+        left = list(layers)
+        if stack is not None and ahead is not None:
             # an embedding by convolution, an encoder: what it makes of the inputs is what the stack is to see
             if ahead:
                 _visit_block(model, ahead, layers, calls, _States.inputs(calls), run, until=stack[0])
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, devices, lambda: _record_stack(stack, model, calls, shelf))
-            if recorded is None and not shelf.in_memory:
-                raise InputError(
-                    "The decoder layers of this model hand more to one another than hidden states, so they cannot be "
-                    "loaded one after another; give weights='memory'."
-                )
-            if recorded is not None:
+            if recorded is None:
+                _check_whole(shelf)
+            else:
                 inside = {id(layer) for block in stack for layer in within(layers, block)}
                 left = [layer for layer in left if id(layer) not in inside]
                 _stream_stack(stack, layers, recorded, _dense_start(stack, model, layers, calls, recorded, run), run)
+                left = _timed(seconds, devices, lambda: _behind(stack, model, left, calls, run))
+        elif stack is not None:
+            _check_whole(shelf)
         if left:
             _visit_block(model, left, layers, calls, _States.inputs(calls), run)
+
+
+def _behind(
+    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], run: _Pass
+) -> list[Layer]:
+    """Those of the layers that do not run ahead of a stack; the others are visited without inputs.
+
+    They did not run there before all was pruned, as experts do not to which nothing was sent. To prune them now would
+    change what has been measured since.
+    """
+    ran = _Ran(stack, layers)
+    for call in calls if layers else ():
+        ran.note(model, call, whole=False)
+    for layer in ran.ahead:
+        run.visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
+    return [layer for layer in layers if layer not in ran.ahead]
+
+
+def _check_whole(shelf: Shelf) -> None:
+    """Refuse to take a model as one block whose blocks are not in memory all at once."""
+    if not shelf.in_memory:
+        raise InputError(
+            "The decoder layers of this model hand more to one another than hidden states, or share layers, so they "
+            "cannot be loaded one after another; give weights='memory'."
+        )
 
 
 @dataclass(frozen=True)
@@ -323,12 +350,12 @@ def find_stack(model: nn.Module, layers: Sequence[Layer]) -> list[nn.Module] | N
 
 
 def _ahead_of(
-    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call]
+    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], shelf: Shelf
 ) -> list[Layer] | None:
     """The layers that run before the first block of a stack, in their order.
 
     ``None`` if some layer runs, or stands, in two places: in several blocks, or in a block and outside the stack. Then
-    no order of the blocks has it pruned before all that is behind it.
+    no order of the blocks has it pruned before all that is behind it. ``None`` also where blocks are no chain.
     """
     homes = {id(module): {_OUTSIDE} for layer in layers for module in layer.modules}
     for number, block in enumerate(stack):
@@ -339,9 +366,13 @@ def _ahead_of(
     if any(len(found) > 1 for found in places.values()):
         return None
     ran = _Ran(stack, layers)
-    for number, call in enumerate(calls):
-        ran.note(model, call, whole=number == 0)
-    return None if ran.astray(places) else list(ran.ahead)
+    with _repeatable(model, layers, calls[0]):
+        ran.note(model, calls[0], whole=True)
+    for call in calls[1:]:
+        ran.note(model, call, whole=False)
+    if ran.astray(places) or (ran.ahead and _record_stack(stack, model, calls[:1], shelf) is None):
+        return None
+    return list(ran.ahead)
 
 
 #: The place of what is in no block of the stack, before its first block and behind that.
@@ -667,7 +698,8 @@ def _visit_block(
         run: the run.
         until: no layer to visit runs behind this module, so that passes may end there.
     """
-    stages = _timed(run.seconds, run.devices, lambda: _all_stages(block, layers, calls, states))
+    with _repeatable(block, layers, calls[0], states.now[0]):
+        stages = _timed(run.seconds, run.devices, lambda: _all_stages(block, layers, calls, states))
     if run.dense is not None:
         stages = _timed(run.seconds, run.devices, lambda: with_residuals(block, stages, calls[0], states.now[0]))
     last = max((number for number, stage in enumerate(stages) if stage.calls), default=-1)
@@ -677,13 +709,13 @@ def _visit_block(
         needed = stage.calls > 0 and any(run.needs_gram(layer) for layer in stage.layers)
         leader = stage.layers[0]
         none = Gram.of_nothing(leader.shape[1], leader.parameter.device)
-        watch = reads if number == last else None  # this one's passes see all that runs
-        gram = _accumulate(block, stage, inside, calls, states, run, watch) if needed else none
+        whole = number == last  # behind it nothing changes any more, so its passes may see all that runs
+        gram = _accumulate(block, stage, inside, calls, states, run, reads, whole) if needed else none
         for layer in stage.layers:
             run.visit(layer, gram)
 
     def moved() -> Sequence[Layer]:
-        if not reads.passes:
+        if reads.moved or not reads.passes:  # what the last stage does may change what runs behind it
             for number, call in enumerate(calls):
                 _timed(run.seconds, run.devices, lambda c=call, h=states.now[number]: reads.watch(c, h))  # type: ignore[misc]
         return reads.moved
@@ -692,6 +724,53 @@ def _visit_block(
         return _accumulate(block, Stage((layer,), 0), inside, calls, states, run)
 
     run.settle(layers, moved, gram_now)
+
+
+@contextmanager
+def _repeatable(
+    block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None = None
+) -> Iterator[None]:  # fmt: skip
+    """Refuse a block that passes within have shown to draw random numbers, if its layers' inputs depend on them."""
+    before = _chance()
+    yield
+    if before == _chance():
+        return
+    one, other = (_inputs_in_turn(block, layers, call, hidden) for _ in range(2))
+    for (layer, tensor), (same, again) in zip(one, other, strict=False):
+        if layer is not same or not alike(tensor, again):
+            raise InputError(
+                f"The layer {layer.name!r} has other inputs each time that one batch goes through the model, which "
+                "draws random numbers in evaluation mode, so its error cannot be measured; switch that off, or give "
+                "what is drawn as an input of the model."
+            )
+
+
+def _chance() -> list[Any]:
+    """The state of the generators that models draw from."""
+    states = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=True)[1].tolist()]
+    if torch.cuda.is_initialized():
+        states += [state.tolist() for state in torch.cuda.get_rng_state_all()]
+    return [*states, np.random.get_state(legacy=True)[2]]
+
+
+def _inputs_in_turn(
+    block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None
+) -> list[tuple[Layer, Tensor]]:
+    """What the layers read in a pass, in the order of their calls."""
+    seen: list[tuple[Layer, Tensor]] = []
+
+    def note(layer: Layer) -> Callable[..., None]:
+        return lambda module, args, kwargs: seen.append((layer, _input_of(args, kwargs)))
+
+    handles = [
+        module.register_forward_pre_hook(note(layer), with_kwargs=True) for layer in layers for module in layer.modules
+    ]
+    try:
+        call.run(block, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
 
 
 def _all_stages(block: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], states: _States) -> list[Stage]:
@@ -770,6 +849,33 @@ class _Reads:
                 handle.remove()
         self.passes += 1
         self._moved |= self._out_of_turn(seen)
+
+    @contextmanager
+    def before(self, stage: Stage) -> Iterator[None]:
+        """Look whether layers that are visited later run before those of a stage, or its own more than once."""
+        leader, reached = stage.layers[0], False
+
+        def note(layer: Layer) -> Callable[..., None]:
+            def see(module: nn.Module, args: Any) -> None:
+                nonlocal reached
+                if reached if layer is leader else not reached and layer not in stage.layers:
+                    self._moved.update(stage.layers)
+                reached = reached or layer is leader
+
+            return see
+
+        number = self._numbers[stage.layers[0]]
+        handles = [
+            module.register_forward_pre_hook(note(layer), prepend=True)
+            for layer, other in self._numbers.items()
+            if other >= number
+            for module in layer.modules
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _out_of_turn(self, seen: Sequence[tuple[Layer, Any]]) -> set[Layer]:
         """Layers that ran behind one that is visited later, several times, or on another input than their stage's."""
@@ -896,9 +1002,12 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 def _accumulate(
     block: nn.Module, stage: Stage, inside: Sequence[Layer], calls: Sequence[Call], states: _States, run: _Pass,
-    watch: _Reads | None = None,
+    reads: _Reads | None = None, whole: bool = False,
 ) -> Gram:  # fmt: skip
-    """The Gram of a stage's common input over all batches; each pass stops once it is seen, unless it is watched."""
+    """The Gram of a stage's common input over all batches; each pass stops once it is seen, unless it is to be whole.
+
+    Reads take note of what runs before that, or of all that runs.
+    """
     leader = stage.layers[0]
     counted = GramAccumulator(leader.name, leader.groups, devices=run.gram_devices)
     held_out = GramAccumulator(leader.name, leader.groups, own_drift=True, devices=run.gram_devices)
@@ -910,7 +1019,7 @@ def _accumulate(
                 take = dense.append if stage.calls == 1 else lambda given, to=dense: to.append(fresh(given))
                 _feed(block, stage, call, states.dense[number], run, take)
         feed = _Feed(leader, into, dense, paired)
-        _feed(block, stage, call, states.now[number], run, feed.add, watch)
+        _feed(block, stage, call, states.now[number], run, feed.add, reads, whole)
         paired = paired and feed.paired and not dense
     began = now(run.devices)
     with _gram_fits(leader):
@@ -962,7 +1071,7 @@ def _shapes(given: Given) -> list[tuple[int, ...] | None]:
 
 def _feed(
     block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Given], None],
-    watch: _Reads | None = None,
+    reads: _Reads | None = None, whole: bool = False,
 ) -> None:  # fmt: skip
     """Run a block until all calls of a stage's module are seen, and hand on what the module is given."""
     residual: list[Tensor | None] = [None]
@@ -976,17 +1085,18 @@ def _feed(
         with _gram_fits(stage.layers[0]):
             take((_input_of(args, kwargs), residual[0]))
         run.seconds.hessian += now(run.devices) - began
-        if stage.calls == 1 and watch is None:
+        if stage.calls == 1 and not whole:
             raise _Stop
 
     handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in stage.layers[0].modules]
     if stage.added_to is not None:
         handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
     try:
-        if watch is None:
-            _timed(run.seconds, run.devices, lambda: call.run(block, hidden))
+        if reads is not None and whole:
+            _timed(run.seconds, run.devices, lambda: reads.watch(call, hidden))
         else:
-            _timed(run.seconds, run.devices, lambda: watch.watch(call, hidden))
+            with reads.before(stage) if reads is not None else nullcontext():
+                _timed(run.seconds, run.devices, lambda: call.run(block, hidden))
     except _Stop:
         pass
     finally:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from measured import measured, weights
 from torch import Tensor, nn
 
+import qubo_prune.pruning as pruning
+from qubo_prune import InputError, prune
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, find_layers
 from qubo_prune.network import Seconds, _record_stack, as_call, find_stack, find_stages, sample, stream
@@ -567,3 +571,94 @@ def test_layers_that_never_run_take_one_pass_together() -> None:
     assert [name for name, count in tokens.items() if count] == ["linear"]
     assert len(tokens) == 13
     assert model.passes <= 1 + 5 + 5  # to find stages, for the Gram, and to look for the others
+
+
+class _Chance(nn.Module):
+    """Draws random numbers in evaluation mode, which do or do not reach its last layer."""
+
+    def __init__(self, matters: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.matters = nn.Linear(6, 6), nn.Linear(6, 6), matters
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand(x.shape)
+        y = self.first(x)
+        return self.last(y + drawn if self.matters else y)
+
+
+def test_a_model_of_chance_is_refused_unless_no_layer_sees_it() -> None:
+    model = _Chance(matters=True)
+    before = model.first.weight.detach().clone()
+    with pytest.raises(InputError, match="'last' has other inputs each time"):
+        prune(model, [torch.randn(8, 6)], 0.5, method="wanda")
+    assert torch.equal(model.first.weight, before)
+    assert prune(_Chance(matters=False), [torch.randn(8, 6)], 0.5, method="wanda").layers
+
+
+class _Twice(nn.Module):
+    """A block that is run again behind the stack, whose first layer also stands ahead of it."""
+
+    def __init__(self, blocks: int, again: str) -> None:
+        super().__init__()
+        self.embedding, self.again = nn.Linear(8, 8), again
+        self.blocks = nn.ModuleList(_Mapping() for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        if self.again == "block":
+            x = self.blocks[0](x)
+        return self.embedding(x) if self.again == "layer" else x
+
+
+class _Mapping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def _shared_by_two_blocks(model: _Twice) -> None:
+    model.blocks[1].up = model.blocks[0].up
+
+
+def _one_weight_for_two_blocks(model: _Twice) -> None:
+    model.blocks[2].down.weight = model.blocks[0].down.weight
+
+
+@pytest.mark.parametrize("again", ["block", "layer", "none"])
+@pytest.mark.parametrize("share", [lambda model: None, _shared_by_two_blocks, _one_weight_for_two_blocks])
+@pytest.mark.parametrize("update", ["none", "refit"])
+def test_errors_of_what_runs_several_times_are_measured_at_last(again: str, share: Any, update: str) -> None:
+    torch.manual_seed(0)
+    model = _Twice(3, again)
+    share(model)
+    dense, batches = weights(model), [torch.randn(6, 8), torch.randn(4, 8)]
+    report = prune(model, batches, 0.5, update=update, guard=0)
+    found = measured(model, dense, batches)
+    assert {layer.name: layer.relative_after for layer in report.layers} == pytest.approx(found, abs=1e-6, rel=0)
+    assert len(found) == len(report.layers)
+
+
+def test_a_run_that_goes_on_measures_again_what_runs_several_times(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return _Twice(2, "block").eval()
+
+    batches = list(torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(1)))
+    whole = prune(make(), batches, 0.5)
+
+    def stop(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning._Run, "_measure_again", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(make(), batches, 0.5, run_folder=tmp_path / "run")
+    resumed = prune(make(), batches, 0.5, run_folder=tmp_path / "run", resume=True)
+    for one, other in zip(whole.layers, resumed.layers, strict=True):
+        assert (one.error_before, one.error_after, one.notes) == (other.error_before, other.error_after, other.notes)
+    assert any(layer.notes for layer in whole.layers)

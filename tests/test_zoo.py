@@ -14,7 +14,7 @@ import zoo
 from measured import measured, prunable, weights
 from torch import nn
 
-from qubo_prune import prune
+from qubo_prune import InputError, prune
 from qubo_prune.layers import Layer
 from qubo_prune.masks import Pattern
 from qubo_prune.report import Report
@@ -37,7 +37,6 @@ WAITING = {
     "led": "layers that no input reaches",
     "esm": "layers that no input reaches",
     "gemma3": "weights used without their modules",
-    "vit_mae": "random numbers in evaluation mode",
     **{
         f"{name}-wrapped": "embeddings that a wrapped head shares"
         for name in ("gemma3_text", "gpt2", "bert", "albert", "bart")
@@ -225,6 +224,13 @@ def test_reported_errors_are_those_of_the_pruned_model(family: zoo.Family, varia
 def test_so_are_those_of_blocks(family: zoo.Family) -> None:
     report = check(plain(family), method="icbs")
     assert any(layer.accepted for layer in report.layers)
+
+
+def test_a_family_that_draws_random_numbers_is_refused_without_them() -> None:
+    family = next(family for family in zoo.FAMILIES if family.name == "vit_mae")
+    batches = [{"pixel_values": batch["pixel_values"]} for batch in family.inputs()]
+    with pytest.raises(InputError, match=r"The layer 'layers\.0\.attention\.q_proj' has other inputs each time"):
+        prune(family.make(), batches, 0.5, method="wanda")
 
 
 def test_the_zoo_is_large() -> None:

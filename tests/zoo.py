@@ -95,6 +95,11 @@ def images(size: int = 32, channels: int = 3) -> Callable[[], list[Batch]]:
     return lambda: [{"pixel_values": _random(2, channels, size, size, seed=number)} for number in range(BATCHES)]
 
 
+def _images_and_noise() -> list[Batch]:
+    """Images with what else the model would draw by chance."""
+    return [{**batch, "noise": _random(2, 16, seed=20 + number)} for number, batch in enumerate(images()())]
+
+
 def pairs(size: int = 32) -> Callable[[], list[Batch]]:
     """Images with texts."""
     return lambda: [
@@ -572,7 +577,7 @@ FAMILIES = [
             "mlp_ratios": [2, 2],
         },
     ),
-    _vision("vit_mae"),
+    Family("vit_mae", "AutoModel", VISION, _images_and_noise),
     _vision("vit_msn"),
     _vision(
         "hiera",
