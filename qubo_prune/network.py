@@ -747,10 +747,11 @@ def _repeatable(
 
 def _chance() -> list[Any]:
     """The state of the generators that models draw from."""
-    states = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=True)[1].tolist()]
-    if torch.cuda.is_initialized():
+    numpys = np.random.get_state(legacy=False)["state"]
+    states = [torch.get_rng_state().tolist(), random.getstate(), numpys["key"].tolist(), numpys["pos"]]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += [state.tolist() for state in torch.cuda.get_rng_state_all()]
-    return [*states, np.random.get_state(legacy=True)[2]]
+    return states
 
 
 def _inputs_in_turn(
