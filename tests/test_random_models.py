@@ -27,9 +27,10 @@ def check(recipe: graphs.Recipe) -> None:
         return
     found = measured(model, dense, graphs.batches())
     told = {layer.name: layer.relative_after for layer in report.layers}
-    assert set(found) <= set(told)
-    for name, error in found.items():
-        assert told[name] == pytest.approx(error, abs=NEAR, rel=0), name
+    left = {layer.name for layer in report.left_dense}
+    assert set(told) <= set(found) <= set(told) | left
+    for name, error in told.items():
+        assert error == pytest.approx(found[name], abs=NEAR, rel=0), name
 
 
 @settings(max_examples=10, derandomize=True, deadline=None, phases=PHASES)
@@ -39,7 +40,6 @@ def test_reported_errors_of_random_models_are_measured(recipe: graphs.Recipe) ->
 
 
 @pytest.mark.heavy
-@pytest.mark.xfail(strict=True, reason="weights used without their modules")
 @settings(max_examples=300, derandomize=True, deadline=None, phases=PHASES)
 @given(graphs.recipes())
 def test_reported_errors_of_many_random_models_are_measured(recipe: graphs.Recipe) -> None:

@@ -27,16 +27,6 @@ SMALL = {"llama", "gpt2", "gemma3_text", "bert", "vit", "bart", "albert", "resne
 
 #: Families that are not yet right, and what they wait for.
 WAITING = {
-    "mamba": "weights used without their modules",
-    "jamba": "weights used without their modules",
-    "siglip_vision_model": "weights used without their modules",
-    "siglip": "weights used without their modules",
-    "wavlm": "weights used without their modules",
-    "mobilebert": "layers that no input reaches",
-    "longformer": "layers that no input reaches",
-    "led": "layers that no input reaches",
-    "esm": "layers that no input reaches",
-    "gemma3": "weights used without their modules",
     **{
         f"{name}-wrapped": "embeddings that a wrapped head shares"
         for name in ("gemma3_text", "gpt2", "bert", "albert", "bart")
@@ -202,14 +192,15 @@ def check(case: Case, **settings: Any) -> Report:
     own = {name.removeprefix(case.prefix): weight for name, weight in dense.items()}
     found = {case.prefix + name: error for name, error in measured(case.twin, own, case.plain).items()}
     modules, told = prunable(model), {layer.name: layer for layer in report.layers}
-    assert {name for name in found if id(modules[name].weight) not in heads(model)} <= set(told)
+    left = {layer.name for layer in report.left_dense}
+    assert {name for name in found if id(modules[name].weight) not in heads(model)} <= set(told) | left
+    assert all(torch.equal(modules[name].weight.detach(), dense[name]) for name in dense if name not in told)
     for name, layer in told.items():
         seen, keep = Layer(name, modules[name]), report.masks[f"{name}.weight"]
         assert torch.equal(modules[name].weight.detach(), dense[name] * keep)
-        assert name in found or bool(keep.all())
-        if name in found:
-            assert abs(layer.relative_after - found[name]) <= NEAR, name
-            assert Pattern.parse("row").violations(seen.as_matrix(keep), 0.5) == 0
+        assert name in found
+        assert layer.relative_after == pytest.approx(found[name], abs=NEAR, rel=0), name
+        assert Pattern.parse("row").violations(seen.as_matrix(keep), 0.5) == 0
     return report
 
 
