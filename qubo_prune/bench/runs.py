@@ -15,7 +15,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -34,7 +35,7 @@ from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.clusters import joblib_backend
 from qubo_prune.dispatch import solve
 from qubo_prune.durable import write_whole
-from qubo_prune.errors import InputError, QuboPruneError, near_entry
+from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
@@ -317,7 +318,11 @@ def run_suite(
     rows = {row.key: row for row in table.rows()}
     _check_suite(table.folder, suite)
     total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
-    with joblib_backend(backend, count, LOCAL), (progress or Progress()).task("solving", total) as advance:
+    with (
+        _deaths_told(solvers),
+        joblib_backend(backend, count, LOCAL),
+        (progress or Progress()).task("solving", total) as advance,
+    ):
         table.open()
         _describe(table.folder, suite, solvers, chosen, limits, seeds, count, backend)
         for limit in limits:
@@ -329,6 +334,20 @@ def run_suite(
                 advance(1, f"{row.instance} {row.solver}")
             advance(tasks.skipped, "")
     return table
+
+
+@contextmanager
+def _deaths_told(solvers: Mapping[str, Solver]) -> Iterator[None]:
+    """One sentence where a process that solves dies: by a solver that runs within it, or for want of memory."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        within = ", ".join(label for label, solver in solvers.items() if solver.capabilities.anytime)
+        raise SolverError(
+            f"A process that solves died. Solvers that watch the clock themselves run within it, here {within}: leave "
+            "out those that crash, or do not declare them 'anytime' (a function: do not name time_limit), so that they "
+            "get processes of their own; if memory ran out, give fewer workers. The same command goes on with the rest."
+        ) from error
 
 
 def checked_limits(time_limits: Sequence[float], seeds: int, workers: int | None) -> list[float]:

@@ -38,7 +38,7 @@ from qubo_prune.bench.runs import (
 from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.bench.suites import Family
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, SolverError
 from qubo_prune.progress import Advance, Progress
 
 SOLVERS = "exact,tabu(steps=5),neal(num_reads=2)"
@@ -616,3 +616,17 @@ def test_damaged_accounts_of_a_run_are_understood_or_refused(tmp_path: Path, dat
     (tmp_path / INFO).write_bytes(data.draw(damaged(json.dumps({"calls": [CALL]}, indent=1).encode())))
     with suppress(InputError):
         assert all(call.keys() >= CALL.keys() for call in read_calls(tmp_path))
+
+
+@pytest.mark.heavy
+def test_a_solver_that_kills_the_process_of_the_benchmark_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly.py").write_text("import os\ndef deadly(q, num_pruned, time_limit):\n    os._exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    suite = tiny_suite.made(tmp_path / "suite", tiny_suite.FEW, proof_time=1.0)
+    with pytest.raises(SolverError, match=r"A process that solves died\. .*callable:deadly:deadly.*The same command"):
+        run_suite(
+            suite, parse_entrants("callable:deadly:deadly"), tmp_path / "run", time_limits=[0.05], seeds=1, workers=2
+        )
