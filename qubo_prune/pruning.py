@@ -34,7 +34,7 @@ from qubo_prune.correction import corrected
 from qubo_prune.coverage import Coverage, LeftDense
 from qubo_prune.data import Samples
 from qubo_prune.descent import DescentResult, descend, warm_start
-from qubo_prune.devices import now, told_if_full
+from qubo_prune.devices import now, room, told_if_full
 from qubo_prune.disk_model import load_on_disk
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
@@ -257,8 +257,9 @@ def prune(
         _identify(folder, "model", lambda: {"sha256": loaded.shelf.digest()})
         _identify(folder, "calibration", lambda: data.described | {"sha256": data.digest()})
         foreseen = estimate(
-            loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks
-        )
+            loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks,
+            torch.device(device),
+        )  # fmt: skip
         coverage = Coverage.of(loaded.model, layers, include, exclude)
         records = Records(folder, layers)
         run = _Run(plan, layers, began, records, loaded.shelf, include)
@@ -469,9 +470,9 @@ def _tell_memory(foreseen: MemoryEstimate | None, bars: Progress) -> None:
         return
     available = available_memory() + resident_memory()
     sentence = foreseen.sentence(available)
-    short = foreseen.total > available
+    short = foreseen.short(available)
     if short:
-        sentence += " The system may end the run for it; fewer or shorter windows, or weights on the disk, take less."
+        sentence += " The run may end for it; fewer or shorter windows, or weights on the disk, take less."
     event(
         _log, "memory", sentence, logging.WARNING if short else logging.INFO,
         estimate_bytes=foreseen.total, available_bytes=available, **asdict(foreseen),
@@ -504,17 +505,18 @@ def _check_disk(model: str | nn.Module, plan: Plan, dtype: str, output: str | Pa
 def check_fits(model: str, dtype: str, device: str) -> None:
     """Raise :class:`InputError` if the weights in a local folder alone are more than there is memory for."""
     folder = Path(model).expanduser()
-    if device != "cpu" or not is_checkpoint(folder):
+    if not is_checkpoint(folder):
         return
     wanted = DTYPES.get(dtype)
     places = Checkpoint(folder).places.values()
     size = sum(place.bytes if wanted is None else math.prod(place.shape) * wanted.itemsize for place in places)
-    available = available_memory()
-    if size > available:
-        raise InputError(
-            f"The weights in {model!r} take {as_text(size)} and {as_text(available)} of memory are available; give "
-            "weights='disk' (--weights disk) to have one decoder layer in memory at a time."
-        )
+    # on their way to an accelerator they are in memory too
+    for where, available in (("memory", available_memory()), (device, room(torch.device(device)))):
+        if available is not None and size > available:
+            raise InputError(
+                f"The weights in {model!r} take {as_text(size)} and {as_text(available)} of {where} are available; "
+                "give weights='disk' (--weights disk) to have one decoder layer there at a time."
+            )
 
 
 def _loaded(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Group
 from rich.text import Text
@@ -347,12 +348,12 @@ def _memory(
     given: Mapping[str, Any], loaded: LoadedModel, layers: Sequence[Layer], plan: Plan, data: Calibration
 ) -> MemoryEstimate | None:
     """What a run would have at its peak, whose weights may be in memory where these are not."""
-    blocks, process = None, resident_memory()
+    blocks, process, device = None, resident_memory(), torch.device(given["device"])
     if given["weights"] == "disk":
         blocks = loaded.shelf.blocks
-    else:
+    elif device.type == "cpu":
         process += sum(p.numel() * p.dtype.itemsize for p in loaded.model.parameters() if p.is_meta)
-    return estimate(loaded.model, layers, plan, data.inputs, data.held_out, process, blocks)
+    return estimate(loaded.model, layers, plan, data.inputs, data.held_out, process, blocks, device)
 
 
 def _groups(plan: Plan, layers: Sequence[Layer], densities: Mapping[str, float]) -> tuple[LayerGroup, ...]:

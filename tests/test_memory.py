@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from test_large import run
 
+from qubo_prune.errors import InputError
 from qubo_prune.layers import find_layers
 from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate
 from qubo_prune.plan import Plan
+from qubo_prune.pruning import check_fits
 
 
 def foreseen(plan: Plan, blocks: bool = False, windows: int = 4, **changes: Any) -> MemoryEstimate:
@@ -55,6 +58,59 @@ def test_the_sentence_has_the_parts() -> None:
     assert text.startswith("About 1.50 GiB of memory will be needed (process 1.00 GiB, weights 0.50 GiB,")
     assert text.endswith("4.00 GiB are available.")
     assert as_text(3 * 2**20) == "3 MiB"
+
+
+def test_what_is_on_an_accelerator_is_held_against_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = torch.device("cuda", 1)
+    asked: list[torch.device] = []
+
+    def room(device: torch.device) -> int:
+        asked.append(device)
+        return 1000
+
+    monkeypatch.setattr("qubo_prune.memory.room", room)
+    here, model = foreseen(plan()), tiny.llama()
+    with torch.device("meta"):  # of which nothing is there yet
+        hollow = tiny.llama()
+    windows = list(tiny.tokens(4).split(1))
+    found = estimate(hollow, find_layers(hollow), plan(), windows, [], 10**9, None, there)
+    assert found is not None
+    (device,) = found.devices
+    assert asked == [there]
+    assert (device.device, device.available) == ("cuda:1", 1000)
+    assert (device.weights, device.states, device.layer) == (here.weights, here.states, here.layer)
+    masks = sum(layer.parameter.numel() for layer in find_layers(model)) // 8
+    assert (found.weights, found.states, found.layer, found.undo) == (0, 0, 0, masks)
+    assert device.undo == here.undo - masks
+    assert device.short
+    assert found.short(10**12)
+    assert not here.short(10**12)
+    said = found.sentence(2**40)
+    assert "1024.00 GiB are available. About " in said
+    assert said.endswith("; 0 MiB are available there.")
+
+
+def test_a_model_on_two_devices_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama()
+    model.get_submodule("model.layers.1").to_empty(device="meta")  # what is to come to the other device
+    monkeypatch.setattr("qubo_prune.memory.room", lambda device: None)
+    windows = list(tiny.tokens(4).split(1))
+    found = estimate(model, find_layers(model), plan(), windows, [], 10**9, None, torch.device("cuda", 0))
+    assert found is not None
+    assert found.weights + found.devices[0].weights == sum(each.nbytes for each in tiny.llama().parameters())
+    assert found.states == found.devices[0].states
+    assert "available there" not in found.sentence(1)
+    assert not found.devices[0].short
+
+
+def test_weights_that_an_accelerator_does_not_hold_are_refused_before_they_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tiny.save(tmp_path / "tiny"))
+    monkeypatch.setattr("qubo_prune.pruning.room", lambda device: None if device.type == "cpu" else 1000)
+    check_fits(folder, "auto", "cpu")
+    with pytest.raises(InputError, match=r"0 MiB of cuda:1 are available; give weights='disk'"):
+        check_fits(folder, "auto", "cuda:1")
 
 
 def test_a_limit_of_the_process_bounds_what_is_available() -> None:
