@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import Layer, find_layers, within
+from qubo_prune.layers import Layer, every_layer, within
 from qubo_prune.models import LoadedModel, usable_device
 from qubo_prune.network import find_stack
 from qubo_prune.run_folder import digest_of_model
@@ -53,7 +53,7 @@ class OnDisk(Shelf):
         for parameter, names in _by_identity(model):
             self._stored[id(parameter)] = self._names.of(names, parameter)
         self._placeholders = list(model.parameters())  # while they live, nothing else has their identities
-        self.blocks = find_stack(model, find_layers(model))
+        self.blocks = find_stack(model, every_layer(model))
         if self.blocks is None:
             raise InputError(
                 "The model has no stack of decoder layers that could be loaded one after another; give "
@@ -98,7 +98,7 @@ class OnDisk(Shelf):
 
     def dense_weights(self) -> MutableMapping[str, Tensor]:
         """Read from the checkpoint again once their decoder layer is not resident."""
-        layers = {layer.name: layer for layer in find_layers(self._model, prune_head=True)}
+        layers = {layer.name: layer for layer in every_layer(self._model)}
         weights = DenseWeights(lambda name: self._dense_matrix(layers[name]))
         self._dense.append(weights)
         return weights

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from qubo_prune.arguments import as_names
 from qubo_prune.errors import InputError
 from qubo_prune.layer_names import no_match, plain_name
+from qubo_prune.prunable import is_prunable as is_prunable
+from qubo_prune.prunable import looks_prunable, objection, own_weight
+from qubo_prune.sharing import Sharing
 
 Resident = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -230,12 +233,49 @@ class Removed:
         self.layer.parameter.detach()[self.pruned] = self.values
 
 
-def is_prunable(module: nn.Module) -> bool:
-    """True for ``nn.Linear``, ``nn.Conv2d`` and the ``Conv1D`` of transformers."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        return True
-    # by name, so that a plain PyTorch model does not import transformers
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A module that a run may prune, with the names of all modules that share its weight.
+
+    Attributes:
+        apart: why it stays dense unless ``prune_head`` says otherwise; ``None`` if it is like all others.
+        view: name of a module that holds another parameter in the same memory, if there is one.
+    """
+
+    layer: Layer
+    names: tuple[str, ...]
+    apart: str | None
+    view: str | None
+
+    def is_among(self, patterns: Sequence[str]) -> bool:
+        return any(_matches(name, patterns) for name in self.names)
+
+
+def _candidates(model: nn.Module) -> Iterator[_Candidate]:
+    heads, sharing, seen = _output_heads(model), Sharing(model), set[int]()
+    for name, module in model.named_modules():
+        if not looks_prunable(module):
+            continue
+        weight = own_weight(module)
+        if weight is None:
+            yield _Candidate(Layer(plain_name(name), module), (plain_name(name),), None, None)
+        elif id(weight) not in seen:
+            seen.add(id(weight))
+            others = sharing.others(module, weight)
+            tied = next((place for place in others if not is_prunable(place.module)), None)
+            apart = f"shares its weight with {plain_name(tied.name)!r}" if tied else None
+            same = [place for place in others if place.parameter is weight]
+            twins = tuple(place.module for place in same if is_prunable(place.module))
+            names = [plain_name(place.name) for place in ([] if tied else same)]
+            if any(head in heads for head in (module, *(place.module for place in others))):
+                apart = apart or "is the output head"
+            view = next((plain_name(place.name) for place in others if place.parameter is not weight), None)
+            yield _Candidate(Layer(plain_name(name), module, twins), (plain_name(name), *names), apart, view)
+
+
+def every_layer(model: nn.Module) -> list[Layer]:
+    """All layers of a model, the output head included, whether or not they can be pruned."""
+    return [candidate.layer for candidate in _candidates(model)]
 
 
 def find_layers(
@@ -248,41 +288,55 @@ def find_layers(
 
     Args:
         model: any module; embeddings are never included.
-        include: shell-style patterns of layer names (``"*.mlp.*"``); all layers if empty.
+        include: shell-style patterns of layer names (``"*.mlp.*"``); all layers if empty. A shared weight goes by
+            the names of all its modules.
         exclude: patterns of layers to leave dense.
-        prune_head: also take the output head that transformers reports for the model; if its
-            weight is tied to the embedding, that becomes sparse with it.
+        prune_head: also take output heads that transformers reports for the model or a part of it, and layers
+            whose weight is tied to an embedding, or to another module that is no layer; that becomes sparse
+            with it.
 
     Raises:
-        InputError: a pattern matches no layer, or nothing is left to prune.
+        InputError: a pattern matches no layer, nothing is left to prune, or a layer cannot be pruned rightly.
     """
     _check_whole(model)
     include, exclude = as_names("include", include), as_names("exclude", exclude)
-    head = None if prune_head else _output_head(model)
-    sharing: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        if is_prunable(module) and module is not head:
-            sharing.setdefault(id(module.weight), []).append((name, module))
-    found = [
-        Layer(plain_name(named[0][0]), named[0][1], tuple(module for _, module in named[1:]))
-        for named in sharing.values()
-    ]
-    names = [layer.name for layer in found]
+    every = list(_candidates(model))
+    found = [candidate for candidate in every if prune_head or candidate.apart is None]
+    names = [name for candidate in found for name in candidate.names]
     for pattern in (*include, *exclude):
         if not fnmatch.filter(names, pattern):
-            raise no_match(pattern, names)
-    chosen = [
-        layer for layer in found if (not include or _matches(layer.name, include)) and not _matches(layer.name, exclude)
-    ]
+            left = next((one for one in every if one.is_among([pattern])), None)
+            if left is None:
+                raise no_match(pattern, names)
+            if pattern in include:
+                raise InputError(
+                    f"The layer {left.layer.name!r} {left.apart}, so it stays dense unless you say otherwise; give "
+                    "prune_head=True (--prune-head) to prune it, or leave it out of include."
+                )
+    chosen = [one for one in found if (not include or one.is_among(include)) and not one.is_among(exclude)]
     if not chosen:
         raise InputError(
             "The model has no linear or 2-D convolution layer to prune; widen include or exclude, or check the model."
         )
-    for layer in chosen:
-        for module in layer.modules:
-            _check_forward(layer, type(module))
-        _check_twins(layer)
-    return chosen
+    for candidate in chosen:
+        _check(candidate)
+    return [candidate.layer for candidate in chosen]
+
+
+def _check(candidate: _Candidate) -> None:
+    """Refuse a layer that could not be pruned rightly."""
+    name = candidate.layer.name
+    for module in candidate.layer.modules:
+        wrong = objection(name, module)
+        if wrong is not None:
+            raise InputError(wrong)
+    _check_twins(candidate.layer)
+    if candidate.view is not None:
+        raise InputError(
+            f"The layer {name!r} has its weight in the memory of another parameter, that of {candidate.view!r}, so one "
+            "would change with the other; let both modules hold the same nn.Parameter, or give one of them a copy, "
+            "or exclude that layer."
+        )
 
 
 def _check_twins(layer: Layer) -> None:
@@ -291,17 +345,6 @@ def _check_twins(layer: Layer) -> None:
         raise InputError(
             f"The layer {layer.name!r} shares its weight with a module of another kind or geometry, so that one mask "
             "would have two sorts of inputs; exclude that layer, or give each module a weight of its own."
-        )
-
-
-def _check_forward(layer: Layer, kind: type[nn.Module]) -> None:
-    """Refuse a convolution that does more to its inputs or weights than ``nn.Conv2d`` does."""
-    if not issubclass(kind, nn.Conv2d):
-        return
-    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
-        raise InputError(
-            f"The layer {layer.name!r} is a {kind.__name__}, which computes its output in a way of its own; only "
-            "plain nn.Conv2d can be pruned, so exclude that layer or replace it by padding and an nn.Conv2d."
         )
 
 
@@ -331,14 +374,22 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _output_heads(model: nn.Module) -> set[nn.Module]:
+    """What models of transformers, here or inside of another one, report as their heads."""
+    return {head for part in model.modules() if (head := _output_head(part)) is not None}
+
+
 def _output_head(model: nn.Module) -> nn.Module | None:
     get = getattr(model, "get_output_embeddings", None)
-    head = get() if callable(get) else None
+    try:
+        head = get() if callable(get) else None
+    except (NotImplementedError, AttributeError):  # a base class that has none
+        return None
     return head if isinstance(head, nn.Module) else None
 
 
 def check_finite(layers: Sequence[Layer], resident: Resident | None = None) -> None:
-    """Raise :class:`InputError` naming the first layer whose weights are not finite.
+    """Raise :class:`InputError` naming the first layer whose weights are not there, or not finite.
 
     Args:
         layers: to look at.
@@ -346,6 +397,11 @@ def check_finite(layers: Sequence[Layer], resident: Resident | None = None) -> N
     """
     for layer in layers:
         with nullcontext() if resident is None else resident(layer.module):
+            if layer.parameter.is_meta:
+                raise InputError(
+                    f"The weights of layer {layer.name!r} are not in memory (device meta: offloaded, or never loaded); "
+                    "load the model whole, give weights='disk' with its folder, or exclude that layer."
+                )
             finite = _is_finite(layer.parameter.detach())
         if not finite:
             raise InputError(

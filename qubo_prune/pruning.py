@@ -174,7 +174,7 @@ def prune(
             ``sparsegpt`` (see :mod:`qubo_prune.update`). By default what the method itself does to
             them, with ``compensated`` ``refit``.
         damping: share of a Gram's mean diagonal that updates and compensated blocks add to its diagonal; by default
-            0.01, with a correction 0.1.
+            0.01, with a correction 0.3.
         correction: how far a layer is to make up for the layers pruned before it, from 0 (it is to keep its outputs
             on the inputs that it has now) to 1 (it is to give the dense model's outputs); see
             :mod:`qubo_prune.correction`. By default 0, with ``compensated`` 0.5.

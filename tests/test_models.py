@@ -226,10 +226,21 @@ def test_a_multimodal_model_is_loaded_and_pruned_by_name(tmp_path: Path) -> None
     assert report.masks.verify(load_model(str(tmp_path / "pruned")).model) == {}
 
 
+class Residual(nn.Module):
+    """A block of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
 def blocks() -> nn.Module:
-    """Three blocks of two layers."""
+    """Three blocks."""
     torch.manual_seed(0)
-    return nn.Sequential(*(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(3)))
+    return nn.Sequential(*(Residual() for _ in range(3)))
 
 
 def compiled_within(model: nn.Module) -> nn.Module:
@@ -248,8 +259,8 @@ def compiled_functions(model: nn.Module) -> nn.Module:
 def compiled_parts(model: nn.Module) -> nn.Module:
     """Compiled modules in the place of others."""
     model[0] = torch.compile(model[0], backend="eager")
-    model[1][0] = torch.compile(model[1][0], backend="eager")
-    model[2][0].compile(backend="eager")
+    model[1].up = torch.compile(model[1].up, backend="eager")
+    model[2].down.compile(backend="eager")
     return model
 
 
