@@ -78,6 +78,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
             f"The model {name!r} could not be loaded{near} ({type(error).__name__}: {reason}); give a hub id, "
             f"a folder saved by save_pretrained, a .gguf file or one of {', '.join(PACKAGED)}."
         ) from error
+    if gguf is not None:
+        _forget_quantisation(model)
     return LoadedModel(model.to(where).eval(), tokenizer, name)
 
 
@@ -90,6 +92,16 @@ def check_name(name: str, dtype: str, device: str) -> tuple[str, str | None, tor
     if dtype not in DTYPES:
         raise InputError(f"There is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)}; use one of {', '.join(DTYPES)}.")
     return *_locate(name), usable_device(device)
+
+
+def _forget_quantisation(model: Any) -> None:
+    """Of a model whose weights are floating point since it was loaded: it may be converted and saved like any other."""
+    for attribute, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
+        if hasattr(model, attribute):
+            setattr(model, attribute, value)
+    for part in {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}.values():
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
 
 
 @contextmanager
@@ -292,11 +304,7 @@ def save_model(loaded: LoadedModel, output: Path, write_rest: Callable[[Path], N
 def _save_whole(loaded: LoadedModel, folder: Path) -> None:
     """A model that is in memory, and its tokenizer."""
     model: Any = loaded.model  # of transformers
-    for attribute, value in (("hf_quantizer", None), ("is_quantized", False)):
-        if hasattr(model, attribute):
-            setattr(model, attribute, value)
-    if getattr(model.config, "quantization_config", None) is not None:
-        del model.config.quantization_config
+    _forget_quantisation(model)
     model.save_pretrained(folder)
     if loaded.tokenizer is not None:
         loaded.tokenizer.save_pretrained(folder)

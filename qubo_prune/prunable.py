@@ -44,7 +44,8 @@ def _is_quantised(module: nn.Module) -> bool:
 
 def own_weight(module: nn.Module) -> nn.Parameter | None:
     """The weight of a module if that is a parameter of its own."""
-    return module._parameters["weight"] if "weight" in module._parameters else None
+    parameters: dict[str, nn.Parameter | None] = dict(module._parameters.items())
+    return parameters.get("weight")
 
 
 def objection(name: str, module: nn.Module) -> str | None:
@@ -127,11 +128,14 @@ def _base(module: nn.Module) -> Any:
 
 def _forward(module: nn.Module) -> Any:
     """The function that a module's forward pass comes to, behind the hooks of accelerate and compilation."""
-    own = module.__dict__.get("forward")
+    own: Any = module.__dict__.get("forward")
     if own is not None and "_hf_hook" in module.__dict__:
         own = module.__dict__.get("_old_forward")
-    while hasattr(own, "__wrapped__") and getattr(own, "__globals__", {}).get("__name__", "").startswith(
-        "torch._dynamo"
-    ):
+    while hasattr(own, "__wrapped__") and _is_of_compiler(own):
         own = own.__wrapped__
     return type(module).forward if own is None else getattr(own, "__func__", own)
+
+
+def _is_of_compiler(function: Any) -> bool:
+    module: str = getattr(function, "__globals__", {}).get("__name__", "")
+    return module.startswith("torch._dynamo")

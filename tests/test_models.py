@@ -144,6 +144,44 @@ def test_the_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def write_gguf(path: Path) -> Path:
+    """A Llama of one layer."""
+    import gguf
+
+    writer, width, words = gguf.GGUFWriter(str(path), "llama"), 32, 32
+    for add in (writer.add_embedding_length, writer.add_feed_forward_length, writer.add_context_length):
+        add(width)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(words)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"▁w{number}" for number in range(words - 3))])
+    writer.add_token_scores([0.0] * words)
+    writer.add_token_types([2, 3, 3] + [1] * (words - 3))
+    writer.add_unk_token_id(0)
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for number, name in enumerate(("token_embd", "output", *(f"blk.0.{part}" for part in parts))):
+        values = torch.randn(width, width, generator=torch.Generator().manual_seed(number))
+        writer.add_tensor(f"{name}.weight", values.numpy())
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", torch.ones(width).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_model_from_gguf_is_like_any_other(tmp_path: Path) -> None:
+    model = load_model(str(write_gguf(tmp_path / "tiny.gguf"))).model
+    assert model.lm_head.weight.dtype == torch.float32
+    model.save_pretrained(tmp_path / "saved")
+    assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text()
+    assert model.half().lm_head.weight.dtype == torch.float16
+
+
 def token_batches(half: bool = False, **more: Any) -> list[Any]:
     """Inputs of a language model, or of one with an encoder, whose decoder gets half of the tokens."""
     rows = tiny.tokens(3).split(1)
