@@ -85,7 +85,7 @@ def _of_no_parameter(module: nn.Module) -> tuple[str, str]:
 
 
 def _of_weight(weight: nn.Parameter) -> Iterator[tuple[str, str]]:
-    if nn.parameter.is_lazy(weight):
+    if isinstance(weight, nn.UninitializedParameter):
         yield "is lazy and has no weights yet", "run the model once on a batch before it is pruned"
     elif weight.layout != torch.strided:
         yield f"holds its weights as {weight.layout}", "replace them by weight.to_dense()"
