@@ -20,6 +20,9 @@ _MAKERS = {
 #: Modules of these packages hold codes in the place of weights.
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 
+#: Forward passes of others that compute what ``nn.Linear`` does, in the order of other operations.
+_LIKE_LINEAR = ("transformers.models.falcon.modeling_falcon.FalconLinear.forward",)
+
 
 def is_prunable(module: nn.Module) -> bool:
     """True for ``nn.Linear``, ``nn.Conv2d``, the ``Conv1D`` of transformers, and what inherits from them."""
@@ -107,7 +110,11 @@ def _of_weight(weight: nn.Parameter) -> Iterator[tuple[str, str]]:
 
 def _of_forward(module: nn.Module) -> Iterator[tuple[str, str]]:
     base = _base(module)
-    changed = base is None or _forward(module) is not base.forward or type(module).__call__ is not nn.Module.__call__
+    forward = _forward(module)
+    known = forward is getattr(base, "forward", None) or (
+        f"{forward.__module__}.{getattr(forward, '__qualname__', '')}" in _LIKE_LINEAR and base is nn.Linear
+    )
+    changed = not known or type(module).__call__ is not nn.Module.__call__
     if isinstance(module, nn.Conv2d):
         own = module.__dict__.get("_conv_forward", type(module)._conv_forward)
         changed = changed or getattr(own, "__func__", own) is not nn.Conv2d._conv_forward

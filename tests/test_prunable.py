@@ -191,7 +191,14 @@ def compiled_forward() -> nn.Module:
     return module
 
 
+def falcon() -> nn.Module:
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    return FalconLinear(12, 8)
+
+
 RIGHT: dict[str, Callable[[], nn.Module]] = {
+    "like a linear one": falcon,
     "plain": linear,
     "a name of its own": lambda: Named(12, 8),
     "of attention": lambda: nn.MultiheadAttention(12, 2).out_proj,
