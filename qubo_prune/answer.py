@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Group
 
+from qubo_prune.durable import write_whole
 from qubo_prune.facts import counts_told, facts_table, result_facts
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import SolveResult
@@ -63,7 +64,12 @@ class Answer(Shown):
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @staticmethod
+    def is_saved(plain: Any) -> bool:
+        """Whether the content of a JSON file is what :meth:`save` writes."""
+        return isinstance(plain, dict) and {"problem", "solver", "status", "energy", "answers"} <= plain.keys()
 
     def __rich__(self) -> Group:
         return Group(*(part for part in (self._facts(), self._more()) if part is not None))

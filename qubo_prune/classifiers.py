@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
 from qubo_prune.models import usable_device
+from qubo_prune.strict import expanded
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def load_classifier(name: str, device: str = "cpu") -> ImageClassifier:
 def _from_transformers(name: str) -> ImageClassifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise InputError(f"There is no folder {name!r}; give one saved by save_pretrained, a hub id or timm:NAME.")
     source = str(path) if path.is_dir() else name

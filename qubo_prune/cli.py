@@ -459,13 +459,13 @@ def solve_command(
         from qubo_prune.answer import Answer
         from qubo_prune.arguments import parse_seconds
         from qubo_prune.dispatch import solve
-        from qubo_prune.errors import InputError
         from qubo_prune.files import read_problem
+        from qubo_prune.outputs import check_file
         from qubo_prune.progress import Progress
 
         settings, limit = settings_of(solver, set_), parse_seconds(time_limit)
-        if output is not None and (output.is_dir() or not output.parent.is_dir()):
-            raise InputError(f"{output} cannot be written: give a file in a folder that is there.")
+        if output is not None:
+            output = check_file(output, Answer.is_saved, {"problem": problem})
         read = read_problem(problem, counts(num_pruned), format)
         with Progress(not quiet).task(f"solving {problem.name} by {solver}", None):
             result = solve(read, solver, seed, limit, num_answers=answers, polish=not no_polish, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,10 @@ def garment_command(
         from qubo_prune.bench.workloads import Garment
 
         workload = Garment(_text(data), _text(checkpoint), cache, progress=not quiet and not as_json)
-        _experiment(workload, methods, densities, seeds, blocks, (30,), loss_set, max_time, output, quiet, as_json)
+        needed = {"data": data, "checkpoint": checkpoint, "cache": cache}
+        _experiment(
+            workload, methods, densities, seeds, blocks, (30,), loss_set, max_time, output, quiet, as_json, needed
+        )
 
 
 @command(bench, "mlpnet", METHODS)
@@ -120,7 +124,8 @@ def mlpnet_command(
 
         workload = MlpNet(_text(data), cache, progress=not quiet and not as_json)
         densities = ",".join(f"{1 - share:.6g}" for share in _shares(sparsities))
-        _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json)
+        needed = {"data": data, "cache": cache}
+        _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json, needed)
 
 
 @command(bench, "vit", METHODS)
@@ -164,7 +169,8 @@ def vit_command(
             )
         else:
             workload = given_images(model, images, test_images, pattern)
-        _experiment(workload, methods, densities, 1, blocks, (), loss_set, max_time, output, quiet, as_json)
+        needed = {"model": model, "images": images, "test images": test_images, "data": data, "cache": cache}
+        _experiment(workload, methods, densities, 1, blocks, (), loss_set, max_time, output, quiet, as_json, needed)
 
 
 @command(bench, "tones", METHODS)
@@ -190,7 +196,7 @@ def tones_command(
         from qubo_prune.bench.workloads import Tones
 
         workload = Tones(pattern)
-        _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json)
+        _experiment(workload, methods, densities, seeds, blocks, (), loss_set, max_time, output, quiet, as_json, {})
 
 
 @command(bench, "llm", METHODS)
@@ -224,7 +230,8 @@ def llm_command(
             check_source(source)
         check_windows(eval_samples, sequence_length)
         workload = Llm(model, calibration, text, eval_samples, sequence_length, pattern)
-        _experiment(workload, methods, densities, 1, 10**6, (), loss_set, max_time, output, quiet, as_json)
+        needed = {"model": model, "calibration text": calibration, "held-out text": text}
+        _experiment(workload, methods, densities, 1, 10**6, (), loss_set, max_time, output, quiet, as_json, needed)
 
 
 def _text(path: Path | None) -> str | None:
@@ -246,15 +253,16 @@ def _shares(text: str) -> list[float]:
 def _experiment(
     workload: Any, methods: str, densities: str, seeds: int, blocks: int, marks: tuple[int, ...],
     loss_set: list[str] | None, max_time: str | None, output: Path | None, quiet: bool, as_json: bool,
+    needed: Mapping[str, str | Path | None],
 ) -> None:  # fmt: skip
-    """Run an experiment, save it and show its table."""
+    """Run an experiment, save it in place of an earlier one, and show its table; ``needed`` is what it reads."""
     from qubo_prune.bench.experiments import run
     from qubo_prune.errors import InputError
-    from qubo_prune.models import check_output
+    from qubo_prune.outputs import check_output
 
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; give a whole number from 1 on.")
-    target = None if output is None else check_output(output, overwrite=True)
+    target = None if output is None else check_output(output, True, needed)
     settings = {"max_blocks": blocks} | pairs("--loss-set", loss_set)
     result = run(
         workload, names(methods), _shares(densities), range(seeds), settings, max_time,

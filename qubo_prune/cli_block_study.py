@@ -90,10 +90,11 @@ def blocks_command(
     """
     with plain_errors("nothing was written."):
         from qubo_prune.bench.block_study import study_blocks
-        from qubo_prune.models import check_output
+        from qubo_prune.outputs import check_output
 
         hush_libraries()
-        target = None if output is None else check_output(output, overwrite)
+        needed = {"model": model, "calibration text": calibration, "held-out text": text}
+        target = None if output is None else check_output(output, overwrite, needed)
         study = study_blocks(
             model, solvers, counts(sizes) or (), names(block_times), density=density, pattern=pattern,
             max_time=max_time, max_sweeps=max_sweeps, polish=polish, workers=workers, include=include or (),

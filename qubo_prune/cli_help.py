@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: What a command line may be refused for, whether typer brings click or its own copy of it.
 _REFUSALS: type[Exception] = typer.BadParameter.__mro__[2]
+#: The exit code of a command whose output nobody reads, as of one that the signal for it ends.
+UNREAD = 141
 #: Begins the last part of a docstring; the lines below it are examples to copy.
 _EXAMPLES = "Examples:"
 
@@ -128,9 +132,23 @@ class Group(TyperGroup):
             return run()
         try:
             code = run()
+            sys.stdout.flush()
         except _REFUSALS as error:
             _end_refused(error)
+        except BrokenPipeError:
+            _drop_output()
+            sys.exit(UNREAD)
+        except OSError as error:
+            _drop_output()
+            say(f"Error: the output cannot be written ({error.strerror or error}); free some space or write elsewhere.")
+            sys.exit(2)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    """Let what is left to be printed go nowhere, or Python would fail on it once more at its end."""
+    with suppress(OSError, ValueError):  # a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refusal(message: str, ctx: Any) -> Exception:

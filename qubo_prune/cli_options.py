@@ -19,7 +19,8 @@ from rich.console import Console
 
 from qubo_prune.choices import DTYPE_NAMES, HESSIANS, METHODS, PATTERNS, UPDATES
 from qubo_prune.cli_complete import model_names, one_of, solver_names, some_of
-from qubo_prune.cli_help import say
+from qubo_prune.cli_help import UNREAD, say
+from qubo_prune.strict import one_line, short
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 #: What a command's exit code says.
@@ -28,6 +29,7 @@ EXIT_CODES = {
     FAILED: "a check failed, a solver lost all of its blocks, or something unforeseen, with a traceback",
     BAD_INPUT: "bad input or an unknown option; the message says what to do",
     INTERRUPTED: "interrupted (Ctrl-C)",
+    UNREAD: "what read the output went away, such as head",
     TERMINATED: "terminated (SIGTERM)",
 }
 
@@ -164,10 +166,25 @@ def plain_errors(nothing_written: str, log_file: Path | None = None) -> Iterator
     except QuboPruneError as error:
         say(f"Error: {error}")
         raise typer.Exit(BAD_INPUT) from None
+    except BrokenPipeError:  # whoever read our output went away
+        raise
+    except OSError as error:
+        say(f"Error: {_trouble(error)}")
+        raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt as error:
         asked = isinstance(error, Terminated)
         say(f"{'Terminated' if asked else 'Interrupted'}; {nothing_written}")
         raise typer.Exit(TERMINATED if asked else INTERRUPTED) from None
+
+
+def _trouble(error: OSError) -> str:
+    """What the system refused, as one sentence."""
+    from qubo_prune.durable import disk_full
+
+    where = short(os.fspath(error.filename)) if isinstance(error.filename, str | bytes) else "A file or the terminal"
+    reason = error.strerror or one_line(str(error), 200) or type(error).__name__
+    todo = "free some space, or give a place on another disk" if disk_full(error) else "check its name and permissions"
+    return f"{where} cannot be read or written ({reason}); {todo}."
 
 
 @contextmanager

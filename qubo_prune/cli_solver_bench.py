@@ -68,10 +68,11 @@ def solvers_command(
     """
     with plain_errors(f"what was solved is in {output}; the same command goes on."):
         from qubo_prune.arguments import parse_seconds
+        from qubo_prune.bench import run_report
         from qubo_prune.bench.metrics import Results
-        from qubo_prune.bench.run_report import write_report
-        from qubo_prune.bench.runs import checked_limits, run_suite
+        from qubo_prune.bench.runs import FILES, SIGN, checked_limits, run_suite
         from qubo_prune.bench.solvers import parse_entrants
+        from qubo_prune.outputs import check_added
         from qubo_prune.progress import Progress
 
         hush_libraries()
@@ -82,6 +83,7 @@ def solvers_command(
         limits = checked_limits([parse_seconds(limit) or 0.0 for limit in names(time_limits)], seeds, workers)
         widths = counts(sizes)
         _check_families(suite, names(families or ""))
+        check_added(output, (*FILES, *run_report.FILES), SIGN)
         bars = Progress(not quiet and not as_json)
         chosen = _suite(suite, bars)
         instances = chosen.select(names(families) if families is not None else None, widths)
@@ -90,7 +92,7 @@ def solvers_command(
             backend=backend, progress=bars,
         )  # fmt: skip
         results = Results.read(output)
-        write_report(results, output)
+        run_report.write_report(results, output)
         show(results, as_json, quiet)
         if not quiet and not as_json:
             Console(soft_wrap=True).print(f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")

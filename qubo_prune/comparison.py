@@ -22,10 +22,12 @@ from rich.text import Text
 
 from qubo_prune.arguments import as_count, as_names, parse_seconds
 from qubo_prune.choices import METHODS
+from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.evaluation import perplexity
 from qubo_prune.masks import Pattern
-from qubo_prune.models import LoadedModel, check_name, check_output, load_model
+from qubo_prune.models import LoadedModel, check_name, load_model
+from qubo_prune.outputs import check_output
 from qubo_prune.peers import PEERS
 from qubo_prune.plan import Blocks, Plan, check_method
 from qubo_prune.precision import pinned
@@ -259,6 +261,11 @@ class Comparison(Shown):
     def _evaluated(self) -> str:
         return " and ".join(f"{each['tokens']} held-out tokens ({each['source']})" for each in self.evaluation)
 
+    def add_to(self, folder: Path) -> None:
+        """Write ``comparison.json`` and ``comparison.png`` beside a model."""
+        write_whole(folder / "comparison.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        self.plot(folder / "comparison.png")
+
     def plot(self, path: str | Path) -> None:
         """Rise of log-perplexity on each text, layer error and seconds of every method, one panel each, as a file."""
         from qubo_prune.plot import methods, save_panels  # which know what a comparison is
@@ -358,7 +365,9 @@ def compare(
         check_source(source)
     for count in (samples, eval_samples):
         check_windows(count, sequence_length)
-    target = None if output is None else check_output(output, overwrite)
+    named = model if isinstance(model, str) else model.name
+    needed = {"model": named, "calibration text": calibration, "held-out text": texts}
+    target = None if output is None else check_output(output, overwrite, needed)
     bars = Progress(progress)
     if isinstance(model, str):
         with bars.task(f"loading {model}", None):
@@ -393,8 +402,7 @@ def compare(
         evaluated = tuple(each.describe() | {"tokens": each.tokens[:, 1:].numel()} for each in held_out)
         result = Comparison(loaded.name, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
         if target is not None:
-            save_pruned(loaded, target, report, {"comparison.json": json.dumps(result.to_dict(), indent=1)})
-            result.plot(target / "comparison.png")
+            save_pruned(loaded, target, report, result.add_to)
     return result
 
 

@@ -17,10 +17,12 @@ from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer, every_layer, within
 from qubo_prune.models import LoadedModel, usable_device
 from qubo_prune.network import find_stack
+from qubo_prune.outputs import LISTING
 from qubo_prune.run_folder import digest_of_model
 from qubo_prune.shards import INDEX, Checkpoint, is_checkpoint
 from qubo_prune.shelf import Change, Shelf, States
 from qubo_prune.state_file import StateFile
+from qubo_prune.strict import expanded
 
 #: Files of a checkpoint's folder that belong to a model besides its weights.
 _BESIDES = {".json", ".txt", ".model", ".jinja", ".py", ".md", ".tiktoken"}
@@ -122,7 +124,7 @@ class OnDisk(Shelf):
 
     def _save(self, folder: Path) -> None:
         for file in sorted(self._checkpoint.folder.iterdir()):
-            if file.is_file() and file.suffix in _BESIDES and file.name not in (INDEX, "report.json"):
+            if file.is_file() and file.suffix in _BESIDES and file.name not in (INDEX, LISTING, "report.json"):
                 shutil.copyfile(file, folder / file.name)
         self._checkpoint.write(folder, self._with_change)
 
@@ -263,7 +265,7 @@ def load_on_disk(
     Raises:
         InputError: there is no such folder, or the model cannot be taken apart.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not is_checkpoint(folder):
         raise InputError(
             f"weights='disk' needs a local folder of safetensors files, and {name!r} is none; download or convert the "

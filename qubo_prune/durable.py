@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,19 +17,28 @@ from qubo_prune.errors import InputError
 def written_whole(path: str | Path, flushed: bool = True) -> Iterator[Path]:
     """A name beside ``path`` to write a file under, which takes its place only once complete and flushed.
 
-    If anything fails, an interrupt included, the file is as it was.
+    If anything fails, an interrupt included, the file is as it was. A link is replaced, not what it leads to. Devices
+    and pipes, such as ``/dev/stdout``, are never replaced: what was written goes into them.
 
     Args:
         path: the file.
         flushed: wait until it is on the disk; only what nobody will look for after a power cut can do without.
 
     Raises:
-        InputError: the disk filled up.
+        InputError: the disk filled up, or there is no place for the file.
     """
     target = Path(path)
-    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    if is_stream(target):
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder, target.name)
+            yield aside
+            with aside.open("rb") as source, target.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
+        return
+    # names have at most 255 bytes
+    aside = target.with_name(f".{target.name[:40]}.partial-{os.getpid()}")
+    _check_place(target, aside)
     try:
-        aside.touch()
         mode = aside.stat().st_mode  # what the umask lets be; some writers make their files private
         yield aside
         aside.chmod(mode)
@@ -39,17 +50,42 @@ def written_whole(path: str | Path, flushed: bool = True) -> Iterator[Path]:
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if disk_full(error):
-            raise InputError(
-                f"The disk filled up while {str(target)!r} was written; it is as it was. Free some space, or give a "
-                "place on another disk."
-            ) from error
+            raise _full(target) from error
         raise
 
 
+def _check_place(target: Path, aside: Path) -> None:
+    """Begin the file beside the target; raises :class:`InputError` where that cannot be."""
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        aside.touch()
+    except (OSError, ValueError) as error:
+        if disk_full(error):
+            raise _full(target) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{str(target)!r} cannot be written ({reason}); give a file in a folder that is there and open to you."
+        ) from error
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path names a device, a pipe, or what the process has open already."""
+    beginning = path.absolute().parts[1:2]
+    return beginning in (("dev",), ("proc",)) or (path.exists() and not path.is_file() and not path.is_dir())
+
+
 def write_whole(path: str | Path, text: str) -> None:
-    """A text file, in UTF-8, that appears only once complete."""
+    """A text file, in UTF-8, that appears only once complete; what UTF-8 cannot say of a file's name is escaped."""
     with written_whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _full(target: Path) -> InputError:
+    return InputError(
+        f"The disk filled up while {str(target)!r} was written; it is as it was. Free some space, or give a place on "
+        "another disk."
+    )
 
 
 def flush(path: Path) -> None:

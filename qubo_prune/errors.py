@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -32,10 +33,16 @@ def as_sentence(text: str) -> str:
 
 def near_entry(path: str | Path, *others: str) -> str:
     """The same for a file or folder that is not there, from the names beside it and others."""
-    wanted = Path(path).expanduser()
+    wanted = Path(path)
+    with suppress(RuntimeError):  # no such user
+        wanted = wanted.expanduser()
     try:
-        beside = sorted(entry.name for entry in wanted.parent.iterdir() if not entry.name.startswith("."))
-    except OSError:
+        beside = sorted(
+            entry.name
+            for entry in wanted.parent.iterdir()
+            if not entry.name.startswith(".") and entry.name != wanted.name  # which is what was given
+        )
+    except (OSError, ValueError):
         beside = []
     return did_you_mean(wanted.name, [*beside, *others])
 

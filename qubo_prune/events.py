@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qubo_prune.errors import InputError
+from qubo_prune.strict import expanded
 
 _ROOT = "qubo_prune"
 
@@ -61,16 +62,18 @@ def logged_to(
     Raises:
         InputError: the file cannot be written.
     """
-    return nullcontext() if path is None else _logged_to(Path(path).expanduser(), level, only_events)
+    return nullcontext() if path is None else _logged_to(expanded(path), level, only_events)
 
 
 @contextmanager
 def _logged_to(path: Path, level: int, only_events: bool) -> Iterator[None]:
+    _check_log(path)
     try:
         handler = _Handler(path, encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"The log file {str(path)!r} cannot be written: {error.strerror}; give a file in a folder that is there."
+            f"The log file {str(path)!r} cannot be written: {reason}; give a file in a folder that is there."
         ) from error
     handler.setFormatter(JsonLines())
     handler.setLevel(level)
@@ -88,6 +91,22 @@ def _logged_to(path: Path, level: int, only_events: bool) -> Iterator[None]:
         logger.setLevel(before)
         with suppress(OSError):  # what a full disk did not take is lost
             handler.close()
+
+
+def _check_log(path: Path) -> None:
+    """Raise :class:`InputError` if lines would be appended to a file that is no log of this package."""
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb") as stream:
+            first: Any = json.loads(stream.readline(2**20))
+        ours = isinstance(first, dict) and {"time", "level", "logger", "message"} <= first.keys()
+    except OSError:
+        return  # opening it says why
+    except ValueError:
+        ours = False
+    if not ours:
+        raise InputError(f"The log file {str(path)!r} is there and no log of this program; give another one.")
 
 
 class _Handler(logging.FileHandler):

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.strict import expanded
 
 #: Images (n, 1, h, w) in 0..1 with their labels (n,).
 Labelled = tuple[Float[Tensor, "_ 1 _ _"], Int[Tensor, "_"]]
@@ -40,7 +41,7 @@ def read_idx(path: str | Path) -> UInt8[Tensor, " *shape"]:
     Raises:
         InputError: the file cannot be read, is of another format, or its length is not what it announces.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     data = _unpacked(file)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != _UBYTE:
         raise InputError(
@@ -87,7 +88,7 @@ def idx_folder(folder: str | Path) -> tuple[Labelled, Labelled]:
     Raises:
         InputError: a file is missing or damaged, or images and labels do not belong together.
     """
-    where = Path(folder).expanduser()
+    where = expanded(folder)
     return _labelled(where, "train"), _labelled(where, "t10k")
 
 
@@ -166,8 +167,8 @@ class ImageFolder:
     def __init__(
         self, folder: str | Path, transform: Callable[[Image.Image], Tensor], labels: Mapping[str, int] | None = None
     ) -> None:
-        self._transform = transform
-        classes = _class_folders(Path(folder).expanduser())
+        self._transform, self.folder = transform, expanded(folder)
+        classes = _class_folders(self.folder)
         numbers = {path.name: number for number, path in enumerate(classes)} if labels is None else labels
         _check_known([path.name for path in classes], numbers)
         found = [(file, numbers[path.name]) for path in classes for file in sorted(path.iterdir()) if _is_image(file)]

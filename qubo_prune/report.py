@@ -23,6 +23,7 @@ from qubo_prune.block_counts import NONE, THE_SOLVER, BlockCounts, total
 from qubo_prune.certificate import BlockOptima
 from qubo_prune.coverage import Coverage, LeftDense, percent, sentences
 from qubo_prune.descent import TracePoint
+from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError
 from qubo_prune.layer_names import DottedName, folded
 from qubo_prune.layer_notes import folded_notes
@@ -313,7 +314,7 @@ class Report(Shown):
 
     def save(self, path: str | Path) -> None:
         """Write ``report.json``."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def table(self, full: bool = False) -> Table:
         """A table of all layers, or by kind of layer (numbers in names folded together)."""

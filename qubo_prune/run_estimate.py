@@ -50,6 +50,7 @@ from qubo_prune.pruning import (
 from qubo_prune.reach import NO_INPUT, uses_of
 from qubo_prune.run_folder import check_free
 from qubo_prune.shards import is_checkpoint
+from qubo_prune.strict import expanded
 from qubo_prune.tables import Shown, Table, rendered
 
 #: Windows that the sampled decoder layer sees.
@@ -326,7 +327,7 @@ def _looked_at(given: Mapping[str, Any]) -> LoadedModel:
     model, dtype, device, trust = (given[name] for name in ("model", "dtype", "device", "trust_remote_code"))
     if not isinstance(model, str):
         return module_as_given(model, given["tokenizer"])
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not is_checkpoint(folder):
         return load_model(model, dtype, device, trust)
     nowhere = Path("no-folder")  # hidden states would be there

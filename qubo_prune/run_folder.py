@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, near_entry
 from qubo_prune.sealed import Damaged, Sealed, add_tensor, read_sealed, write_sealed
-from qubo_prune.strict import limited_text, strict_json
+from qubo_prune.strict import expanded, limited_text, strict_json
 
 _FORMAT, _RECORD = "qubo_prune.run_folder.v1", "qubo_prune.record.v1"
 MANIFEST, EVENTS, _LOCK = "run.json", "events.jsonl", "lock"
@@ -126,7 +126,7 @@ def opened(path: str | Path, resume: bool, passing: bool = False) -> Iterator[Ru
     Raises:
         InputError: it holds a run and ``resume`` is false, another process works in it, or it is no folder of a run.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = expanded(path).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -160,7 +160,7 @@ def check_free(path: str | Path | None, resume: bool) -> None:
         if resume:
             raise InputError("resume is given and no run_folder; name the folder of the run to go on with.")
         return
-    folder = Path(path).expanduser().absolute()
+    folder = expanded(path).absolute()
     if not folder.exists():
         return
     if not folder.is_dir():

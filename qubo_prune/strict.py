@@ -21,6 +21,14 @@ def short(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` as the home directory; raises :class:`InputError` if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"The path {short(str(path))} is not understood ({error}); write it out.") from None
+
+
 def limited_text(path: Path, most: int) -> str:
     """The text of a file of at most ``most`` bytes, UTF-8; a byte-order mark is left out.
 

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from qubo_prune.errors import InputError, near_entry
-from qubo_prune.strict import limited_text, short
+from qubo_prune.strict import expanded, limited_text, short
 
 Purpose = Literal["calibration", "evaluation"]
 _JOIN = "\n\n"
@@ -59,7 +59,7 @@ def read_text(source: str, purpose: Purpose) -> str:
 
 def _files(source: str) -> list[Path]:
     """The files of a text; none if the source may be a data set id."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     try:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*.txt") if file.is_file())
         folder = path.is_dir()

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from qubo_prune.layer_names import DottedName
 from qubo_prune.run_folder import EVENTS, is_running, read_manifest
+from qubo_prune.strict import expanded
 from qubo_prune.tables import Shown, Table, shown
 
 #: Characters of a line of events that are read at most; longer ones are not of a run.
@@ -57,7 +58,7 @@ class RunState(Shown):
         Raises:
             InputError: there is no run in it.
         """
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         configuration = read_manifest(folder).get("configuration", {})
         layers: dict[str, Mapping[str, Any]] = {}
         left_dense: dict[str, Mapping[str, Any]] = {}

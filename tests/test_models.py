@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -19,15 +18,7 @@ from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
 from qubo_prune.masks import KeepMasks
-from qubo_prune.models import (
-    LoadedModel,
-    check_output,
-    evaluating,
-    load_model,
-    module_as_given,
-    save_model,
-    written_aside,
-)
+from qubo_prune.models import LoadedModel, evaluating, load_model, module_as_given, save_model
 from qubo_prune.pruning import prune
 from qubo_prune.run_estimate import estimate_run
 
@@ -87,38 +78,6 @@ def test_bad_type_and_device(tmp_path: Path) -> None:
         load_model(str(tiny.save(tmp_path / "m")), device="nonsense")
 
 
-def test_output_folder_rules(tmp_path: Path) -> None:
-    assert check_output(tmp_path / "new", False) == tmp_path / "new"
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is a file"):
-        check_output(tmp_path / "file", True)
-    with pytest.raises(InputError, match="not empty"):
-        check_output(tmp_path, False)
-    assert check_output(tmp_path, True) == tmp_path
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), InputError),
-        (RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"), InputError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (RuntimeError("other"), RuntimeError),
-    ],
-)
-def test_what_fails_while_writing_leaves_the_old_folder_whole(
-    tmp_path: Path, error: BaseException, raised: type[BaseException]
-) -> None:
-    old = tmp_path / "out"
-    old.mkdir()
-    (old / "precious").write_text("data")
-    with pytest.raises(raised), written_aside(old) as folder:  # noqa: PT012
-        (folder / "half").write_text("written")
-        raise error
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (old / "precious").read_text() == "data"
-
-
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
@@ -132,16 +91,6 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="disk filled up"):
         save_model(loaded, tmp_path / "out", write_rest)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:
-    old = tmp_path / "out"
-    old.mkdir()
-    (old / "stale").write_text("old")
-    with written_aside(old) as folder:
-        (folder / "fresh").write_text("new")
-    assert [p.name for p in old.iterdir()] == ["fresh"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def write_gguf(path: Path) -> Path:

@@ -32,12 +32,14 @@ from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.descent import TracePoint
 from qubo_prune.dispatch import workers_for
+from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError
 from qubo_prune.evaluation import perplexity
 from qubo_prune.layers import Layer, find_layers, within
 from qubo_prune.masks import Pattern
 from qubo_prune.models import LoadedModel, load_model
 from qubo_prune.network import find_stack
+from qubo_prune.outputs import check_output, written_aside
 from qubo_prune.plan import Blocks, Plan
 from qubo_prune.plot import save_panels, trade_offs
 from qubo_prune.plot.series import Mark
@@ -233,18 +235,24 @@ class BlockStudy(Shown):
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.json``, ``points.csv``, ``table.txt`` and ``study.png``."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "results.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (target / "table.txt").write_text(f"{self}\n", encoding="utf-8")
-        with (target / "points.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Point)])
-            writer.writeheader()
-            for point in self.points:
-                notes = " ".join(f"{sentence} ({count})" for sentence, count in point.notes.items())
-                writer.writerow(asdict(point) | {"notes": notes, "warnings": " ".join(point.warnings)})
-        self.plot(target / "study.png")
+        """Write ``results.json``, ``points.csv``, ``table.txt`` and ``study.png``.
+
+        Args:
+            folder: made, or an earlier study's, which is replaced.
+
+        Raises:
+            InputError: it holds something else, or cannot be written.
+        """
+        with written_aside(check_output(folder, True)) as target:
+            write_whole(target / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+            write_whole(target / "table.txt", f"{self}\n")
+            with (target / "points.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, [f.name for f in fields(Point)])
+                writer.writeheader()
+                for point in self.points:
+                    notes = " ".join(f"{sentence} ({count})" for sentence, count in point.notes.items())
+                    writer.writerow(asdict(point) | {"notes": notes, "warnings": " ".join(point.warnings)})
+            self.plot(target / "study.png")
 
     def plot(self, path: str | Path) -> None:
         """Layer error against the seconds of the blocks, perplexity against those of the search; one line per solver.

@@ -22,10 +22,12 @@ from torch import nn
 
 from qubo_prune.arguments import as_names
 from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
+from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.layers import find_layers
 from qubo_prune.loss_trace import LossStep, LossTrace
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
+from qubo_prune.outputs import check_output, written_aside
 from qubo_prune.plot import quality, save_panels
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
@@ -396,21 +398,27 @@ class Experiment(Shown):
         return plain | {"settings": self.settings, "outcomes": [_plain(o) for o in self.outcomes]}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.json``, ``curves.csv``, ``table.txt`` and ``curves.png``."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "results.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (target / "table.txt").write_text(f"{self}\n", encoding="utf-8")
-        with (target / "curves.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["method", "density", "seed", "blocks", "seconds", "loss", "accuracy"])
-            for o in self.outcomes:
-                for point in o.curve:
-                    writer.writerow(
-                        [o.method, o.asked, o.seed, point.blocks, point.seconds, point.score.loss, point.score.accuracy]
-                    )
-        if any(o.curve for o in self.outcomes):
-            self.plot(target / "curves.png")
+        """Write ``results.json``, ``curves.csv``, ``table.txt`` and ``curves.png``.
+
+        Args:
+            folder: made, or an earlier experiment's, which is replaced.
+
+        Raises:
+            InputError: it holds something else, or cannot be written.
+        """
+        with written_aside(check_output(folder, True)) as target:
+            write_whole(target / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+            write_whole(target / "table.txt", f"{self}\n")
+            with (target / "curves.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["method", "density", "seed", "blocks", "seconds", "loss", "accuracy"])
+                for o in self.outcomes:
+                    for point in o.curve:
+                        score = point.score
+                        row = [o.method, o.asked, o.seed, point.blocks, point.seconds, score.loss, score.accuracy]
+                        writer.writerow(row)
+            if any(o.curve for o in self.outcomes):
+                self.plot(target / "curves.png")
 
     def plot(self, path: str | Path) -> None:
         """Quality and loss against seconds, of the first seed, with the dense model as a level."""

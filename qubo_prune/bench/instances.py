@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.layers import Layer, find_layers
@@ -122,9 +123,8 @@ def capture(source: Source, progress: Progress | None = None, cache: Path | None
     if tensors is None:
         tensors = _captured(source, bars)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, aside)
-        aside.replace(file)
+        with written_whole(file) as aside:
+            save_file(tensors, aside)
     tokens = int(tensors["tokens"])
     return [Captured(name, tensors[f"{name}.weight"], Gram(tensors[f"{name}.gram"], tokens)) for name in source.layers]
 

@@ -15,13 +15,14 @@ from qubo_prune.arguments import as_names
 from qubo_prune.bench.emitted import Emitted, compensated_block, fisher_blocks, gram_block
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import ORIGINS, Origin
-from qubo_prune.bench.suite import Instance, Suite, sha256
+from qubo_prune.bench.suite import FORMAT, MANIFEST, Instance, Suite, sha256
 from qubo_prune.bench.suites import VERSION, Family, suite_families
 from qubo_prune.bounds import lower_bounds
 from qubo_prune.choices import FORMATS
 from qubo_prune.dispatch import solve
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.files import write_problem
+from qubo_prune.outputs import check_added, list_files
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
@@ -35,6 +36,8 @@ from qubo_prune.strict import strict_json
 _OWN_SHIFT, _SHIFTED = 576, 1024
 #: ``exact`` takes no larger ones.
 _PROVABLE = 512
+#: What is known of the instances while a suite is made.
+_NOTEBOOK = ".making.jsonl"
 
 
 @pinned()
@@ -48,14 +51,15 @@ def make_suite(
     proofs also from the time they are given, and may be better elsewhere.
 
     Args:
-        folder: made if need be; problem files of the same names are replaced.
+        folder: made if need be; files of an earlier call are replaced.
         name: one of :data:`~qubo_prune.bench.suites.SUITES`.
         proof_time: seconds for the branch and bound of each instance.
         formats: of the problem files, ``json`` among them.
         progress: where to report to.
 
     Raises:
-        InputError: there is no such suite or format, or a model's package is not installed.
+        InputError: there is no such suite or format, a model's package is not installed, or files of the same names
+            are in the folder that no earlier call wrote.
     """
     check_alone("make the same suite")
     wanted = suite_families(name)
@@ -82,8 +86,14 @@ def make(
         )
     if not proof_time > 0:
         raise InputError(f"proof_time is {proof_time}; give a positive number of seconds.")
-    target, bars = Path(folder), progress or Progress()
-    target.mkdir(parents=True, exist_ok=True)
+    files = [f"{entry}.{format}" for family in wanted for entry in family.instances for format in formats]
+    files += [MANIFEST, "README.md", _NOTEBOOK]
+    target, bars = check_added(folder, files, (MANIFEST, FORMAT)), progress or Progress()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+    list_files(target, files)
     notebook = _Notebook(target, {"version": VERSION, "proof_time": proof_time})
     described: list[dict[str, Any]] = []
     instances: list[Instance] = []
@@ -118,7 +128,7 @@ class _Notebook:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._path, self._settings = folder / ".making.jsonl", dict(settings)
+        self._path, self._settings = folder / _NOTEBOOK, dict(settings)
         self._known: dict[str, Instance] = {}
         text = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
         whole = text[: text.rfind("\n") + 1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,11 +19,13 @@ from torch import nn
 from torch.nn import functional
 
 from qubo_prune.data import Fresh, Samples, TensorSamples, to_device
+from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.images import Labelled, fashion_mnist, mnist
 from qubo_prune.models import device_of, evaluating
 from qubo_prune.objective import logits_of
 from qubo_prune.progress import Progress
+from qubo_prune.strict import expanded
 
 Optimizer = Literal["sgd", "adam"]
 _FORMAT = 1
@@ -167,14 +168,14 @@ def trained(
 
 def where(data: str | Path | None) -> str | None:
     """The folder's whole path, so that settings with another current folder differ."""
-    return None if data is None else str(Path(data).expanduser().absolute())
+    return None if data is None else str(expanded(data).absolute())
 
 
 def cache_file(folder: str | Path, name: str, settings: Mapping[str, Any]) -> Path:
     """The file in the cache folder for these settings (plain data): their hash is in its name."""
     described = json.dumps([_FORMAT, settings], sort_keys=True)
     digest = hashlib.sha256(described.encode()).hexdigest()[:16]
-    return Path(folder).expanduser() / f"{name}-{digest}.safetensors"
+    return expanded(folder) / f"{name}-{digest}.safetensors"
 
 
 def load_cached(net: nn.Module, file: Path) -> bool:
@@ -189,6 +190,5 @@ def load_cached(net: nn.Module, file: Path) -> bool:
 def store_cached(net: nn.Module, file: Path) -> None:
     """Write the network's tensors to the file, which is there only once complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file(net.state_dict(), aside)
-    aside.replace(file)
+    with written_whole(file) as aside:
+        save_file(net.state_dict(), aside)

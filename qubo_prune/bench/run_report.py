@@ -13,8 +13,10 @@ import pandas as pd
 
 from qubo_prune.bench import run_plots
 from qubo_prune.bench.metrics import SUCCESS, Results, gap_of
-from qubo_prune.bench.runs import BASELINES
-from qubo_prune.durable import write_whole
+from qubo_prune.bench.runs import BASELINES, SIGN
+from qubo_prune.durable import write_whole, written_whole
+from qubo_prune.errors import InputError
+from qubo_prune.outputs import check_added, list_files
 
 _TEMPLATE = Path(__file__).with_name("run_report.html.j2")
 
@@ -193,20 +195,31 @@ NOTES = (
 )
 
 
+#: What a report writes.
+FILES = ("report.html", "report.md", "qoblib.csv", "report.png")
+
+
 def write_report(results: Results, folder: str | Path) -> list[Path]:
     """``report.html``, ``report.md``, ``qoblib.csv`` and the main plot as ``report.png``, in a folder.
 
     Returns:
         The files.
+
+    Raises:
+        InputError: files of these names are there that were not written here, or the folder cannot be made.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    html, markdown = target / "report.html", target / "report.md"
+    target = check_added(folder, FILES, SIGN)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
+    list_files(target, FILES)
+    html, markdown, qoblib, picture = (Path(folder, name) for name in FILES)
     write_whole(html, page(results))
     write_whole(markdown, as_markdown(results))
-    qoblib, picture = target / "qoblib.csv", target / "report.png"
-    results.qoblib().to_csv(qoblib, index=False)
-    run_plots.anytime(results, classes_in(results)).savefig(picture, dpi=110)
+    write_whole(qoblib, results.qoblib().to_csv(index=False))
+    with written_whole(picture) as aside:
+        run_plots.anytime(results, classes_in(results)).savefig(aside, dpi=110, format="png")
     return [html, markdown, qoblib, picture]
 
 

@@ -8,6 +8,7 @@ settings, the machine), so tables of several runs and machines can be put togeth
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -36,6 +37,7 @@ from qubo_prune.clusters import joblib_backend
 from qubo_prune.dispatch import solve
 from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
+from qubo_prune.outputs import check_added, list_files
 from qubo_prune.precision import pinned
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
@@ -46,6 +48,8 @@ from qubo_prune.strict import is_plain, limited_text, one_line, short, strict_js
 
 TABLE = "rows.csv"
 INFO = "run.json"
+#: What a run writes, and the file by whose format its folder is known.
+FILES, SIGN = (TABLE, INFO, MANIFEST), (INFO, "qubo_prune.run")
 #: joblib's back-ends of this machine.
 LOCAL = ("loky", "threading", "sequential")
 #: Larger files of these names are refused.
@@ -178,7 +182,11 @@ class RunTable:
         # one call, so that neither a kill nor another process can come between
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, text.encode())
+            content = text.encode(errors="backslashreplace")
+            size = os.fstat(file).st_size
+            if os.write(file, content) < len(content):  # as much as the disk had room for
+                os.truncate(file, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             os.fsync(file)
         finally:
             os.close(file)
@@ -314,7 +322,7 @@ def run_suite(
     everyone, chosen = entrants_with_baselines(entrants), instances or suite.instances
     solvers = {entrant.label: entrant.make() for entrant in everyone}
     count = workers or os.cpu_count() or 1
-    table = RunTable(output)
+    table = RunTable(check_added(output, FILES, SIGN))
     rows = {row.key: row for row in table.rows()}
     _check_suite(table.folder, suite)
     total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
@@ -323,6 +331,8 @@ def run_suite(
         joblib_backend(backend, count, LOCAL),
         (progress or Progress()).task("solving", total) as advance,
     ):
+        table.folder.mkdir(parents=True, exist_ok=True)
+        list_files(table.folder, FILES)
         table.open()
         _describe(table.folder, suite, solvers, chosen, limits, seeds, count, backend)
         for limit in limits:

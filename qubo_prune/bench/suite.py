@@ -20,7 +20,7 @@ from qubo_prune.strict import is_plain, limited_text, short, strict_json
 from qubo_prune.tables import Table
 
 MANIFEST = "manifest.json"
-_FORMAT = "qubo_prune.suite"
+FORMAT = "qubo_prune.suite"
 #: Larger manifests are refused.
 MAX_MANIFEST_BYTES = 2**28
 #: Share of the energies' size that rounding may take from a stored energy.
@@ -188,7 +188,7 @@ class Suite:
             )
         try:
             data = strict_json(limited_text(file, MAX_MANIFEST_BYTES), constants=True)
-            if data["format"] != _FORMAT:
+            if data["format"] != FORMAT:
                 raise InputError("it is no manifest of a suite; give the folder that instances make wrote.")
             instances = tuple(Instance.of(entry) for entry in data["instances"])
             _check_suite(data, [instance.name for instance in instances])
@@ -201,7 +201,7 @@ class Suite:
     def save(self) -> None:
         """Write the manifest and the page; they appear only once complete."""
         data = {
-            "format": _FORMAT, "suite": self.name, "version": self.version, "made": dict(self.made),
+            "format": FORMAT, "suite": self.name, "version": self.version, "made": dict(self.made),
             "families": [dict(family) for family in self.families],
             "instances": [asdict(instance) for instance in self.instances],
         }  # fmt: skip
