@@ -430,7 +430,7 @@ def compare_command(
 
 @command(app, "solve", SOLVE)
 def solve_command(
-    problem: Annotated[Path, typer.Argument(help="A problem file: .json, .coo, .qubo, .lp or .ising.")],
+    problem: Annotated[Path, typer.Argument(help="A problem file: .json, .coo, .qubo, .lp or .ising; or - (stdin).")],
     solver: SolverOption = "greedy",
     set_: Settings = None,
     num_pruned: Annotated[

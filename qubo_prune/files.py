@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from qubo_prune.conversions import to_ising
 from qubo_prune.durable import written_whole
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.strict import limited_text, strict_json
+from qubo_prune.strict import limited_text, plain_text, strict_json
 from qubo_prune.strict import short as _short
 
 #: Larger problems and larger files are refused; a matrix takes ``8 n^2`` bytes however short its file is.
@@ -75,7 +76,7 @@ def read_problem(
     """Read a problem.
 
     Args:
-        path: the file.
+        path: the file; ``-`` is standard input, which needs a format.
         num_pruned: exact counts, in place of the file's; one number for a single group, or one per
             group. Without any, a file that holds no counts gives a free problem.
         format: ``json``, ``coo``, ``qubo``, ``lp`` or ``ising``; by the file's suffix if left out.
@@ -96,6 +97,8 @@ def read_problem(
 
 
 def _format(path: Path, format: str | None) -> str:
+    if format is None and str(path) == "-":
+        raise InputError(f"Standard input has no suffix; give the format (--format), one of {', '.join(FORMATS)}.")
     name = path.suffix.removeprefix(".").lower() if format is None else format
     if name not in FORMATS:
         given = f"suffix of {path.name!r} is no" if format is None else f"format {format!r} is no"
@@ -115,9 +118,18 @@ def _check_matrix(n: int) -> None:
 
 
 def _text(source: Path) -> str:
+    if str(source) == "-":
+        content = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"more than {MAX_BYTES} bytes come from standard input, and no more are read.")
+        return plain_text(content)
     try:
         return limited_text(source, MAX_BYTES)
     except FileNotFoundError:
+        if source.exists() and not source.is_dir():
+            raise InputError(
+                "this is no such file but a pipe or a device; save it to a file, or give '-' for standard input."
+            ) from None
         raise InputError("there is no such file.") from None
 
 

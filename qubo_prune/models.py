@@ -17,7 +17,7 @@ from qubo_prune.choices import PACKAGED
 from qubo_prune.errors import InputError, did_you_mean, near_entry
 from qubo_prune.outputs import written_aside
 from qubo_prune.shelf import InMemory, Shelf
-from qubo_prune.strict import expanded
+from qubo_prune.strict import expanded, limited_text, one_line, strict_json
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,6 +71,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
                 f"The model {name!r} comes with code of its own, which is run only if you say so; read that code, then "
                 "pass trust_remote_code=True (--trust-remote-code), or give another model."
             ) from error
+        _check_language_model(name, folder)
         near = near_entry(name, *PACKAGED)
         raise InputError(
             f"The model {name!r} could not be loaded{near} ({type(error).__name__}: {reason}); give a hub id, "
@@ -79,6 +80,21 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
     if gguf is not None:
         _forget_quantisation(model)
     return LoadedModel(model.to(where).eval(), tokenizer, name)
+
+
+def _check_language_model(name: str, folder: str) -> None:
+    """Raise :class:`InputError` if a folder holds an image classifier, as its config.json says."""
+    try:
+        config = strict_json(limited_text(Path(folder, "config.json"), 2**24), constants=True)
+        kinds = [str(kind) for kind in config.get("architectures") or ()]
+    except (InputError, FileNotFoundError, AttributeError, TypeError):
+        return
+    if any(kind.endswith("ForImageClassification") for kind in kinds):
+        raise InputError(
+            f"The model {name!r} is an image classifier ({one_line(', '.join(kinds), 100)}), not a language model; to "
+            "prune it, give --images with a folder that has one folder of images for each class (from Python: "
+            "load_classifier and ImageFolder)."
+        )
 
 
 def check_name(name: str, dtype: str, device: str) -> tuple[str, str | None, torch.device]:
@@ -209,7 +225,8 @@ def _locate(name: str) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if path.is_dir():
         return str(path), None
-    if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix == ".gguf" or name.count("/") > 1:
+    no_hub_id = path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.suffix == ".gguf"
+    if no_hub_id or path.is_file() or path.parent.is_file():
         raise InputError(
             f"There is no model at {name!r}{near_entry(name, *PACKAGED)}; give a folder saved by save_pretrained, a "
             f".gguf file, a hub id or one of {', '.join(PACKAGED)}."

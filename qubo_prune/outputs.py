@@ -59,10 +59,15 @@ def check_output(output: str | Path, overwrite: bool, needed: Needed | None = No
     _check_apart(path, output, needed or {})
     if path.is_dir():
         _check_replaceable(path, output, overwrite)
-    there = next(parent for parent in path.parents if parent.exists())
+    _check_place(path.parent, output)
+    return path
+
+
+def _check_place(path: Path, output: str | Path) -> None:
+    """Raise :class:`InputError` unless the path, or what is there of it, is a folder to write into."""
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"The output folder {str(output)!r} cannot be made: {there} is no folder to write into.")
-    return path
 
 
 def _check_apart(path: Path, output: str | Path, needed: Needed) -> None:
@@ -181,6 +186,7 @@ def check_added(folder: str | Path, names: Iterable[str], sign: tuple[str, str] 
     path = located(folder)
     if path.exists() and not path.is_dir():
         raise InputError(f"The output {str(folder)!r} is a file; give a folder.")
+    _check_place(path, folder)
     known = _listed(path)
     taken = [name for name in names if os.path.lexists(path / name) and name not in known]
     if taken and not (sign is not None and _has_format(path / sign[0], sign[1])):

@@ -69,7 +69,12 @@ def _files(source: str) -> list[Path]:
         return files
     if folder:
         raise InputError(f"The folder {source!r} holds no .txt file; give a folder of text files.")
-    if path.is_absolute() or source.startswith(".") or path.suffix in (".txt", ".md", ".json", ".csv"):
+    if (
+        path.parent.is_file()
+        or path.is_absolute()
+        or source.startswith(".")
+        or path.suffix in (".txt", ".md", ".json", ".csv")
+    ):
         raise InputError(
             f"There is no text {source!r}{near_entry(path)}; give a text file, a folder of .txt "
             "files, a data set id or 'pydoc'."

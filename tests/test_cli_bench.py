@@ -46,7 +46,13 @@ def test_garments_end_to_end(data: Path, networks: Path, tmp_path: Path) -> None
     assert code == 0, errors
     assert "garment" in printed
     assert len(re.findall("iCBS ", printed)) == 2
-    assert sorted(path.name for path in out.iterdir()) == ["curves.csv", "curves.png", "results.json", "table.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".qubo-prune.json",
+        "curves.csv",
+        "curves.png",
+        "results.json",
+        "table.txt",
+    ]
     results = json.loads((out / "results.json").read_text())
     assert [(o["method"], o["asked"]) for o in results["outcomes"]] == [
         ("dense", 1.0), ("magnitude", 0.1), ("icbs", 0.1), ("magnitude", 0.05), ("icbs", 0.05),

@@ -39,7 +39,13 @@ def test_a_study_end_to_end(common: list[str], tmp_path: Path) -> None:
     asked = ["--solvers", "greedy,qaoa(layers=1, maxiter=5)", "--sizes", "8,16", "--block-times", "none,10s"]
     code, printed, errors = call(*common, *asked, "--output", out)
     assert code == 0, errors
-    assert sorted(path.name for path in out.iterdir()) == ["points.csv", "results.json", "study.png", "table.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".qubo-prune.json",
+        "points.csv",
+        "results.json",
+        "study.png",
+        "table.txt",
+    ]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [(p["solver"], p["block_size"], p["block_time"]) for p in results["points"]] == [
         ("Wanda", None, None), ("whole-row swaps", None, None), ("greedy", 8, None), ("greedy", 8, 10.0),

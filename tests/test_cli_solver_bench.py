@@ -44,7 +44,9 @@ def test_solvers_run_and_are_reported(suite: Suite, tmp_path: Path) -> None:
     given = ["solvers", "--suite", suite.folder, "--solvers", "exact, tabu(steps=5)", *QUICK, "--output", out]
     code, printed, errors = call(*given)
     assert code == 0, errors
-    assert sorted(path.name for path in out.iterdir()) == sorted([*REPORT, TABLE, "run.json", MANIFEST])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [".qubo-prune.json", *REPORT, TABLE, "run.json", MANIFEST]
+    )
     rows = RunTable(out).rows()
     assert {row.solver for row in rows} == {"wanda+swaps", "random+swaps", "exact", "tabu(steps=5)"}
     assert {row.time_limit for row in rows} <= {0.02, 0.06}
@@ -99,7 +101,7 @@ def test_runs_are_reported_together(tmp_path: Path) -> None:
     code, printed, errors = call("report", first, second, "--output", tmp_path / "both")
     assert code == 0, errors
     assert "2 instances, 1 s a solve" in printed
-    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == REPORT
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [".qubo-prune.json", *REPORT]
     with (tmp_path / "both" / "qoblib.csv").open(encoding="utf-8", newline="") as stream:
         assert [(line["Problem"], line["Remarks"]) for line in csv.DictReader(stream)] == [
             ("a", "one {}"), ("b", "two {}")

@@ -194,7 +194,7 @@ def test_solvers_of_one_count_take_no_blocks_of_several_groups(sources: dict[str
 def test_the_files_hold_the_points(study: BlockStudy, tmp_path: Path) -> None:
     study.save(tmp_path / "study")
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [
-        "points.csv", "results.json", "study.png", "table.txt",
+        ".qubo-prune.json", "points.csv", "results.json", "study.png", "table.txt",
     ]  # fmt: skip
     saved = json.loads((tmp_path / "study" / "results.json").read_text(encoding="utf-8"))
     assert saved == json.loads(json.dumps(study.to_dict()))

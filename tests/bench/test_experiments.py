@@ -177,7 +177,7 @@ def test_a_method_whose_blocks_are_cut_says_so(tmp_path: Path) -> None:
 def test_what_is_saved(experiment: Experiment, tmp_path: Path) -> None:
     experiment.save(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "curves.csv", "curves.png", "results.json", "table.txt",
+        ".qubo-prune.json", "curves.csv", "curves.png", "results.json", "table.txt",
     ]  # fmt: skip
     assert (tmp_path / "out/table.txt").read_text() == f"{experiment}\n"
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
@@ -211,7 +211,12 @@ def test_scores_alone_have_no_curves(tmp_path: Path) -> None:
         ("magnitude", 1),
     ]
     result.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.csv", "results.json", "table.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".qubo-prune.json",
+        "curves.csv",
+        "results.json",
+        "table.txt",
+    ]
     assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1
     assert "mean of 2 seeds;" in " ".join(str(result).split())
 

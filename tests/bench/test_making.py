@@ -18,6 +18,7 @@ from qubo_prune.bench.suite import MANIFEST, Instance, Suite, faults
 from qubo_prune.bench.suites import VERSION, Family, suite_families
 from qubo_prune.errors import InputError
 from qubo_prune.files import FORMATS, read_problem
+from qubo_prune.outputs import LISTING
 from qubo_prune.problem import FactorForm
 
 needs_crepe = pytest.mark.skipif(
@@ -163,7 +164,7 @@ def test_every_format_holds_the_problem(suite: Suite) -> None:
 def test_only_what_was_asked_for_is_written(tmp_path: Path) -> None:
     made = tiny_suite.made(tmp_path, tiny_suite.FEW[:1], proof_time=1.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["README.md", MANIFEST, *(instance.file for instance in made.instances)]
+        [LISTING, "README.md", MANIFEST, *(instance.file for instance in made.instances)]
     )
 
 

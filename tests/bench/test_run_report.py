@@ -219,7 +219,10 @@ def test_the_facts_are_those_of_the_run(found: Results) -> None:
 def test_the_report_is_written_and_written_again(found: Results, tmp_path: Path) -> None:
     files = write_report(found, tmp_path / "new" / "folder")
     assert [file.name for file in files] == ["report.html", "report.md", "qoblib.csv", "report.png"]
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted(f.name for f in files)
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
+        ".qubo-prune.json",
+        *sorted(f.name for f in files),
+    ]
     assert files[0].read_text(encoding="utf-8") == page(found)
     assert files[1].read_text(encoding="utf-8") == as_markdown(found)
     assert files[3].read_bytes().startswith(b"\x89PNG")
