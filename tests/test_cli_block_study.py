@@ -59,13 +59,20 @@ def test_a_study_end_to_end(common: list[str], tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_something_is_left_alone(common: list[str], tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    asked = [*common, "--solvers", "greedy", "--sizes", "8", "--block-times", "none", "--quiet", "--output", tmp_path]
+    out = tmp_path / "out"
+    asked = [*common, "--solvers", "greedy", "--sizes", "8", "--block-times", "none", "--quiet", "--output", out]
+    assert call(*asked) == (0, "", "")
     code, printed, errors = call(*asked)
     assert (code, printed) == (2, "")
     assert "is not empty; give another one or --overwrite" in " ".join(errors.split())
+    (out / "mine.txt").write_text("mine", encoding="utf-8")
+    code, printed, errors = call(*asked, "--overwrite")
+    assert (code, printed) == (2, "")
+    assert "holds 'mine.txt', which no earlier result here wrote" in " ".join(errors.split())
+    (out / "mine.txt").unlink()
+    (out / "study.png").write_text("old")
     assert call(*asked, "--overwrite") == (0, "", "")
-    assert (tmp_path / "study.png").is_file()
+    assert (out / "study.png").stat().st_size > 1000
 
 
 def test_json_is_the_result(common: list[str], tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_language_models_go_on_from_the_gram_blocks(llm: Llm, tmp_path: Path) ->
     assert icbs.curve[0].score == gram.score
     assert icbs.density == 0.5
     result.save(tmp_path / "out")
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
     assert "NaN" not in (tmp_path / "out/results.json").read_text()
     assert "perplexity" in str(result)
 
