@@ -136,13 +136,21 @@ class Group(TyperGroup):
         except _REFUSALS as error:
             _end_refused(error)
         except BrokenPipeError:
-            _drop_output()
-            sys.exit(UNREAD)
+            _end_unread()
+        except SystemExit as error:  # what click makes of it
+            if isinstance(error.__context__, BrokenPipeError):
+                _end_unread()
+            raise
         except OSError as error:
             _drop_output()
             say(f"Error: the output cannot be written ({error.strerror or error}); free some space or write elsewhere.")
             sys.exit(2)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_unread() -> NoReturn:
+    _drop_output()
+    sys.exit(UNREAD)
 
 
 def _drop_output() -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qubo_prune.errors import InputError
@@ -45,13 +45,14 @@ def written_whole(path: str | Path, flushed: bool = True) -> Iterator[Path]:
         if flushed:
             flush(aside)
         aside.replace(target)
-        if flushed:
-            flush(target.parent)
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if disk_full(error):
             raise _full(target) from error
         raise
+    if flushed:
+        with suppress(OSError):  # the file is there, whole, whether or not a power cut would undo that
+            flush(target.parent)
 
 
 def _check_place(target: Path, aside: Path) -> None:

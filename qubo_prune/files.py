@@ -128,7 +128,7 @@ def _text(source: Path) -> str:
     except FileNotFoundError:
         if source.exists() and not source.is_dir():
             raise InputError(
-                "this is no such file but a pipe or a device; save it to a file, or give '-' for standard input."
+                "this is no such file: it is a pipe or a device; save it to a file, or give '-' for standard input."
             ) from None
         raise InputError("there is no such file.") from None
 

@@ -159,8 +159,8 @@ def test_all_commands_and_all_such_paths(work: Path) -> None:
         ("prune PATH --output out", "tiny-vit", "'tiny-vit' is an image classifier (ViTForImageClassification), not a "
          "language model; to prune it, give --images with a folder"),
         ("eval PATH", "tiny-vit", "is an image classifier"),
-        ("prune dense --calibration PATH --output out", "latin.txt", "is not UTF-8"),
-        ("prune dense --calibration PATH --output out", "wide.txt", "is UTF-16 by its byte-order mark"),
+        ("prune dense --sequence-length 16 --calibration PATH --output out", "latin.txt", "is not UTF-8"),
+        ("prune dense --sequence-length 16 --calibration PATH --output out", "wide.txt", "is UTF-16 by its byte"),
         ("solve PATH --format coo", "wide.txt", "is UTF-16 by its byte-order mark; save it as UTF-8"),
         ("solve PATH --format coo", "empty", "no line 'i j value' is found"),
         ("solve PATH --format json", "nothing", "there is no such file"),
@@ -274,7 +274,8 @@ def test_a_full_disk_is_one_sentence_at_every_step(
     for last in (1, 2, 5):
         steps[:] = [0, last]
         result = CliRunner().invoke(app, WRITERS[name].split())
-        if steps[0] < last:
+        if result.exit_code == 0:  # only that the folder's entry is on the disk could not be made sure
+            assert last > 1
             break
         assert result.exit_code == 2, (last, result.exception)
         assert result.stderr.startswith("Error: The disk filled up while"), result.stderr
