@@ -217,6 +217,8 @@ def prune(
             chooses where the others start from: ``measured`` or ``paper``.
         on_step: with ``fisher``, called after each step with its record; its time does not count.
         include: shell-style pattern or patterns of layer names to prune; all if empty.
+            A layer that no calibration input reaches stays dense, unless its full name is given here: then it is pruned
+            by magnitude.
         exclude: patterns of layers to leave dense.
         prune_head: prune the output head too (embeddings tied to it become sparse with it).
         tokenizer: needed if ``model`` is a module and ``calibration`` a text source.
