@@ -262,9 +262,9 @@ def prune(
             loaded.model, layers, plan, data.inputs, data.held_out, resident_memory(), loaded.shelf.blocks,
             torch.device(device),
         )  # fmt: skip
-        coverage = Coverage.of(loaded.model, layers, include, exclude)
+        coverage = Coverage.of(loaded.model, layers, given["include"], given["exclude"])
         records = Records(folder, layers)
-        run = _Run(plan, layers, began, records, loaded.shelf, include)
+        run = _Run(plan, layers, began, records, loaded.shelf, given["include"])
         _tell_memory(foreseen, bars)
         judges = data.held_out if isinstance(calibration, str) else []
         with run.undone_on_failure():

@@ -880,6 +880,8 @@ def test_what_is_asked_for_by_its_full_name_is_pruned_by_magnitude() -> None:
         assert torch.equal(model.odd.weight, dense * report.masks["odd.weight"])
         assert (entry.error_before, entry.error_after, entry.relative_after, entry.steps) == (None, None, None, 0)
         assert any("ranked by magnitude" in note for note in entry.notes)
+    (entry,) = prune(unseen.Base(), unseen.inputs(), 0.5, include="odd").layers
+    assert entry.name == "odd"
     model = unseen.Base()  # a pattern is no full name
     before = state(model)
     assert is_dense(model, before, prune(model, unseen.inputs(), 0.5, include=["od?", "first"]))
