@@ -6,11 +6,12 @@ import abc
 import html
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.errors import MarkupError
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.style import Style, StyleType
 from rich.table import Column
 from rich.table import Table as RichTable
@@ -32,7 +33,7 @@ class Table(RichTable):
       error after: 0.25
     """
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType | Segment]:
         if self.columns and not self._fits(console, options):
             yield from self._as_lists(console, options)
         else:
@@ -59,7 +60,7 @@ class Table(RichTable):
         folds = column.overflow == "fold" or column.justify == "left"
         return min(measured.minimum, _FOLDED) if folds else measured.minimum
 
-    def _as_lists(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def _as_lists(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType | Segment]:
         if self.title:
             yield _annotation(self.title, Style.pick_first(self.title_style, "table.title"))
         names = [" ".join(_text(column.header).plain.split()) for column in self.columns[1:]]
