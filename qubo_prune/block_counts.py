@@ -49,7 +49,7 @@ class BlockCounts:
     def of_batch(cls, answer: BatchResult, rows: int) -> BlockCounts:
         """One block for each of so many rows."""
         lost, cut = list[str](), Counter[str]()
-        for row in range(rows):
+        for row in sorted({*answer.failures, *answer.cut}):  # of the others there is nothing to say
             status, detail = answer.failures.get(row, (None, ""))
             lost += _lost(status, detail)
             cut.update(_cut(Status.TIME_LIMIT if row in answer.cut else status, begun=row in answer.cut))

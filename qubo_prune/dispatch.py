@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.arguments import as_limit
 from qubo_prune.clusters import Cluster, connect, split_name
+from qubo_prune.devices import out_of_memory
 from qubo_prune.errors import InputError, SolverError, as_sentence
 from qubo_prune.journal import Answers, Journal
 from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
@@ -55,8 +56,6 @@ PENALTY_FACTOR = 0.25
 #: By how much the energy of a proven optimum and its lower bound may differ, in parts of the terms of the energy,
 #: ``|offset| + sum over pruned i, j of |Q_ij|``.
 PROVEN_SHARE = 1e-6
-#: What errors say that torch raises as plain ``RuntimeError`` where memory is used up.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 #: What a result's ``info`` says of how it came about, which reports repeat.
 _TOLD = ("isolation", "disbelieved", "workers")
 
@@ -526,9 +525,7 @@ def _raise_if_machine_failed(error: BaseException, name: str, what: str) -> None
         SolverError: memory is used up, on the host or on a device, or a device has failed.
     """
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-    ):
+    if out_of_memory(error):
         raise SolverError(
             f"Memory was used up while the solver {name!r} solved {what} ({text}); use smaller blocks (block_size), "
             "fewer workers, or a device with more memory."
@@ -677,8 +674,12 @@ def _carefully_of_rows(
     sizes = (problems.own + problems.linear).double().abs()
     if not sizes.numel():
         return answer, change
+    largest = sizes.amax(1)
+    # no median is below the smallest, which is found faster, and few batches have a row that needs more
+    if not (largest > WIDE * sizes.masked_fill(sizes == 0, torch.inf).amin(1)).any():
+        return answer, change
     # a row of zeros alone has no median and is not wide; nor is one that holds NaN or infinities, which is not sound
-    wide_rows = sizes.amax(1) > WIDE * sizes.masked_fill(sizes == 0, torch.nan).nanmedian(1).values
+    wide_rows = largest > WIDE * sizes.masked_fill(sizes == 0, torch.nan).nanmedian(1).values
     rows = [row for row in _positions(wide_rows & sizes.isfinite().all(1)) if row not in failures]
     if not rows:
         return answer, change

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
-from qubo_prune.models import evaluating
+from qubo_prune.models import evaluating, hooked
 from qubo_prune.objective import Objective, fits, in_order
 from qubo_prune.precision import caller_defaults, pinned
 
@@ -300,7 +300,7 @@ def without_gradient(
         for part in objective.parts(samples, indices):
             losses = objective.losses_of(part.batch, indices[part.rows])[1]
             if losses.requires_grad:
-                with caller_defaults():
+                with caller_defaults(), fits(len(part.rows)):
                     torch.autograd.backward(losses.sum())
             if len(seen.names) == len(layers):
                 break
@@ -473,10 +473,8 @@ def _watching(model: nn.Module, layers: Sequence[Layer], watch: _Watch | _Reache
     for parameter in needing:
         parameter.requires_grad_(False)
     try:
-        with evaluating(model):
+        with hooked(handles), evaluating(model):
             yield
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter in needing:
             parameter.requires_grad_(True)

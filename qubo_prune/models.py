@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from qubo_prune.choices import PACKAGED
 from qubo_prune.errors import InputError, did_you_mean, near_entry
@@ -188,6 +189,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for holder, value in caching:
             holder.use_cache = value
+
+
+@contextmanager
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Hooks that have just been registered; they are taken away afterwards, also after an error."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _cache_switches(model: nn.Module) -> list[Any]:

@@ -24,7 +24,7 @@ from qubo_prune.devices import now, of_model, told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
-from qubo_prune.models import evaluating
+from qubo_prune.models import evaluating, hooked
 from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.replay import alike, fresh, is_mutable, spoilt, trace
 from qubo_prune.shelf import InMemory, Shelf, States
@@ -418,13 +418,8 @@ class _Ran:
         handles = [block.register_forward_pre_hook(enter(number)) for number, block in enumerate(self._stack)]
         handles += [block.register_forward_hook(leave) for block in self._stack]
         handles += [module.register_forward_pre_hook(ran(layer)) for layer in self._layers for module in layer.modules]
-        try:
+        with hooked(handles), suppress(_Stop):
             call.run(model)
-        except _Stop:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def astray(self, places: Mapping[Layer, set[int]]) -> bool:
         """Whether a layer ran in another place than where it stands, or in several."""
@@ -766,11 +761,8 @@ def _inputs_in_turn(
     handles = [
         module.register_forward_pre_hook(note(layer), with_kwargs=True) for layer in layers for module in layer.modules
     ]
-    try:
+    with hooked(handles):
         call.run(block, hidden)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 
@@ -841,13 +833,8 @@ class _Reads:
         ]
         if self._until is not None:
             handles.append(self._until.register_forward_pre_hook(_stop))
-        try:
+        with hooked(handles), suppress(_Stop):
             call.run(self._block, hidden)
-        except _Stop:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
         self.passes += 1
         self._moved |= self._out_of_turn(seen)
 
@@ -872,11 +859,8 @@ class _Reads:
             if other >= number
             for module in layer.modules
         ]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _out_of_turn(self, seen: Sequence[tuple[Layer, Any]]) -> set[Layer]:
         """Layers that ran behind one that is visited later, several times, or on another input than their stage's."""
@@ -923,11 +907,8 @@ def find_stages(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: T
         for number, layer in enumerate(layers)
         for module in layer.modules
     ]
-    try:
+    with hooked(handles):
         call.run(block, hidden)
-    finally:
-        for handle in handles:
-            handle.remove()
     groups: dict[Any, list[int]] = {}
     for number, inputs in reads.items():
         # empty ones, as experts without tokens read, are all at one place
@@ -979,11 +960,8 @@ def with_residuals(block: nn.Module, stages: list[Stage], call: Call, hidden: Te
 
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in block.modules()]
     handles += [module.register_forward_hook(behind) for module in [block, *alone]]
-    try:
+    with hooked(handles):
         call.run(block, hidden)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [found[stage] for stage in stages]
 
 
@@ -1092,14 +1070,9 @@ def _feed(
     handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in stage.layers[0].modules]
     if stage.added_to is not None:
         handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
-    try:
+    with hooked(handles), suppress(_Stop):
         if reads is not None and whole:
             _timed(run.seconds, run.devices, lambda: reads.watch(call, hidden))
         else:
             with reads.before(stage) if reads is not None else nullcontext():
                 _timed(run.seconds, run.devices, lambda: call.run(block, hidden))
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -17,7 +17,7 @@ from qubo_prune.data import Samples, to_device
 from qubo_prune.devices import told_if_full
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.labels import NoLabel, class_losses, drawn_classes, several_losses, square_losses
-from qubo_prune.models import device_of, evaluating
+from qubo_prune.models import device_of, evaluating, hooked
 from qubo_prune.padding import IGNORED, Part, equal_lengths
 from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.signature import Signature
@@ -315,12 +315,8 @@ class Objective:
             return see
 
         handles = [module.register_forward_hook(look(name)) for name, module in self.model.named_modules() if name]
-        try:
-            with torch.no_grad(), caller_defaults():
-                self.loss.predict(self.model, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), torch.no_grad(), caller_defaults():
+            self.loss.predict(self.model, batch)
         return f"; the first output that is not finite is that of module {found[0]!r}" if found else ""
 
 

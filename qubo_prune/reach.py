@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qubo_prune.layers import Layer
-from qubo_prune.models import evaluating
+from qubo_prune.models import evaluating, hooked
 from qubo_prune.network import as_call
 
 #: Why a layer is left dense, as the end of a sentence that begins with it.
@@ -90,11 +90,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for module in layer.modules:
                 handles.append(module.register_forward_pre_hook(self._enter(layer.name), with_kwargs=True))
                 handles.append(module.register_forward_hook(self._leave, always_call=True))
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
