@@ -726,9 +726,19 @@ def _repeatable(
     block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None = None
 ) -> Iterator[None]:  # fmt: skip
     """Refuse a block that passes within have shown to draw random numbers, if its layers' inputs depend on them."""
-    before = _chance()
-    yield
-    if before == _chance():
+    before: list[Any] = []
+    drawn: list[bool] = []
+
+    def begin(module: nn.Module, args: Any) -> None:
+        before[:] = _chance()
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        drawn.append(before != _chance())
+
+    # around the passes alone: what is done between them, such as checks of types, may draw numbers too
+    with hooked([block.register_forward_pre_hook(begin), block.register_forward_hook(end, always_call=True)]):
+        yield
+    if not any(drawn):
         return
     one, other = (_inputs_in_turn(block, layers, call, hidden) for _ in range(2))
     for (layer, tensor), (same, again) in zip(one, other, strict=False):
