@@ -26,7 +26,7 @@ def _write_folder(folder: Path, images: tuple[int, ...] = (3, 2, 2)) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("train", "t10k"):
         (folder / f"{part}-images-idx3-ubyte").write_bytes(_idx(*images))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(3)))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(3), mtime=0))
     return folder
 
 
@@ -47,8 +47,8 @@ def test_idx_files_are_read_plain_and_packed(tmp_path: Path, pack) -> None:
         (_idx(2, 3)[:-1], "has 17 bytes, but its header announces 18"),
         (_idx(2, 3)[:7], "it is damaged"),
         (_idx(2, 3) + b"x", "has 19 bytes, but"),
-        (gzip.compress(_idx(2, 3))[:-9], "cannot be read"),
-        (gzip.compress(_idx(2, 3))[:12] + b"garbage", "cannot be read"),
+        (gzip.compress(_idx(2, 3), mtime=0)[:-9], "cannot be read"),
+        (gzip.compress(_idx(2, 3), mtime=0)[:12] + b"garbage", "cannot be read"),
     ],
 )
 def test_broken_idx_files(tmp_path: Path, data: bytes, message: str) -> None:
