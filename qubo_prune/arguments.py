@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from qubo_prune.errors import InputError
+from qubo_prune.strict import short
 
 #: Arguments of :func:`qubo_prune.prune` by what they are.
 _NUMBERS = ("density", "damping", "correction", "protect")
@@ -38,14 +39,13 @@ def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_number(name: str, value: Any) -> float:
     """A number of any type, or text of one such as ``0.5`` or ``1/2``."""
-    single = value.item() if hasattr(value, "item") and getattr(value, "size", 1) in (1, ()) else value
+    single = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
     if not isinstance(single, bool):
         try:
             return float(Fraction(single.strip()) if isinstance(single, str) else single)
         except (TypeError, ValueError, OverflowError, ZeroDivisionError, RuntimeError):
             pass
-    kind, several = type(value).__name__, _SEVERAL.get(name, "")
-    raise InputError(f"{name} is {_shown(value)} of type {kind}; give one number, such as 0.5{several}.")
+    raise InputError(f"{name} is {_shown(value)}; give one number, such as 0.5{_SEVERAL.get(name, '')}.")
 
 
 def as_count(name: str, value: Any) -> int:
@@ -55,7 +55,7 @@ def as_count(name: str, value: Any) -> int:
     except InputError:
         found = math.nan
     if not math.isfinite(found) or found != int(found):
-        raise InputError(f"{name} is {_shown(value)} of type {type(value).__name__}; give a whole number, such as 32.")
+        raise InputError(f"{name} is {_shown(value)}; give a whole number, such as 32.")
     return int(found)
 
 
@@ -66,7 +66,7 @@ def as_names(name: str, value: Any) -> tuple[str, ...]:
     names = tuple(value) if isinstance(value, Iterable) else (value,)
     wrong = [each for each in names if not isinstance(each, str)]
     if wrong or not isinstance(value, Iterable):
-        raise InputError(f"{name} is {_shown(value)} of type {type(value).__name__}; give one text, or a list of them.")
+        raise InputError(f"{name} is {_shown(value)}; give one text, or a list of them.")
     return names
 
 
@@ -95,5 +95,4 @@ def as_limit(name: str, value: Any) -> float | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+    return f"{short(value, 57)} of type {type(value).__name__}"

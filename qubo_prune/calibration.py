@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
 from qubo_prune.forms import Rows, check_without_padding, in_plain_form, without_labels
+from qubo_prune.labels import are_shares
 from qubo_prune.models import LoadedModel, device_of
 from qubo_prune.objective import (
     Classification,
@@ -195,7 +196,7 @@ def _by_labels(labels: Tensor, model: nn.Module) -> Loss:
         return MultiLabel() if several else Classification()
     if labels.ndim == 1 or labels.shape[1:] == (1,):
         return Regression()
-    if labels.ndim == 2 and config is None and bool(((labels.sum(1) - 1).abs() < 1e-2).all() & (labels >= 0).all()):
+    if labels.ndim == 2 and config is None and are_shares(labels):
         return Classification()
     binary = bool(((labels == 0) | (labels == 1) | (labels == IGNORED)).all())
     return MultiLabel() if binary else Regression()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from qubo_prune.layer_names import folded
+from qubo_prune.layer_names import folded, matches, plain_name
 from qubo_prune.layers import Layer, is_prunable
 
 T = TypeVar("T")
@@ -118,8 +117,9 @@ def _owners(model: nn.Module) -> dict[tuple[Any, ...], list[_Place]]:
     for module_name, module in model.named_modules(remove_duplicate=False):
         for own, parameter in module._parameters.items():
             if parameter is not None and not nn.parameter.is_lazy(parameter):
-                name = f"{module_name}.{own}" if module_name else own
-                found.setdefault(_identity(parameter), []).append(_Place(name, parameter, module_name, module))
+                name = plain_name(f"{module_name}.{own}" if module_name else own)
+                place = _Place(name, parameter, plain_name(module_name), module)
+                found.setdefault(_identity(parameter), []).append(place)
     return found
 
 
@@ -134,18 +134,16 @@ def _reason(places: Sequence[_Place], include: Sequence[str], exclude: Sequence[
     """Why a parameter is in no layer of a run."""
     if any(isinstance(place.module, (nn.Embedding, nn.EmbeddingBag)) for place in places):
         return "an embedding"
-    layer = next((place for place in places if place.is_matrix_of_layer), None)
-    if layer is not None:
-        left_out = (include and not _matches(layer.module_name, include)) or _matches(layer.module_name, exclude)
+    names = [place.module_name for place in places if place.is_matrix_of_layer]
+    if names:
+        # a shared weight goes by the names of all its modules
+        wanted = not include or any(matches(name, include) for name in names)
+        left_out = not wanted or any(matches(name, exclude) for name in names)
         return "left out by include or exclude" if left_out else "the output head, which prune_head=True includes"
     place, kind = places[0], type(places[0].module).__name__
     if place.parameter.ndim == 3 and "expert" in f"{place.name} {kind}".lower():
         return "experts in one parameter, which are not pruned"
     return f"a parameter of {kind}, which is no linear layer or 2-D convolution"
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 # --- for people -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from qubo_prune.errors import InputError
+from qubo_prune.strict import one_line
 
 
 def of_model(model: nn.Module) -> tuple[torch.device, ...]:
@@ -57,7 +58,7 @@ def told_if_full(doing: str, way_out: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(str(error), 160)
         raise InputError(f"The memory ran out {doing}{f' ({reason})' if reason else ''}; {way_out}.") from error
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from qubo_prune.data import Samples, to_device
 from qubo_prune.errors import InputError
 from qubo_prune.models import LoadedModel, device_of, evaluating
+from qubo_prune.network import Call
 from qubo_prune.padding import IGNORED
 from qubo_prune.signature import Signature
+from qubo_prune.strict import one_line
 
 #: What may be given, for messages.
 ALLOWED = (
@@ -87,7 +89,7 @@ def _listed(items: list[Any], loaded: LoadedModel, length: int) -> Tensor | Samp
     if items and isinstance(items[0], Number | np.generic):
         items = [items]
     if items and all(_of_numbers(item) for item in items):
-        arrays = [_numbers(item, f"Entry {at}") for at, item in enumerate(items)]
+        arrays = [_tensor(item, None, f"Entry {at}") for at, item in enumerate(items)]
         if any(each.is_floating_point() for each in arrays):
             return _stacked([each.to(_dtype(loaded.model)) for each in arrays], "calibration")
         return [each if each.ndim > 1 else each[None] for each in arrays]
@@ -142,10 +144,6 @@ def _of_numbers(item: Any) -> bool:
     if not isinstance(item, list | tuple) or not item:
         return False
     return all(isinstance(each, Number | np.generic) for each in item) or all(map(_of_numbers, item))
-
-
-def _numbers(item: Any, where: str) -> Tensor:
-    return _tensor(item, None, where)
 
 
 def _ragged(item: Any) -> bool:
@@ -384,9 +382,12 @@ def check_without_padding(sample: Any, loaded: LoadedModel, number: int) -> None
 
 def _failure(model: nn.Module, *inputs: Any, **named: Any) -> str | None:
     """What goes wrong when a model is called; ``None`` if nothing does."""
+    device = device_of(model)
     try:
         with torch.no_grad(), evaluating(model):
-            model(*to_device(inputs, device_of(model)), **to_device(named, device_of(model)))
+            Call(to_device(inputs, device), to_device(named, device)).run(model)
+    except InputError:  # the memory ran out, or the inputs cannot be copied
+        raise
     except Exception as error:  # whatever a foreign model raises
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        return f"{type(error).__name__}: {one_line(str(error), 150)}"
     return None

@@ -111,13 +111,17 @@ def _shares(logits: Tensor, labels: Tensor) -> Tensor:
     """Labels that are shares of classes."""
     if labels.shape != logits.shape:
         raise _unlike("shares of classes", logits, labels)
-    sums = labels.sum(1)
-    if bool((labels < 0).any()) or not bool(((sums - 1).abs() < 1e-2).all()):
+    if not are_shares(labels):
         raise InputError(
             "The labels are floating point numbers that are no shares of classes, which sum to 1; give "
             "loss='multi-label' for several labels a sample, or loss='regression' for numbers."
         )
     return labels.to(logits.dtype)
+
+
+def are_shares(labels: Tensor) -> bool:
+    """Whether labels ``(b, classes)`` are shares: none is negative, and those of each sample sum to 1."""
+    return bool((labels >= 0).all() and ((labels.sum(1) - 1).abs() < 1e-2).all())
 
 
 def _unlike(kind: str, outputs: Tensor, labels: Tensor) -> InputError:

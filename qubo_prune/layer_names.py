@@ -36,6 +36,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of some shell-style patterns matches a name, capitals and all."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def kinds(names: Iterable[str]) -> list[str]:
     """Every kind once, in the order of the names."""
     return list(dict.fromkeys(map(folded, names)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from qubo_prune.arguments import as_names
 from qubo_prune.errors import InputError
-from qubo_prune.layer_names import no_match, plain_name
+from qubo_prune.layer_names import matches, no_match, plain_name
 from qubo_prune.prunable import is_prunable as is_prunable
 from qubo_prune.prunable import looks_prunable, objection, own_weight
 from qubo_prune.sharing import Sharing
@@ -248,7 +248,7 @@ class _Candidate:
     view: str | None
 
     def is_among(self, patterns: Sequence[str]) -> bool:
-        return any(_matches(name, patterns) for name in self.names)
+        return any(matches(name, patterns) for name in self.names)
 
 
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:
@@ -368,10 +368,6 @@ def _in_parts(name: str, why: str) -> InputError:
         f"The weight of layer {name!r} {why}; pruning needs whole weights in one process, so load the model plainly, "
         "without sharding or parallelism (on several devices by device_map), and prune it before it is wrapped."
     )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _output_heads(model: nn.Module) -> set[nn.Module]:

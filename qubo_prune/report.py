@@ -410,7 +410,7 @@ def _row(members: list[LayerReport]) -> tuple[str, ...]:
 def told_of(folder: str | Path) -> list[str]:
     """The warnings in the ``report.json`` of a pruned model's folder; none where there is no such file."""
     try:
-        found = strict_json(limited_text(Path(folder) / REPORT, _MOST_BYTES))
+        found = strict_json(limited_text(Path(folder) / REPORT, _MOST_BYTES), constants=True)
     except (OSError, InputError):
         return []
     totals = found.get("totals") if isinstance(found, dict) else None

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 
 from qubo_prune.errors import InputError, SettingError, did_you_mean
+from qubo_prune.strict import short
 
 T = TypeVar("T")
 
@@ -147,7 +148,7 @@ def checked(what: str, value: Any, kind: Kind) -> Any:
         return kind.read(value)
     except (ValueError, RecursionError):
         near = did_you_mean(value, _words(kind.type)) if isinstance(value, str) else ""
-        raise SettingError(f"{what} is {_short(value)}{near}; {kind} is needed.") from None
+        raise SettingError(f"{what} is {short(value, 80)}{near}; {kind} is needed.") from None
 
 
 def kinds_of(owner: Any) -> dict[str, Kind]:
@@ -439,11 +440,3 @@ def _words(kind: Any) -> list[str]:
         if get_origin(kind) in (Union, types.UnionType)
         else []
     )
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(str(value)) if isinstance(value, Given) else repr(value)
-    except Exception:  # a stranger's object may not even have a name
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -10,15 +10,16 @@ from typing import Any
 
 from qubo_prune.errors import InputError
 
-#: Characters of a value that a message shows.
-_SHOWN = 40
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def short(value: Any) -> str:
-    """The value's ``repr``, cut off where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+def short(value: Any, most: int = 40) -> str:
+    """The value's ``repr`` for a message, cut off after ``most`` characters; its type if that has none."""
+    try:
+        text = repr(value)
+    except Exception:  # of an object of somebody else's
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def expanded(path: str | Path) -> Path:

@@ -130,3 +130,13 @@ def test_a_model_of_one_layer_is_in_the_run_as_a_whole() -> None:
     assert "density 0.5000 of 100 % of the model's weights" in " ".join(str(report).split())
     assert report.coverage is not None
     assert report.coverage.passed_over == ()
+
+
+def test_compiled_and_shared_layers_go_by_the_names_that_leave_them_out() -> None:
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    model[1].weight = model[0].weight
+    model[2] = torch.compile(model[2], backend="eager")  # type: ignore[assignment]
+    exclude = ["1", "2"]
+    found = Coverage.of(model, find_layers(model, exclude=exclude), (), exclude)
+    assert {each.reason for each in found.passed_over} == {"left out by include or exclude"}
+    assert {each.name for each in found.passed_over} == {"*.weight"}

@@ -267,3 +267,26 @@ def test_several_labels_and_numbers_run() -> None:
 def test_what_a_run_would_ignore_is_refused() -> None:
     with pytest.raises(InputError, match=r"held_out is given and hessian is 'gram', which takes no loss; give guard="):
         prune(tiny.mlp(), torch.rand(4, 12), 0.5, held_out=torch.rand(4, 12))
+
+
+class _Careless(nn.Module):
+    """Takes one or two inputs, writes to them, and makes a tensor of the default type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.second(self.first(inputs[0].mul_(2)) @ torch.eye(6))  # type: ignore[no-any-return]
+
+
+def test_trying_whether_labels_are_inputs_changes_nothing_and_keeps_the_callers_type() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        inputs = torch.randn(5, 6)
+        before = inputs.clone()
+        report = prune(_Careless(), [(inputs, torch.zeros(5))])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(inputs, before)
+    assert [layer.tokens for layer in report.layers] == [5, 5]
