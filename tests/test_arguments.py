@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from unchecked import without_type_checks
 
 from qubo_prune import BlockQubo, estimate_run, prune, solve
 from qubo_prune.arguments import as_count, as_limit, as_names, as_number, parse_seconds
@@ -17,6 +19,12 @@ from qubo_prune.errors import InputError
 from qubo_prune.layers import find_layers
 from qubo_prune.registry import make_solver
 from qubo_prune.solver import Solver
+
+
+@pytest.fixture(autouse=True)
+def _as_users_call() -> Iterator[None]:
+    with without_type_checks():
+        yield
 
 
 @pytest.mark.parametrize(

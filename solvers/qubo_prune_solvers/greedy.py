@@ -203,10 +203,11 @@ def _descend(
         else:
             stuck = _run_until_stuck(state, _pivot_step, 2, clock)
         gained = _candidate_step(stuck, candidates) if pairs is None else torch.zeros_like(stuck.misses) > 0
-        rest, state = stuck.take(~gained), stuck.take(gained)
+        state, rest = stuck.parted(gained, int(gained.sum()))
         if to_the_end and pairs is None and len(rest) and not clock.expired:
-            further = _full_step(rest, clock)
-            rest, state = rest.take(~further), _Rows.joined([state, rest.take(further)])
+            gained = _full_step(rest, clock)
+            further, rest = rest.parted(gained, int(gained.sum()))
+            state = _Rows.joined([state, further])
         rest.write(answer)
     state.write(answer)
     return answer
@@ -220,9 +221,10 @@ def _run_until_stuck(state: _Rows, step: Callable[[_Rows], Tensor], patience: in
             break
         stuck = state.count_misses(step(state)) >= patience
         # setting rows aside copies the others: wait until an eighth of them is stuck
-        if 8 * int(stuck.sum()) >= len(state):
-            parked.append(state.take(stuck))
-            state = state.take(~stuck)
+        count = int(stuck.sum())
+        if 8 * count >= len(state):
+            aside, state = state.parted(stuck, count)
+            parked.append(aside)
     return _Rows.joined([*parked, state])
 
 
@@ -264,11 +266,22 @@ class _Rows:
 
     def take(self, rows: Bool[Tensor, " r"]) -> _Rows:
         """Some of the rows."""
-        at = rows.nonzero()[:, 0]
+        return self._at(rows.nonzero()[:, 0])
+
+    def _at(self, at: Int[Tensor, " some"]) -> _Rows:
+        """The rows at these places."""
         taken = object.__new__(_Rows)
         taken._set(self.couplings.take(at), *(array.index_select(0, at) for array in self._arrays()))
         taken.steps = self.steps
         return taken
+
+    def parted(self, rows: Bool[Tensor, " r"], count: int) -> tuple[_Rows, _Rows]:
+        """Some of the rows, so many, and the others; without a wait for the device, nor a copy where those are all."""
+        if count in (0, len(self)):
+            nothing = self._at(self.index[:0])
+            return (self, nothing) if count else (nothing, self)
+        order = rows.logical_not().float().argsort(stable=True)
+        return self._at(order[:count]), self._at(order[count:])
 
     @staticmethod
     def joined(parts: list[_Rows]) -> _Rows:
