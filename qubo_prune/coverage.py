@@ -146,7 +146,7 @@ def _reason(places: Sequence[_Place], include: Sequence[str], exclude: Sequence[
     return f"a parameter of {kind}, which is no linear layer or 2-D convolution"
 
 
-# --- for people -------------------------------------------------------------------------------------
+# --- in words ---------------------------------------------------------------------------------------
 
 
 def percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""Hands problems to solvers as their capabilities ask, and believes none of the answers.
+"""Hands problems to solvers as their capabilities ask, and verifies every answer.
 
 What a solver cannot do itself is done around it: counts become penalties for one that knows none,
 factor form becomes a matrix, answers are repaired, polished by swaps and re-scored in float64, and a
@@ -261,7 +261,7 @@ def _swap_optimum(problem: BlockQubo, start: NDArray[np.bool_] | None) -> NDArra
 
 @functools.cache
 def _swapper() -> Solver:
-    """Who polishes; looked up once, since that costs more than polishing a block."""
+    """The swap search that polishes answers; looked up once, since that costs more than polishing a block."""
     return make_solver("greedy")
 
 
@@ -388,7 +388,7 @@ class _Call:
         return asked.whole_result(self._finished(asked.inner, wait, alone), alone)
 
     def _finished(self, request: SolveRequest, wait: Callable[[], SolveResult], alone: bool) -> SolveResult:
-        """The same for the problem as the solver is given it."""
+        """Wait for the answer to the problem as the solver was given it, and verify it."""
         problem, start = request.problem, request.warm_start
         try:
             result = _sound(wait())
@@ -691,7 +691,7 @@ def _carefully_of_rows(
 
 
 def _row_by_row(solver: Solver, request: BatchRequest, handling: Handling) -> BatchResult:
-    """The same for a solver of single problems."""
+    """Solve the rows one by one, with a solver of single problems."""
     call = _Call(solver, type(solver).__name__, dataclasses.replace(handling, polish=False))
     start = request.warm_start
     known = Answers.none(start) if handling.journal is None else handling.journal.batch(start)

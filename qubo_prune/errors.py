@@ -32,7 +32,10 @@ def as_sentence(text: str) -> str:
 
 
 def near_entry(path: str | Path, *others: str) -> str:
-    """The same for a file or folder that is not there, from the names beside it and others."""
+    """Return near names, as :func:`did_you_mean` does, for a file or folder that does not exist.
+
+    They are taken from what lies beside it, and from ``others``.
+    """
     wanted = Path(path)
     with suppress(RuntimeError):  # no such user
         wanted = wanted.expanduser()

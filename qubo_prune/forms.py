@@ -234,7 +234,10 @@ def _texts(items: list[Any], loaded: LoadedModel, length: int) -> list[Any]:
     """Token ids of texts, one by one."""
     wrong = next((at for at, item in enumerate(items) if not isinstance(item, str)), None)
     if wrong is not None:
-        raise InputError(f"Entry {wrong} of the calibration is {type(items[wrong]).__name__}, and others are texts.")
+        raise InputError(
+            f"Entry {wrong} of the calibration is {type(items[wrong]).__name__}, and others are texts; give texts "
+            "alone, or batches of tensors."
+        )
     files = [item for item in items if len(item) < 200 and "\n" not in item and "/" in item and Path(item).is_file()]
     if files:
         raise InputError(

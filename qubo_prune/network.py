@@ -130,7 +130,7 @@ class _Pass:
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
-        """Those of the layers that have changed are dense for the time being."""
+        """Temporarily give those of the layers that have changed their dense weights."""
         changed = [layer for layer in layers if self.dense and layer.name in self.dense]
         now = [layer.parameter.data for layer in changed]
         try:
@@ -615,7 +615,7 @@ def _shared(value: Any, like: Any) -> Any:
 
 @contextmanager
 def _replaced(blocks: list[nn.Module], make: Callable[[int, Callable[..., Any]], Any]) -> Iterator[None]:
-    """Replace the forward of each block for the time being."""
+    """Temporarily replace the forward of each block."""
     own = [block.__dict__.get("forward") for block in blocks]
     for number, block in enumerate(blocks):
         block.__dict__["forward"] = make(number, block.forward)

@@ -67,7 +67,10 @@ def _check_place(path: Path, output: str | Path) -> None:
     """Raise :class:`InputError` unless the path, or what is there of it, is a folder to write into."""
     there = next(parent for parent in (path, *path.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"The output folder {str(output)!r} cannot be made: {there} is no folder to write into.")
+        raise InputError(
+            f"The output folder {str(output)!r} cannot be made: {there} is no folder to write into; give another "
+            "folder."
+        )
 
 
 def _check_apart(path: Path, output: str | Path, needed: Needed) -> None:
@@ -238,7 +241,9 @@ def made_output(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The output folder {str(path)!r} cannot be made: {error.strerror}.") from error
+        raise InputError(
+            f"The output folder {str(path)!r} cannot be made: {error.strerror}; give another folder."
+        ) from error
     return path
 
 
@@ -256,7 +261,9 @@ def written_aside(target: Path) -> Iterator[Path]:
     try:
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name[:50]}.partial-", dir=target.parent))
     except OSError as error:
-        raise InputError(f"The output folder {str(target)!r} cannot be made: {error.strerror}.") from error
+        raise InputError(
+            f"The output folder {str(target)!r} cannot be made: {error.strerror}; give another folder."
+        ) from error
     try:
         yield aside
         list_files(aside, (path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()))

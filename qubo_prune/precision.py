@@ -111,12 +111,14 @@ class _Process:
     def enter(self) -> None:
         with self.lock:
             if not self.inside:
-                self.dtype = torch.get_default_dtype()
-                self.given_back.callback(torch.set_default_dtype, self.dtype)
-                torch.set_default_dtype(torch.float32)
-                _plain_precision(self.given_back)
-                if torch.is_anomaly_enabled():
-                    self.given_back.enter_context(torch.autograd.set_detect_anomaly(False))
+                with ExitStack() as given_back:  # at once, if something fails
+                    self.dtype = torch.get_default_dtype()
+                    given_back.callback(torch.set_default_dtype, self.dtype)
+                    torch.set_default_dtype(torch.float32)
+                    _plain_precision(given_back)
+                    if torch.is_anomaly_enabled():
+                        given_back.enter_context(torch.autograd.set_detect_anomaly(False))
+                    self.given_back = given_back.pop_all()
             self.inside += 1
 
     def leave(self) -> None:
@@ -158,7 +160,7 @@ def _plain_precision(given_back: ExitStack) -> None:
 def _legacy_precision() -> str:
     """What ``set_float32_matmul_precision`` was called with, also where other settings contradict it.
 
-    PyTorch refuses to tell it then, so precisions are tried until they agree with it.
+    Then PyTorch raises instead of returning it, so precisions are tried until they agree with it.
     """
     with suppress(RuntimeError):
         return torch.get_float32_matmul_precision()

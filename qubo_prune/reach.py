@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from qubo_prune.layers import Layer
 from qubo_prune.models import evaluating, hooked
 from qubo_prune.network import as_call
+from qubo_prune.sharing import extent
 
 #: Why a layer is left dense, as the end of a sentence that begins with it.
 NO_INPUT = "not reached by any calibration input"
@@ -127,17 +128,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if at < 0 or self._begins[at][0] != place[0]:
             return None
         layer = self._layers[at]
-        return layer.name if place[1] < self._begins[at][1] + _bytes(layer.parameter) else None
+        size = extent(layer.parameter) * layer.parameter.element_size()
+        return layer.name if place[1] < self._begins[at][1] + size else None
 
 
 def _begin(layer: Layer) -> tuple[str, int]:
     return str(layer.parameter.device), layer.parameter.data_ptr()
-
-
-def _bytes(tensor: Tensor) -> int:
-    """From the first to the last entry."""
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()
 
 
 def _makes_new(func: Any) -> bool:

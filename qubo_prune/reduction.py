@@ -153,7 +153,7 @@ def decided(q: Float[np.ndarray, "n n"], labels: NDArray[np.int64] | None, count
 
 
 def _decided_of(low: NDArray[np.float64], high: NDArray[np.float64], count: int) -> NDArray[np.int8]:
-    """The same for the free variables of one group, of which ``count`` are pruned."""
+    """The value that each free variable of one group, of which ``count`` are pruned, has in every optimum; else -1."""
     value = np.full(len(low), -1, dtype=np.int8)
     cheaper = np.searchsorted(np.sort(high), low, side="left")
     dearer = len(low) - np.searchsorted(np.sort(low), high, side="right")

@@ -194,7 +194,7 @@ def _hints(owner: Any) -> dict[str, Any]:
     """Annotations as types; one that means nothing here is left out."""
     try:
         return typing.get_type_hints(owner)
-    except Exception:  # a name of a type checker's only, or of a function that is over
+    except Exception:  # a name that only type checkers see, or that was local to a function
         module = sys.modules.get(getattr(owner, "__module__", ""))
         found: dict[str, Any] = {}
         for name, annotation in _annotations(owner).items():
@@ -281,7 +281,7 @@ def _of_enum(kind: type[enum.Enum], value: Any) -> Any:
 def _of_class(kind: Any, value: Any) -> Any:
     try:
         fits = callable(value) if kind is collections.abc.Callable else isinstance(value, kind)
-    except TypeError:  # nothing that values can be told to be
+    except TypeError:  # isinstance takes no such annotation
         return value
     if not fits:
         raise ValueError

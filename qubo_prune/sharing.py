@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,14 @@ def _memory(parameter: nn.Parameter) -> tuple[int, range]:
     """A number for the parameter's storage, and the bytes of it that it spans."""
     try:
         storage = parameter.untyped_storage()._cdata
-        reach = sum((size - 1) * abs(step) for size, step in zip(parameter.shape, parameter.stride(), strict=True))
-        begin = parameter.storage_offset()
+        entries, begin = extent(parameter), parameter.storage_offset()
     except (RuntimeError, NotImplementedError, AttributeError, ValueError):  # lazy, sparse, or of a kind of its own
         return id(parameter), range(1)
     size = parameter.element_size()
-    return storage, range(begin * size, (begin + reach + 1) * size if parameter.numel() else begin * size)
+    return storage, range(begin * size, (begin + entries) * size)
+
+
+def extent(tensor: Tensor) -> int:
+    """How many entries of its storage a tensor spans, from its first to its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return sum((size - 1) * step for size, step in steps) + 1 if tensor.numel() else 0
