@@ -26,7 +26,8 @@ def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
         InputError: one cannot be read.
     """
     read: dict[str, Any] = dict(given)
-    read |= {name: as_number(name, given[name]) for name in _NUMBERS if given[name] is not None}
+    # only the density has no default of its own kind
+    read |= {name: as_number(name, given[name]) for name in _NUMBERS if given[name] is not None or name == "density"}
     read |= {name: as_count(name, given[name]) for name in _COUNTS if given[name] is not None}
     read |= {name: as_names(name, given[name]) for name in _NAMES}
     densities = given["densities"]

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from qubo_prune.choices import PACKAGED
 from qubo_prune.errors import InputError, did_you_mean, near_entry
 from qubo_prune.outputs import written_aside
+from qubo_prune.padding import none_within
 from qubo_prune.shelf import InMemory, Shelf
 from qubo_prune.strict import expanded, limited_text, one_line, strict_json
 
@@ -152,8 +153,15 @@ def usable_device(device: str) -> torch.device:
     return found
 
 
-def module_as_given(model: nn.Module, tokenizer: Any = None) -> LoadedModel:
-    """A module of the caller's, by the name of its class; of a compiled one what was compiled."""
+def module_as_given(model: Any, tokenizer: Any = None) -> LoadedModel:
+    """A module of the caller's, by the name of its class; of a compiled one what was compiled.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise InputError(f"The model is {given}; give a module, or the name or folder of a model as text.")
     plain = uncompiled(model)
     return LoadedModel(plain, tokenizer, type(plain).__name__)
 
@@ -174,17 +182,21 @@ def device_of(model: nn.Module) -> torch.device:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, uncompiled and without key-value caches; every module and configuration is restored.
 
-    Compiled parts are run as they are written, because they ignore hooks.
+    Compiled parts are run as they are written, and PyTorch's encoder layers without their fused kernel, because those
+    ignore hooks. Masks of padding that are made within the model are refused.
     """
+    fused = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}
     caching = [(holder, holder.use_cache) for holder in _cache_switches(model)]
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), none_within(model):
             for holder, _ in caching:
                 holder.use_cache = False
+            torch.backends.mha.set_fastpath_enabled(False)
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, mode in training.items():
             module.training = mode
         for holder, value in caching:

@@ -8,13 +8,14 @@ alone, or together with those of the same length, by the real positions of every
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
 from qubo_prune.signature import Signature
@@ -32,10 +33,67 @@ _REFUSED = {
     "entity_attention_mask": 1, "visual_attention_mask": 1, "audio_attention_mask": 1, "input_mask": 0,
     "key_padding_mask": 0, "src_key_padding_mask": 0, "tgt_key_padding_mask": 0, "memory_key_padding_mask": 0,
 }  # fmt: skip
+#: PyTorch's modules that take such a mask.
+_TORCHS = (
+    nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
 #: Entries that a sample has one of, whatever their shape.
 _PER_SAMPLE = ("pixel", "image", "visual", "video")
 #: Additive masks block what gets this or less; biases by distance stay above.
 _BLOCKED = -9e3
+
+
+@contextmanager
+def none_within(model: nn.Module) -> Iterator[None]:
+    """Refuse padding of which only a part of the model knows, by a mask that was made on the way to it.
+
+    Batches have lost the padding that their own masks mark, so what such a mask still marks would count like the rest.
+
+    Args:
+        model: forward passes of it are looked at for the time being.
+    """
+    handles = [
+        module.register_forward_pre_hook(_looking(name or type(module).__name__, names), with_kwargs=True)
+        for name, module in model.named_modules()
+        if (names := _masks_taken(module))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _masks_taken(module: nn.Module) -> tuple[str, ...]:
+    """Names of the masks of padding that a module takes, if it is of a kind whose masks are known."""
+    if isinstance(module, _TORCHS):
+        return tuple(name for name in _REFUSED if name.endswith("key_padding_mask"))
+    # transformers' whole models; within them masks are prepared for the attention, in forms of their own
+    return ("attention_mask", "encoder_attention_mask") if hasattr(module, "save_pretrained") else ()
+
+
+def _looking(where: str, names: tuple[str, ...]) -> Callable[..., None]:
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        positions = Signature.of(module).positions
+        for name, mask in [*zip(positions, args, strict=False), *kwargs.items()]:
+            if name in names and isinstance(mask, Tensor) and _marks(mask, _REFUSED.get(name, 1)):
+                raise InputError(
+                    f"The part {where!r} of the model is given a mask of padding ({name}) that the batch does not "
+                    "have, so padding would count in errors and losses like the rest; give the mask in the batch as "
+                    "'attention_mask', or samples one by one, without padding."
+                )
+
+    return look
+
+
+def _marks(mask: Tensor, real: int) -> bool:
+    """Whether a mask ``(samples, positions)`` marks some padding."""
+    if mask.is_meta or mask.ndim != 2:
+        return False
+    if mask.is_floating_point() and not real:  # added to the attention's scores
+        return bool((mask <= _BLOCKED).any())
+    return bool((mask != 0).logical_not().any() if real else (mask != 0).any())
 
 
 @dataclass(frozen=True, eq=False)

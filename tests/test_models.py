@@ -301,6 +301,22 @@ def test_compilation_is_off_for_the_time_and_comes_back_after_errors() -> None:
     assert compiles()
 
 
+@pytest.mark.parametrize("model", [None, {}, nn.Linear, Path("folder")])
+def test_what_is_no_module_is_said(model: Any) -> None:
+    with pytest.raises(InputError, match=r"^The model is (of type|the class) \w+; give a module, or the name"):
+        prune(model, torch.randn(4, 8), 0.5)
+    with pytest.raises(InputError, match=r"^The model is"):
+        estimate_run(model, torch.randn(4, 8))
+
+
+def test_a_fused_encoder_layer_runs_as_it_is_written() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True).eval()
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=True)
+    with evaluating(model):
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_a_compiled_module_is_taken_for_what_was_compiled() -> None:
     model = tiny.mlp()
     assert module_as_given(torch.compile(model, backend="eager")).model is model

@@ -381,3 +381,54 @@ def test_a_fisher_run_does_not_count_padding() -> None:
     assert runs[0].loss is not None
     assert runs[1].loss is not None
     assert runs[0].loss.best_loss == pytest.approx(runs[1].loss.best_loss, rel=1e-5)
+
+
+class Within(nn.Module):
+    """A model that finds its padding itself, where the ids are 0."""
+
+    def __init__(self, by_place: bool = False) -> None:
+        super().__init__()
+        self.lm, self.by_place = tiny.llama(), by_place
+
+    def forward(self, ids: Tensor) -> Tensor:
+        real = (ids != 0).long()
+        logits: Tensor = (self.lm(ids, real) if self.by_place else self.lm(ids, attention_mask=real)).logits
+        return logits
+
+
+class TorchsOwn(nn.Module):
+    """An encoder of PyTorch's that is given a mask of the padding that the model finds itself."""
+
+    def __init__(self, added: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.added = nn.Embedding(tiny.VOCABULARY, 16), added
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        padding = ids == 0
+        if self.added:
+            padding = torch.zeros(ids.shape).masked_fill(padding, -torch.inf)
+        found: Tensor = self.head(self.encoder(self.embedding(ids), src_key_padding_mask=padding))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (Within, "lm"), (lambda: Within(by_place=True), "lm"), (TorchsOwn, "encoder"),
+        (lambda: TorchsOwn(added=True), "encoder"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["icbs", "wanda"])
+def test_padding_that_the_model_alone_knows_is_refused(make: Callable[[], nn.Module], part: str, method: str) -> None:
+    ids = torch.cat([nn.functional.pad(each, (0, WIDTH - each.shape[1])) for each in texts()])
+    model = make().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    # the first batch has none
+    with pytest.raises(InputError, match=f"The part '{part}' of the model is given a mask of padding .*one by one"):
+        prune(model, [texts()[0], ids], 0.5, method=method)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    prune(model, texts(), 0.5, method=method)  # every mask marks nothing
+    assert not any(module._forward_pre_hooks for module in model.modules())
