@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from qubo_prune.choices import PACKAGED
 from qubo_prune.errors import InputError, did_you_mean, near_entry
 from qubo_prune.outputs import written_aside
-from qubo_prune.padding import none_within
+from qubo_prune.padding import looking_within
 from qubo_prune.shelf import InMemory, Shelf
 from qubo_prune.strict import expanded, limited_text, one_line, strict_json
 
@@ -190,7 +190,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     caching = [(holder, holder.use_cache) for holder in _cache_switches(model)]
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"), none_within(model):
+        with torch.compiler.set_stance("force_eager"), hooked(looking_within(model)):
             for holder, _ in caching:
                 holder.use_cache = False
             torch.backends.mha.set_fastpath_enabled(False)

@@ -8,14 +8,14 @@ alone, or together with those of the same length, by the real positions of every
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qubo_prune.errors import InputError
 from qubo_prune.signature import Signature
@@ -44,25 +44,16 @@ _PER_SAMPLE = ("pixel", "image", "visual", "video")
 _BLOCKED = -9e3
 
 
-@contextmanager
-def none_within(model: nn.Module) -> Iterator[None]:
-    """Refuse padding of which only a part of the model knows, by a mask that was made on the way to it.
+def looking_within(model: nn.Module) -> list[RemovableHandle]:
+    """Hooks that refuse padding of which only a part of the model knows, by a mask that was made on the way to it.
 
     Batches have lost the padding that their own masks mark, so what such a mask still marks would count like the rest.
-
-    Args:
-        model: forward passes of it are looked at for the time being.
     """
-    handles = [
+    return [
         module.register_forward_pre_hook(_looking(name or type(module).__name__, names), with_kwargs=True)
         for name, module in model.named_modules()
         if (names := _masks_taken(module))
     ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _masks_taken(module: nn.Module) -> tuple[str, ...]:

@@ -96,6 +96,7 @@ def test_a_run_takes_them_all() -> None:
     ("arguments", "said"),
     [
         ({"density": [0.5, 0.6]}, r"density is \[0.5, 0.6\] of type list; give one number"),
+        ({"density": None}, "density is None of type NoneType; give one number"),
         ({"density": "half"}, "density is 'half' of type str"),
         ({"samples": "all"}, "samples is 'all' of type str; give a whole number"),
         ({"include": 3}, "include is 3 of type int"),
