@@ -512,10 +512,14 @@ class _Call:
 
 
 def _terms(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
-    """The sizes of the terms that the energy at x is the sum of."""
+    """The sizes of the terms that the energy at x is the sum of; of the smallest there are, if all of them are zero."""
     pruned = np.flatnonzero(x)
     couplings = float(np.abs(problem.couplings_among(pruned)).sum()) / 2
-    return abs(problem.offset) + float(np.abs(problem.diagonal[pruned]).sum()) + couplings
+    terms = abs(problem.offset) + float(np.abs(problem.diagonal[pruned]).sum()) + couplings
+    if terms:
+        return terms
+    sizes = np.abs(problem.dense())  # dead inputs cost nothing; whatever has another energy has one of these
+    return float(sizes[sizes > 0].min()) if sizes.any() else 0.0
 
 
 def _raise_if_machine_failed(error: BaseException, name: str, what: str) -> None:

@@ -749,3 +749,13 @@ def test_memory_that_is_used_up_in_a_workers_process_ends_the_run_too(problem):
 
     with pytest.raises(SolverError, match="Memory was used up"):
         dispatch.solve(problem, Saying(fail), time_limit=30.0, warm_start=best_and_worst(problem)[0])
+
+
+@pytest.mark.parametrize("solver", ["exact", "cpsat"])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_an_optimum_that_costs_nothing_is_believed(solver: str, scale: float) -> None:
+    # as blocks with more dead inputs than weights to prune are
+    q = np.zeros((6, 6))
+    q[:4, :4] = np.diag([1.0, 2.0, 3.0, 4.0]) + 0.5
+    result = dispatch.solve(BlockQubo(scale * q, 2), solver)
+    assert (result.status, result.energy, "disbelieved" in result.info) == (Status.OPTIMAL, 0, False)
