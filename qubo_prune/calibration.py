@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from qubo_prune.data import Samples, TensorSamples, collated, split, to_device
 from qubo_prune.errors import InputError
@@ -30,7 +31,7 @@ from qubo_prune.signature import Signature
 from qubo_prune.solver import derive_seed
 from qubo_prune.text import all_windows, check_length, token_windows
 
-Source = str | Tensor | Samples | Iterable[Any]
+Source = str | Tensor | Samples | Dataset[Any] | Iterable[Any]
 
 
 #: Windows of a text on which the errors of the layers are measured besides those of the Grams.

@@ -242,7 +242,7 @@ def test_the_layers_that_are_taken_by_default() -> None:
     [
         ({"solvers": "gredy"}, "did you mean 'greedy'"),
         ({"solvers": "tabu(start=2)"}, "did you mean 'starts'"),
-        ({"solvers": "qaoa(layers=0)"}, "layers is 0"),
+        ({"solvers": "qaoa(layers=0)"}, "setting layers of the solver 'qaoa' is 0; a whole number from 1"),
         ({"solvers": ""}, "No solver is given"),
         ({"solvers": "greedy,greedy"}, "The solver 'greedy' is given twice"),
         ({"sizes": [1]}, "block_size is 1"),

@@ -157,7 +157,7 @@ def test_a_time_limit_is_left_to_those_who_name_it():
 
     problem = BlockQubo(np.eye(4), 2)
     assert CallableSolver(waits).capabilities.anytime
-    assert solve(problem, CallableSolver(waits), time_limit=0.1).status is Status.FEASIBLE
+    assert solve(problem, CallableSolver(waits), time_limit=0.1).status is Status.TIME_LIMIT
     result = solve(problem, CallableSolver(sleeps), time_limit=0.5, warm_start=[0, 0, 1, 1])
     assert result.status is Status.OVERRAN
     assert result.seconds < 30

@@ -207,19 +207,17 @@ def test_any_number_of_candidates_gives_feasible_improvements(rng, candidates, k
     assert (batch.energy_change(starts, x) < 0).all()
 
 
-def test_more_candidates_find_swaps_that_few_miss(rng):
+def test_the_number_of_candidates_decides_which_optimum_is_found_and_misses_no_swap(rng):
     batch = random_batch(rng, 60, 40, [20], shared=False)
     starts = random_starts(rng, batch)
     few, many = (
-        batch.energy(
-            Greedy(candidates=k, kernel="torch", precision="double")
-            .solve_batch(BatchRequest(batch, starts))
-            .assignments
-        )
+        Greedy(candidates=k, kernel="torch", precision="double").solve_batch(BatchRequest(batch, starts)).assignments
         for k in (1, 40)
     )
-    assert (many <= few + 1e-9).all()
-    assert (many < few - 1e-6).any()
+    assert not torch.equal(few, many)
+    for answers in (few, many):
+        for row, x in enumerate(answers[:10]):
+            assert_swap_optimal(batch.problem(row), x.numpy())
 
 
 @both_kernels
