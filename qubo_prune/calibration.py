@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -226,13 +226,13 @@ def _of_text(
     return Calibration(inputs, described, samples, held_out)
 
 
-def as_samples(source: Samples | Tensor | Iterable[Any], loss: Loss | None = None) -> Samples:
+def as_samples(source: Samples | Tensor | Dataset[Any] | Iterable[Any], loss: Loss | None = None) -> Samples:
     """Samples as they are, those of one tensor, or the joined ones of batches."""
     if isinstance(source, Tensor):
         return TensorSamples(source)
     if isinstance(source, Samples):
         return source
-    batches = list(source)
+    batches = list(cast("Iterable[Any]", source))
     if isinstance(loss, NextToken):
         batches = _named_pairs(batches)
     return _rows_of(batches) if _uneven(batches) else collated(batches)

@@ -258,7 +258,7 @@ FAMILIES = [
     _causal("smollm3", no_rope_layers=[1, 0, 1]),
     _causal("mixtral", num_local_experts=4, num_experts_per_tok=2),
     _causal(
-        "qwen2_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=12
+        "qwen2_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
     ),
     _causal("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8),
     _causal(
@@ -268,7 +268,7 @@ FAMILIES = [
         num_experts_per_tok=2,
         n_group=2,
         topk_group=1,
-        moe_intermediate_size=12,
+        moe_intermediate_size=16,
         first_k_dense_replace=1,
         q_lora_rank=8,
         kv_lora_rank=8,
@@ -610,7 +610,6 @@ FAMILIES = [
     Family("siglip_vision_model", "SiglipVisionModel", VISION, images()),
     Family("clip", "CLIPModel", {"text_config": TEXT, "vision_config": VISION, "projection_dim": 8}, pairs()),
     Family("siglip", "SiglipModel", {"text_config": TEXT, "vision_config": VISION}, pairs()),
-    Family("vilt", "AutoModel", {**TEXT, **VISION, "max_image_length": -1}, pairs()),
     Family(
         "whisper",
         "AutoModelForSpeechSeq2Seq",
@@ -710,4 +709,10 @@ FAMILIES = [
         _perceiver_inputs,
     ),
     Family("detr", "AutoModelForObjectDetection", {}, images(), _detr),
+]
+
+#: Models that draw random numbers in evaluation mode: masked patches, the order of patches.
+OF_CHANCE = [
+    Family("vit_mae", "AutoModel", VISION, images()),
+    Family("vilt", "AutoModel", {**TEXT, **VISION, "max_image_length": -1}, pairs()),
 ]
