@@ -95,14 +95,15 @@ def in_threads(work: Callable[[Any], T], items: list[Any], threads: int | None, 
     count = min(len(items), threads or os.cpu_count() or 1)
     if count <= 1:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(count) as pool:
-        begun = [pool.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in begun]
-        except BaseException:
-            clock.cancel()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(count)
+    try:
+        # an interrupt may come as soon as the first of them runs
+        return [future.result() for future in [pool.submit(work, item) for item in items]]
+    except BaseException:
+        clock.cancel()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @njit(cache=True, nogil=True)
