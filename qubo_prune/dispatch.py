@@ -523,13 +523,15 @@ def _terms(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
 
 
 def _raise_if_machine_failed(error: BaseException, name: str, what: str) -> None:
-    """End the run for what is no failure of the solver: the next block would have it too, and nobody would know.
+    """End the run for what is no failure of the solver, and what the next block would meet too.
+
+    ``MemoryError`` is one: a single array was too large, which costs the block.
 
     Raises:
-        SolverError: memory is used up, on the host or on a device, or a device has failed.
+        SolverError: the memory of a device, or all that PyTorch may have, is used up, or a device has failed.
     """
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-    if out_of_memory(error):
+    if out_of_memory(error) and not isinstance(error, MemoryError):
         raise SolverError(
             f"Memory was used up while the solver {name!r} solved {what} ({text}); use smaller blocks (block_size), "
             "fewer workers, or a device with more memory."

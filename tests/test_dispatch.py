@@ -715,8 +715,6 @@ def test_the_highest_seed_works_with_every_solver(problem):
 
 NO_MEMORY = {
     "a device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines."),
-    "the host": MemoryError("Unable to allocate 9.00 GiB for an array"),
-    "the host, without a word": MemoryError(),
     "torch's own words": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9e9 bytes"),
 }
 
@@ -745,10 +743,21 @@ def test_memory_that_is_used_up_ends_the_run_with_the_way_out(problem, request_o
 
 def test_memory_that_is_used_up_in_a_workers_process_ends_the_run_too(problem):
     def fail(request: object) -> object:
-        raise MemoryError("none left")
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pytest.raises(SolverError, match="Memory was used up"):
         dispatch.solve(problem, Saying(fail), time_limit=30.0, warm_start=best_and_worst(problem)[0])
+
+
+def test_an_array_that_is_too_large_costs_its_block(problem, request_of_rows):
+    def fail(request: object) -> object:
+        raise MemoryError("Unable to allocate 9.00 GiB for an array")
+
+    result = dispatch.solve(problem, Saying(fail), warm_start=best_and_worst(problem)[0])
+    assert result.status is Status.FAILED
+    found = dispatch.solve_batch(SayingBatch(fail), request_of_rows)
+    assert all("MemoryError: Unable to allocate" in reason for _, reason in found.failures.values())
+    assert len(found.failures) == len(request_of_rows.warm_start)
 
 
 @pytest.mark.parametrize("solver", ["exact", "cpsat"])
