@@ -177,7 +177,7 @@ def test_bad_arguments_are_those_of_a_run(model: Path, text: str, settings: dict
 
 
 def test_folders_that_are_taken_are_refused(model: Path, text: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="which no earlier result here wrote|holds the"):
+    with pytest.raises(InputError, match=r"which no earlier result here wrote|holds the"):
         estimate_run(str(model), text, **SMALL, output=tmp_path)
     with pytest.raises(InputError, match="which no run wrote"):
         estimate_run(str(model), text, **SMALL, run_folder=tmp_path)
