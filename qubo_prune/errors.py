@@ -25,10 +25,11 @@ class SolverError(QuboPruneError):
 
 
 def as_sentence(text: str) -> str:
-    """The text with a capital and a full stop."""
+    """The text with a capital and a full stop; an address at its beginning stays as it is."""
     text = text.strip()
     ended = text if not text or text[-1] in ".!?" else f"{text}."
-    return ended[:1].upper() + ended[1:]
+    first = ended.split(maxsplit=1)[0] if ended else ""
+    return ended if ":" in first[:-1] else ended[:1].upper() + ended[1:]
 
 
 def near_entry(path: str | Path, *others: str) -> str:

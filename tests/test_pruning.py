@@ -688,7 +688,7 @@ def test_the_time_of_a_run_ends_the_descent() -> None:
     assert report.loss.steps == ()
     assert report.loss.stopped == "The time was over."
     model = digits.reader()
-    report = on_loss(model, max_time="500ms", loss_settings={**QUICK, "max_blocks": 10**6, "patience": 10**6})
+    report = on_loss(model, max_time="3s", loss_settings={**QUICK, "max_blocks": 10**6, "patience": 10**6})
     check_loss(model, digits.reader(), report)
     assert report.loss.stopped == "The time was over."
     assert len(report.loss.steps) > 1
