@@ -133,8 +133,8 @@ TROUBLE = {
     "leaves": (Status.FAILED, "SystemExit: 3"),
     "raises what cannot be copied": (Status.FAILED, "Stubborn: this and that"),
     "answers what cannot be copied": (Status.FAILED, "TypeError: .*lock"),
-    "NaN": (Status.INFEASIBLE, "no answer is binary"),
-    "too short": (Status.INFEASIBLE, "no answer is binary"),
+    "NaN": (Status.INFEASIBLE, "only 0 and 1 are allowed"),
+    "too short": (Status.INFEASIBLE, "shape \\(5,\\); \\(6,\\) is needed"),
     "wrong counts": (Status.INFEASIBLE, "no answer meets the counts"),
     "is worse": (Status.NOT_IMPROVED, ""),
 }
