@@ -37,14 +37,15 @@ def interruptible(call: Callable[[], T], stop: Callable[[], Any]) -> T:
 
     # a daemon: one that cannot be ended must not keep the process
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
     try:
+        thread.start()  # an interrupt may come as soon as it runs
         while thread.is_alive():
             thread.join(_LOOK)
     except BaseException:
         stop()
-        thread.join(_PATIENCE)
-        atexit.register(_leave, thread)
+        if thread.ident is not None:
+            thread.join(_PATIENCE)
+            atexit.register(_leave, thread)
         raise
     answered, content = outcome[0]
     if not answered:
