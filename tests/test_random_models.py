@@ -40,7 +40,7 @@ def test_reported_errors_of_random_models_are_measured(recipe: graphs.Recipe) ->
 
 
 @pytest.mark.heavy
-@settings(max_examples=300, derandomize=True, deadline=None, phases=PHASES)
+@settings(max_examples=60, derandomize=True, deadline=None, phases=PHASES)
 @given(graphs.recipes())
 def test_reported_errors_of_many_random_models_are_measured(recipe: graphs.Recipe) -> None:
     check(recipe)
