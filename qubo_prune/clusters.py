@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.imports import Imports
 
 #: The kinds of clusters: the module that each needs, and what to install for it.
 PACKAGES = {"dask": ("distributed", "'dask[distributed]'"), "ray": ("ray", "ray")}
@@ -370,7 +371,9 @@ def joblib_backend(text: str, workers: int, others: Iterable[str] = ()) -> Itera
 
     named = split_name(text)
     if text in others:
-        with joblib.parallel_config(text, n_jobs=workers):
+        # processes that were started before, by any other user of joblib, may import other code
+        same = {"initializer": Imports.apply, "initargs": (Imports(),)} if text == "loky" else {}
+        with joblib.parallel_config(text, n_jobs=workers, **same):
             yield
     elif named is None:
         *first, last = [*others, *_spellings()]

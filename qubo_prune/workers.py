@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -33,6 +34,7 @@ from loky.backend import get_context
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from qubo_prune.clusters import Cluster, ClusterLost, WorkerDied
+from qubo_prune.imports import Imports
 from qubo_prune.solver import Deadline, Solver, SolveRequest, SolveResult, shortest, solved
 
 #: Seconds for what comes before the solving: reading the request, importing the solver's modules.
@@ -92,7 +94,8 @@ class Workers:
 
     Args:
         solver: the solver.
-        count: processes of this machine; each number of them is one pool, which all share.
+        count: processes of this machine; each number of them is one pool, which all share as long as its processes
+            would import what this one does.
         cluster: where to run them instead, as many at a time as its workers have threads. If it is lost, those
             that it has not answered run on this machine, and so does all that comes after.
 
@@ -112,6 +115,7 @@ class Workers:
         self._here: set[Future[bytes]] = set()
         self._there: dict[int, Any] = {}
         self._run = uuid.uuid4().hex
+        self._pool: Pool | None = None
 
     def submit(self, request: SolveRequest, clock: Deadline | None = None) -> Callable[[], SolveResult]:
         """Start one solve; the returned function waits for its answer.
@@ -144,7 +148,9 @@ class Workers:
                 ticket = self._cluster.submit(solve_there, call, self._run)
                 self._there[id(ticket)] = ticket
                 return functools.partial(self._outcome_there, self._cluster, ticket)
-        future = _begin(call, self._own)
+        if self._pool is None:
+            self._pool = _pool(self._own, self)
+        future = _begin(call, self._pool)
         self._here.add(future)
         future.add_done_callback(self._here.discard)
         return functools.partial(_outcome, call, future)
@@ -196,11 +202,11 @@ def _patience(limit: float, anytime: bool) -> float:
     return 1.5 * limit + 1 if anytime else limit
 
 
-def _begin(call: Call, count: int) -> Solve:
-    """Begin it in the pool of so many processes of this machine."""
+def _begin(call: Call, pool: Pool) -> Solve:
+    """Begin it in a process of this machine."""
     # this clock does not jump, and all processes of a machine read the same
     end = None if call.left is None else time.monotonic() + call.left
-    return _pool(count).submit(call, end)
+    return pool.submit(call, end)
 
 
 def _outcome(call: Call, future: Future[bytes]) -> bytes:
@@ -287,7 +293,7 @@ def solve_there(call: Call, run: str, slots: int) -> bytes:
     Raises:
         Overrun, Crash, PoolBroke: as they are raised here.
     """
-    future = _begin(call, slots)
+    future = _begin(call, _pool(slots, call))
     begun = _solves.setdefault(run, set())
     begun.add(future)
     if run in _over:
@@ -398,6 +404,26 @@ class Pool:
         self._idle = [_process() for _ in range(count)]
         self._all = list(self._idle)
         self._waiting: deque[Solve] = deque()
+        self._users, self._replaced_by_another = 0, False
+
+    def hold(self, user: object) -> None:
+        """Go on for as long as there is this object, although another pool may take this one's place."""
+        self._users += 1
+        weakref.finalize(user, self._let_go).atexit = False
+
+    def _let_go(self) -> None:
+        self._users -= 1
+        self._stop_unused()
+
+    def retire(self) -> None:
+        """Stop when the last user is gone."""
+        self._replaced_by_another = True
+        self._stop_unused()
+
+    def _stop_unused(self) -> None:
+        if self._replaced_by_another and not self._users:
+            _running.discard(self)
+            _stop_apart(self._all)
 
     def submit(self, call: Call, end: float | None) -> Solve:
         """Begin a call, or have it wait for its turn."""
@@ -436,7 +462,7 @@ class Pool:
         new = _process()
         self._all[self._all.index(process)] = new
         # apart, since this may be called from a thread of the process's own, which is waited for
-        threading.Thread(target=_stop, args=(process,), daemon=True).start()
+        _stop_apart([process])
         return new
 
     def stop(self) -> None:
@@ -456,22 +482,42 @@ def _stop(process: ProcessPool) -> None:
     process.join()
 
 
-_pools: dict[int, Pool] = {}
+def _stop_apart(processes: list[ProcessPool]) -> None:
+    """End processes while others go on."""
+    for process in processes:
+        threading.Thread(target=_stop, args=(process,), daemon=True).start()
+
+
+#: The pool of so many processes that is used now, and what they import.
+_pools: dict[int, tuple[Imports, Pool]] = {}
+#: Pools that are still running, those included that only a solver of before uses.
+_running: weakref.WeakSet[Pool] = weakref.WeakSet()
 _pools_change = threading.Lock()
 
 
-def _pool(count: int) -> Pool:
-    """The pool of so many processes, started at the first use and stopped with the interpreter."""
+def _pool(count: int, user: object) -> Pool:
+    """A pool of so many processes for a user, started if there is none that imports what this process does."""
+    imports = Imports()
     with _pools_change:
-        if count not in _pools:
-            _pools[count] = Pool(count)
-            # a process that is itself a worker (of joblib, say) runs no functions of atexit when it ends, and would
-            # wait for its own processes, which wait for calls
-            Finalize(None, _stop_all, exitpriority=_BEFORE_WAITING)
-        return _pools[count]
+        same, pool = _pools.get(count, (None, None))
+        if pool is not None and same == imports:
+            pool.hold(user)
+            return pool
+        if pool is not None:
+            pool.retire()
+        pool = Pool(count)
+        pool.hold(user)
+        _pools[count] = (imports, pool)
+        _running.add(pool)
+        # a process that is itself a worker (of joblib, say) runs no functions of atexit when it ends, and would
+        # wait for its own processes, which wait for calls
+        Finalize(None, _stop_all, exitpriority=_BEFORE_WAITING)
+        return pool
 
 
 @atexit.register
 def _stop_all() -> None:
-    for count in list(_pools):
-        _pools.pop(count).stop()
+    _pools.clear()
+    for pool in list(_running):
+        _running.discard(pool)
+        pool.stop()

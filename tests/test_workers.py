@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import re
 import signal
@@ -331,7 +333,7 @@ def test_processes_killed_between_solves_cost_nothing(rng):
 
 
 def test_processes_that_cannot_be_had_are_a_crash(rng, monkeypatch):
-    def broken(call: Any, count: int) -> Any:
+    def broken(call: Any, pool: Any) -> Any:
         future: Future[bytes] = Future()
         future.set_exception(BrokenProcessPool("no more processes"))
         return future
@@ -539,13 +541,73 @@ def test_a_slow_import_costs_no_block(rng, tmp_path: Path, monkeypatch):
         """)
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(workers, "_pools", {})
     problem = random_problem(rng, 6, 3)
     from slow_solver import Slow
 
     result = solve(problem, Slow(), time_limit=1.0, warm_start=random_feasible(rng, problem))
     assert result.status is Status.FEASIBLE
-    workers._stop_all()
+
+
+def edited(path: Path, number: int) -> None:
+    """Write a solver that tells which edition of it solves; the system may not see that it changed within a tick."""
+    path.write_text(
+        textwrap.dedent(f"""
+        import dataclasses
+        from qubo_prune import Capabilities, Solver, Status
+        from qubo_prune.solver import single_answer
+        @dataclasses.dataclass(frozen=True)
+        class Edited(Solver):
+            capabilities = Capabilities()
+            def solve(self, request, /):
+                return single_answer(request.problem, request.warm_start, Status.FEASIBLE, info={{"edition": {number}}})
+        """)
+    )
+    os.utime(path, ns=(number * 10**9, number * 10**9))
+
+
+def test_a_solver_that_was_edited_is_not_run_in_its_old_form(rng, tmp_path, monkeypatch):
+    problem = random_problem(rng, 6, 3)
+    start = random_feasible(rng, problem)
+    Workers(Sleeping(0.0), 1).submit(SolveRequest(problem))()  # processes that do not know the path are there
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    edited(tmp_path / "edited_solver.py", 1)
+    import edited_solver
+
+    for number in (1, 2):
+        edited(tmp_path / "edited_solver.py", number)
+        importlib.invalidate_caches()
+        importlib.reload(edited_solver)
+        result = solve(problem, edited_solver.Edited(), time_limit=5.0, warm_start=start)
+        assert result.info["edition"] == number
+    sys.modules.pop("edited_solver")
+
+
+def test_processes_are_used_again_while_what_they_import_is_the_same(rng):
+    request = SolveRequest(random_problem(rng, 6, 3))
+    first, second = Workers(Sleeping(0.0), 1), Workers(Sleeping(0.0), 1)
+    for runner in (first, second):
+        runner.submit(request)()
+    assert first._pool is second._pool
+
+
+def test_a_pool_that_another_has_replaced_goes_on_for_its_user_and_ends_with_it(rng, tmp_path, monkeypatch):
+    request = SolveRequest(random_problem(rng, 6, 3), seed=1)
+    old = Workers(Sleeping(0.0), 1)
+    before = old.submit(request)().assignment.tolist()
+    monkeypatch.syspath_prepend(tmp_path)
+    new = Workers(Sleeping(0.0), 1)
+    assert new.submit(request)().assignment.tolist() == before
+    assert old._pool is not new._pool
+    assert old.submit(request)().assignment.tolist() == before
+    processes = [pid for process in old._pool._all for pid in process._pool_manager.worker_manager.workers]
+    assert processes
+    del old
+    gc.collect()
+    until = time.monotonic() + 30
+    while any(map(psutil.pid_exists, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, processes))
 
 
 SCRIPT = """

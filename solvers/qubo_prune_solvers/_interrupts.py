@@ -27,6 +27,8 @@ def interruptible(call: Callable[[], T], stop: Callable[[], Any]) -> T:
     if threading.current_thread() is not threading.main_thread():
         return call()
     outcome: list[tuple[bool, Any]] = []
+    # not Thread.join(): of Python 3.11, one that Ctrl-C interrupts takes the thread for ended
+    done = threading.Event()
     context = contextvars.copy_context()
 
     def run() -> None:
@@ -34,18 +36,18 @@ def interruptible(call: Callable[[], T], stop: Callable[[], Any]) -> T:
             outcome.append((True, context.run(call)))
         except BaseException as error:  # raised again below, in the thread that waits
             outcome.append((False, error))
+        finally:
+            done.set()
 
-    # a daemon: one that cannot be ended must not keep the process
-    thread = threading.Thread(target=run, daemon=True)
     try:
-        thread.start()  # an interrupt may come as soon as it runs
-        while thread.is_alive():
-            thread.join(_LOOK)
+        # a daemon: one that cannot be ended must not keep the process
+        threading.Thread(target=run, daemon=True).start()  # an interrupt may come as soon as it runs
+        while not done.wait(_LOOK):
+            pass
     except BaseException:
         stop()
-        if thread.ident is not None:
-            thread.join(_PATIENCE)
-            atexit.register(_leave, thread)
+        done.wait(_PATIENCE)
+        atexit.register(_leave, done)
         raise
     answered, content = outcome[0]
     if not answered:
@@ -54,9 +56,9 @@ def interruptible(call: Callable[[], T], stop: Callable[[], Any]) -> T:
     return result
 
 
-def _leave(thread: threading.Thread) -> None:
+def _leave(done: threading.Event) -> None:
     """End the process if an interrupted call still runs: the interpreter would wait for it on its way out."""
-    if thread.is_alive():
+    if not done.is_set():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_INTERRUPTED)
