@@ -265,7 +265,7 @@ def tell_losses(warnings: Sequence[str], all_lost: bool, shown: bool) -> None:
     for sentence in () if shown else warnings:
         say(sentence)
     if all_lost:
-        say("Error: the solver lost all of its blocks; what was written is what the rest of the run made.")
+        say("Error: a solver lost all of its blocks; what was written is what the rest of the run made.")
         raise typer.Exit(FAILED)
 
 

@@ -23,6 +23,7 @@ from qubo_prune.cli_options import (
     names,
     plain_errors,
     show,
+    tell_losses,
 )  # fmt: skip
 
 
@@ -96,6 +97,7 @@ def solvers_command(
         show(results, as_json, quiet)
         if not quiet and not as_json:
             Console(soft_wrap=True).print(f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")
+        tell_losses(results.failures(), results.all_lost, shown=not (as_json or quiet))
 
 
 def _check_families(suite: str, wanted: list[str]) -> None:

@@ -278,6 +278,16 @@ def every_layer(model: nn.Module) -> list[Layer]:
     return [candidate.layer for candidate in _candidates(model)]
 
 
+def tied_to_others(model: nn.Module, layers: Sequence[Layer]) -> bool:
+    """Whether the weight of one of the layers is also used by a module that is no layer, such as an embedding."""
+    sharing = Sharing(model)
+    return any(
+        not is_prunable(place.module)
+        for layer in layers
+        for place in sharing.others(layer.module, layer.parameter)
+    )  # fmt: skip
+
+
 def find_layers(
     model: nn.Module,
     include: str | Sequence[str] = (),

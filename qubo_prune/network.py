@@ -10,13 +10,12 @@ single block.
 
 from __future__ import annotations
 
-import random
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.layers import Layer, is_prunable, within
 from qubo_prune.models import evaluating, hooked
 from qubo_prune.precision import caller_defaults, pinned
-from qubo_prune.replay import alike, fresh, is_mutable, spoilt, trace
+from qubo_prune.replay import alike, draws, fresh, is_mutable, spoilt, trace
 from qubo_prune.shelf import InMemory, Shelf, States
 
 
@@ -726,37 +725,19 @@ def _repeatable(
     block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None = None
 ) -> Iterator[None]:  # fmt: skip
     """Refuse a block that passes within have shown to draw random numbers, if its layers' inputs depend on them."""
-    before: list[Any] = []
-    drawn: list[bool] = []
-
-    def begin(module: nn.Module, args: Any) -> None:
-        before[:] = _chance()
-
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        drawn.append(before != _chance())
-
-    # around the passes alone: what is done between them, such as checks of types, may draw numbers too
-    with hooked([block.register_forward_pre_hook(begin), block.register_forward_hook(end, always_call=True)]):
+    with draws(block) as drawn:
         yield
     if not any(drawn):
         return
     one, other = (_inputs_in_turn(block, layers, call, hidden) for _ in range(2))
-    for (layer, tensor), (same, again) in zip(one, other, strict=False):
-        if layer is not same or not alike(tensor, again):
+    for read, again in itertools.zip_longest(one, other):
+        layer, tensor = read or again
+        if read is None or again is None or layer is not again[0] or not alike(tensor, again[1]):
             raise InputError(
                 f"The layer {layer.name!r} has other inputs each time that one batch goes through the model, which "
                 "draws random numbers in evaluation mode, so its error cannot be measured; switch that off, or give "
                 "what is drawn as an input of the model."
             )
-
-
-def _chance() -> list[Any]:
-    """The state of the generators that models draw from."""
-    numpys = np.random.get_state(legacy=False)["state"]
-    states = [torch.get_rng_state().tolist(), random.getstate(), numpys["key"].tolist(), numpys["pos"]]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += [state.tolist() for state in torch.cuda.get_rng_state_all()]
-    return states
 
 
 def _inputs_in_turn(

@@ -42,7 +42,7 @@ from qubo_prune.events import event, logged_to
 from qubo_prune.gradients import Moments, moments, without_gradient
 from qubo_prune.hessian import Gram
 from qubo_prune.layer_names import kinds
-from qubo_prune.layers import Layer, Removed, check_finite, find_layers
+from qubo_prune.layers import Layer, Removed, check_finite, find_layers, tied_to_others
 from qubo_prune.loss_descent import LossDescent, OnStep, check_devices, descend_loss
 from qubo_prune.loss_trace import LossTrace
 from qubo_prune.masks import KeepMasks, keep_highest
@@ -82,6 +82,12 @@ _log = logging.getLogger(__name__)
 _SMALLER = "give a smaller block_size, hessian='gram', update='none' or a device with more room, or exclude that layer"
 #: Samples that the allocation by the loss takes its gradients from.
 _FISHER_SAMPLES = 64
+#: Why the error of a layer is not the one that was measured when it was pruned.
+_IN_ANOTHER_ORDER = "It ran on other inputs once all was pruned, so its errors were measured again on those."
+_TIED = (
+    "A weight that was pruned is tied to one that other parts of the model use, so errors were measured again once all "
+    "was pruned."
+)
 
 
 @pinned()
@@ -280,6 +286,7 @@ def prune(
                 run.prepare_loss(loaded.model, data, judging)
             run.all_layers(loaded.model, data, bars)
             trace = run.descend_loss(bars, on_step) if plan.task is not None else None
+            run.measure_all(loaded.model, data, bars)
             after = _perplexity(loaded.model, judges, bars)
             judged = None if before is None or after is None else (before, after)
             seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
@@ -588,6 +595,8 @@ class _Run:
         self._gradient_masks: Mapping[str, Tensor] = {}
         self._dense = shelf.dense_weights()
         self._starts: dict[str, Start] = {}
+        #: The note of layers that are measured once more in the end; ``None`` if none is.
+        self._measured_last: str | None = None
         check_finite(layers, shelf.resident)
 
     @property
@@ -732,6 +741,11 @@ class _Run:
 
     def all_layers(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
         """Stream the calibration data through the model and prune each layer when its turn comes."""
+        if self._plan.needs_inputs and self._shelf.in_memory:
+            if tied_to_others(model, self._layers):
+                self._measured_last = _TIED
+            elif self._plan.task is not None:
+                self._measured_last = ""
         with bars.task(f"pruning ({self._plan.method})", self._left) as advance:
 
             def visit(layer: Layer, gram: Gram) -> None:
@@ -872,10 +886,28 @@ class _Run:
         )
         for layer in layers:
             if layer.name in names and layer.name in self._starts:  # else it was left dense
-                self._measure_again(layer, gram(layer))
-        self._starts.clear()
+                self._measure_again(layer, gram(layer), _IN_ANOTHER_ORDER)
+        if self._measured_last is None:
+            self._starts.clear()
 
-    def _measure_again(self, layer: Layer, gram: Gram) -> None:
+    def measure_all(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
+        """Measure all layers once more if what came after a layer has changed its mask or its inputs."""
+        why = self._measured_last
+        if why is None:
+            return
+        with bars.task("measuring", sum(layer.parameter.numel() for layer in self._layers)) as advance:
+
+            def visit(layer: Layer, gram: Gram) -> None:
+                if layer.name in self._starts and gram.tokens:
+                    self._measure_again(layer, gram, why)
+                advance(layer.parameter.numel(), layer.name)
+
+            stream(
+                model, self._layers, data.inputs, visit, self.seconds, data.held_out, shelf=self._shelf,
+                gram_devices=self._plan.gram_devices,
+            )  # fmt: skip
+
+    def _measure_again(self, layer: Layer, gram: Gram, why: str) -> None:
         """Put the errors on the inputs that a layer has now into its report."""
         if not self._shelf.in_memory:
             raise InputError(
@@ -890,10 +922,9 @@ class _Run:
         old = self.reports[number]
         least, optima = self._proven(dense, gram, layer.as_matrix(self.masks[layer.parameter_name]).to(final.device))
         held_out = _held_out_errors(gram, dense, began_with, final)
-        note = "It ran on other inputs once all was pruned, so its errors were measured again on those."
         report = self.reports[number] = replace(
             old, error_before=before, error_after=after, output_power=power, tokens=gram.tokens,
-            dead_inputs=int(gram.dead.sum()), notes={**old.notes, note: 1}, held_out_before=held_out[0],
+            dead_inputs=int(gram.dead.sum()), notes=old.notes | ({why: 1} if why else {}), held_out_before=held_out[0],
             held_out_after=held_out[1], least_error=least, block_optima=optima,
         )  # fmt: skip
         self._tell(report)

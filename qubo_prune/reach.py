@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qubo_prune.errors import InputError
 from qubo_prune.layers import Layer
 from qubo_prune.models import evaluating, hooked
 from qubo_prune.network import as_call
+from qubo_prune.replay import draws
 from qubo_prune.sharing import extent
 
 #: Why a layer is left dense, as the end of a sentence that begins with it.
@@ -23,6 +28,9 @@ NO_INPUT = "not reached by any calibration input"
 NO_INPUT_NOW = "not reached by any calibration input once the layers before it are pruned"
 NO_CALL = "used by its weight only, without a call of its module"
 NO_GRADIENT = "not reached by any gradient of the loss"
+
+#: By how much two equal passes may differ, since devices sum in an order of their own.
+_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -54,22 +62,78 @@ class Uses:
 
 
 def uses_of(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> Uses:
-    """See how a forward pass uses the weights of layers.
+    """See how a forward pass uses the weights of layers, and that it gives them the same inputs when it is repeated.
 
     Args:
         model: in memory; it is run without gradients, in evaluation mode.
         layers: to look at.
         batches: model inputs, as :func:`qubo_prune.network.as_call` takes them. The first one goes through the model,
             and others for as long as some layer has not been called.
+
+    Raises:
+        InputError: the model keeps something from one call to the next that changes the inputs of a layer.
     """
     watch = _Watch(layers)
     with torch.no_grad(), evaluating(model), watch.hooked():
-        with watch:
+        with watch, draws(model) as drawn:
             as_call(batches[0]).run(model)
+        first, watch.inputs = watch.inputs, []
         for batch in batches[1:]:
             if len(watch.called) < len(layers):
                 as_call(batch).run(model)
+        watch.inputs = []
+        try:
+            as_call(batches[0]).run(model)
+        except Exception as error:  # whatever it says when it meets what it has kept
+            raise _keeps(f"fails when one batch goes through it again ({type(error).__name__}: {error})") from error
+    # what random numbers change is looked at block by block
+    if not any(drawn):
+        _check_repeated(first, watch.inputs)
     return Uses(frozenset(watch.called), frozenset(watch.beside))
+
+
+def _check_repeated(first: Sequence[_Read], second: Sequence[_Read]) -> None:
+    for one, other in itertools.zip_longest(first, second):
+        if one is None or other is None or not one.same(other):
+            name = (one or other).layer
+            raise _keeps(f"gives the layer {name!r} other inputs when one batch goes through it again")
+
+
+def _keeps(what: str) -> InputError:
+    return InputError(
+        f"The model {what}, so it keeps something from one call to the next, and errors of its layers cannot be "
+        "measured; let each call begin anew (reset what it keeps at the start of forward)."
+    )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a layer read in one call, in three numbers."""
+
+    layer: str
+    shape: torch.Size
+    total: float
+    norm: float
+
+    @classmethod
+    def of(cls, layer: str, tensor: Tensor | None) -> _Read:
+        if tensor is None or not tensor.is_floating_point():
+            return cls(layer, torch.Size() if tensor is None else tensor.shape, 0.0, 0.0)
+        total, norm = tensor.sum(dtype=torch.float64), vector_norm(tensor, dtype=torch.float64)
+        return cls(layer, tensor.shape, float(total), float(norm))
+
+    def same(self, other: _Read) -> bool:
+        """True up to what the order of sums can change."""
+        if (self.layer, self.shape) != (other.layer, other.shape):
+            return False
+        if not math.isfinite(self.norm + other.norm):
+            return math.isfinite(self.norm) == math.isfinite(other.norm)
+        slack = _SLACK * max(self.norm, other.norm)
+        return abs(self.norm - other.norm) <= slack and abs(self.total - other.total) <= slack * _root(self.shape)
+
+
+def _root(shape: torch.Size) -> float:
+    return math.sqrt(math.prod(shape))
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -82,6 +146,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._running: list[str] = []
         self.called: set[str] = set()
         self.beside: set[str] = set()
+        self.inputs: list[_Read] = []
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
@@ -99,6 +164,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._running.append(name)
             if any(isinstance(value, Tensor) and value.numel() for value in (*args, *kwargs.values())):
                 self.called.add(name)
+            read = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            self.inputs.append(_Read.of(name, read))
 
         return enter
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
+from qubo_prune.models import hooked
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, type)
 _SEQUENCES = (list, tuple, set, frozenset, deque)
@@ -76,7 +80,13 @@ def alike(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(alike, one, other))
-    return alike(getattr(one, "__dict__", None), getattr(other, "__dict__", None))
+    fields = [getattr(value, "__dict__", None) for value in (one, other)]
+    if fields[0] is None:  # an object of slots, an array, a set
+        try:
+            return bool(np.all(one == other))
+        except Exception:  # whatever a comparison says, such as of arrays that do not fit
+            return False
+    return alike(*fields)
 
 
 def spoilt(value: Any) -> Any:
@@ -86,3 +96,29 @@ def spoilt(value: Any) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(map(spoilt, value))
     return value
+
+
+@contextmanager
+def draws(module: nn.Module) -> Iterator[list[bool]]:
+    """Tell of each call of a module whether random numbers were drawn in it."""
+    before: list[Any] = []
+    drawn: list[bool] = []
+
+    def begin(called: nn.Module, args: Any) -> None:
+        before[:] = _random_states()
+
+    def end(called: nn.Module, args: Any, output: Any) -> None:
+        drawn.append(before != _random_states())
+
+    # around the call alone: what is done beside it, such as checks of types, may draw numbers too
+    with hooked([module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]):
+        yield drawn
+
+
+def _random_states() -> list[Any]:
+    """The state of the generators that models draw from."""
+    numpys = np.random.get_state(legacy=False)["state"]
+    states = [torch.get_rng_state().tolist(), random.getstate(), numpys["key"].tolist(), numpys["pos"]]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += [state.tolist() for state in torch.cuda.get_rng_state_all()]
+    return states

@@ -357,9 +357,9 @@ class Report(Shown):
         loss += f"{_told(self.block_optima)}\n" if self.block_optima else ""
         loss += "".join(f"{line}\n" for line in sentences(self.coverage, self.left_dense))
         return (
-            f"{loss}kept: share of weights; before, after: errors {'of the warm start, ' if trace else ''}relative "
+            f"{loss}kept: share of weights; before, after: errors relative "
             f"to the layers' outputs; solver: what its answers took off the error that blocks began with; "
-            f"s: of the search; "
+            f"blocks: given to the solver, and rows that were polished as a whole; s: of the search; "
             f"{max((layer.tokens for layer in self.layers), default=0)} calibration tokens of "
             f"{self.calibration.get('source', '')}; {seconds.get('total', 0):.0f} s: "
             f"forward {seconds.get('forward', 0):.0f}, "

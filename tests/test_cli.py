@@ -487,7 +487,7 @@ def test_a_solver_that_loses_every_block_is_told_and_ends_with_code_1(
         "--output", out, *short, *SMALL,
     )  # fmt: skip
     assert code == 1
-    assert "Error: the solver lost all of its blocks" in errors
+    assert "Error: a solver lost all of its blocks" in errors
     report = json.loads((out / "report.json").read_text())
     counts = report["totals"]["solver_blocks"]
     assert counts["asked"] == sum(counts["lost"].values()) > 0

@@ -255,7 +255,8 @@ def test_strangers_that_do_not_watch_the_clock_do_not_keep_the_benchmark_from_en
             for other in session:
                 with suppress(psutil.Error):
                     other.kill()
-    assert process.returncode == 0, errors
+    assert process.returncode == 1, errors
+    assert "Error: a solver lost all of its blocks" in errors
     said = " ".join(printed.split())
     assert "callable:strangers:exiting lost 1 of 1 block: 1 x raised SystemExit: 5." in said
     assert "callable:strangers:crashing lost 1 of 1 block: 1 x failed: its process died" in said

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import digits
+import measured
 import pytest
 import tiny
 import torch
@@ -468,6 +469,21 @@ def test_the_gradient_warm_start_keeps_what_the_loss_depends_on() -> None:
             (note,) = (note for note in layer.notes if "not measured" in note)
             assert "needs no inputs" in note
     assert scores[0] > 2 * scores[1]
+
+
+@pytest.mark.parametrize("start", ["wanda", "greedy", "magnitude"])
+def test_errors_of_layers_are_those_of_the_masks_that_the_loss_chose(start: str) -> None:
+    model, x = digits.reader(), digits.digits()[0].tensors[0]
+    dense = measured.weights(model)
+    report = on_loss(model, warm_start=start, gram_samples=len(x))
+    assert any(layer.swapped for layer in report.layers)
+    found = measured.measured(model, dense, [x])
+    for layer in report.layers:
+        if start == "magnitude":
+            assert layer.relative_after is None
+        else:
+            assert layer.relative_after == pytest.approx(found[layer.name], rel=1e-6)
+            assert (layer.relative_after != layer.relative_before) == (layer.swapped > 0)
 
 
 def squared_distance(model: nn.Module, batch: Any) -> torch.Tensor:

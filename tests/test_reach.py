@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import measured
 import pytest
 import tiny
 import torch
 import unseen
 from torch import Tensor, nn
 
+from qubo_prune.errors import InputError
 from qubo_prune.layers import find_layers
+from qubo_prune.pruning import prune
 from qubo_prune.reach import NO_CALL, NO_INPUT, NO_INPUT_NOW, Uses, uses_of
 
 
@@ -94,3 +97,46 @@ def test_more_inputs_are_taken_while_some_layer_is_missing() -> None:
     assert uses_of(model, layers, [up]).called == {"above"}
     assert uses_of(model, layers, [up, up, -up]).called == {"above", "below"}
     assert uses_of(model, layers, [up, -up, torch.ones(2, 7)]).called == {"above", "below"}  # the last is not needed
+
+
+class Keeps(nn.Module):
+    """Two layers, and something that is kept from one call to the next."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.a, self.b = kind, nn.Linear(8, 8), nn.Linear(8, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.past: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        past, self.past = self.past, x
+        if self.kind == "a counter":
+            x = x * self.calls
+        elif past is not None and self.kind == "a cache":
+            x = torch.cat([past, x])
+        elif past is not None and self.kind == "what does not fit":
+            x = x + past.T
+        elif past is not None and self.kind == "another way":
+            return self.b(x)
+        return self.b(self.a(x).relu())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", ["a counter", "a cache", "what does not fit", "another way"])
+def test_a_model_that_keeps_something_between_calls_is_refused(kind: str, wrapped: bool) -> None:
+    model = nn.Sequential(Keeps(kind)) if wrapped else Keeps(kind)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with pytest.raises(InputError, match="keeps something from one call to the next"):
+        prune(model, [torch.randn(5, 8) for _ in range(3)], 0.5)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name])
+
+
+def test_a_model_that_counts_its_calls_and_does_nothing_with_it_is_pruned() -> None:
+    model, batches = Keeps("nothing"), [torch.randn(5, 8) for _ in range(3)]
+    dense = measured.weights(model)
+    report = prune(model, batches, 0.5)
+    found = measured.measured(model, dense, batches)
+    assert {layer.name: layer.relative_after for layer in report.layers} == pytest.approx(found, rel=1e-6)

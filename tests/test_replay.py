@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import UserDict, deque
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,19 @@ def test_traces_of_values_that_hold_themselves_end() -> None:
 def test_only_what_may_carry_something_is_mutable() -> None:
     assert not any(map(is_mutable, (None, 1, "a", torch.ones(1), (torch.ones(1), (2, None)), nn.ReLU(), torch.float32)))
     assert all(map(is_mutable, ([], {}, UserDict(), deque(), _Box(1), (1, [2]))))
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    number: int
+
+
+def test_objects_without_a_dict_are_compared_as_they_compare_themselves() -> None:
+    assert alike(Slots(1), Slots(1))
+    assert alike(np.arange(3), np.arange(3))
+    assert alike({1, 2}, {2, 1})
+    for one, other in ((Slots(1), Slots(2)), (np.arange(3), np.ones(3)), (np.ones(2), np.ones(3)), ({1}, {2})):
+        assert not alike(one, other)
 
 
 def test_alike_goes_by_values_and_types() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import measured
 import pytest
 import tiny
 import torch
@@ -101,6 +102,17 @@ def test_a_tied_head_is_pruned_whole_if_asked() -> None:
         tied = model if isinstance(model, Tied) else model[0]
         assert tied.head.weight is tied.embedding.weight
         assert int((tied.embedding.weight == 0).sum()) == 64 * 4
+
+
+@pytest.mark.parametrize("update", ["none", "refit"])
+def test_errors_of_a_tied_head_and_of_what_reads_its_embedding_are_those_of_the_pruned_model(update: str) -> None:
+    for model in (Tied(), nn.Sequential(Tied()), tiny.llama(tie_word_embeddings=True)):
+        batches, dense = list(tiny.tokens(6).split(1)), measured.weights(model)
+        report = prune(model, batches, 0.5, prune_head=True, hessian="compensated", update=update)
+        found = measured.measured(model, dense, batches)
+        assert len(report.layers) > 1
+        assert {layer.name: layer.relative_after for layer in report.layers} == pytest.approx(found, rel=1e-6)
+        assert all("is tied to one that other parts" in " ".join(layer.notes) for layer in report.layers)
 
 
 def test_the_way_to_a_tied_head_is_said_where_it_was_asked_for() -> None:

@@ -140,18 +140,30 @@ class Results(Shown):
         table["success"] = table.gap <= SUCCESS
         return table
 
-    def failures(self) -> list[str]:
-        """How many solves each solver lost, and why, a sentence for each that lost any."""
-        said = []
+    def _counts(self) -> dict[str, BlockCounts]:
+        """What became of each solver's solves."""
+        counts = {}
         for solver in self.solvers:
             own = self.rows[self.rows.solver == solver]
-            counts = total(
+            counts[solver] = total(
                 BlockCounts.of_status(Status.__members__.get(row.status), str(row.note).rpartition("detail: ")[2])
                 for row in own.itertuples()
             )
-            # a limit is what a solve is given here, so that it was reached is no news
-            said += dataclasses.replace(counts, cut={}).sentences(solver)
-        return said
+        return counts
+
+    def failures(self) -> list[str]:
+        """How many solves each solver lost, and why, a sentence for each that lost any."""
+        # a limit is what a solve is given here, so that it was reached is no news
+        return [
+            sentence
+            for solver, counts in self._counts().items()
+            for sentence in dataclasses.replace(counts, cut={}).sentences(solver)
+        ]
+
+    @property
+    def all_lost(self) -> bool:
+        """True if some solver lost all of its solves."""
+        return any(counts.all_lost for counts in self._counts().values())
 
     def at(self, limit: float | None = None) -> pd.DataFrame:
         """The solves of one limit; the longest if left out."""
