@@ -131,6 +131,10 @@ def _tensor(array: Any, model: nn.Module | None, where: str = "The calibration")
     except ValueError:
         raise InputError(f"{where} holds rows of unequal length; give token ids, or pad or cut all to one.") from None
     if found.dtype.kind in "iu":
+        if found.size and found.max() > np.iinfo(np.int64).max:
+            raise InputError(
+                f"{where} holds the integer {found.max()}; those of up to {np.iinfo(np.int64).max} are taken."
+            )
         return torch.from_numpy(found.astype(np.int64))
     if found.dtype.kind == "b":
         return torch.from_numpy(found.copy())

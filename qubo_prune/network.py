@@ -318,8 +318,14 @@ def _dense_start(
     if not run.dense:
         return run.shelf.states(recorded.hidden)
     with run.undone(layers):
-        again = _timed(run.seconds, run.devices, lambda: _record_stack(stack, model, calls, run.shelf))
-    assert isinstance(again, _Recording)
+        again: _Recording | None = _timed(
+            run.seconds, run.devices, lambda: _record_stack(stack, model, calls, run.shelf)
+        )
+    if again is None:
+        raise InputError(
+            "The blocks of the dense model hand more to one another than hidden states, although those of the pruned "
+            "one do not, so the drift between the two cannot be measured; give correction=0."
+        )
     return again.hidden
 
 

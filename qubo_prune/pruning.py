@@ -1089,7 +1089,7 @@ def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) 
         return None, None
     power = float(gram.held_out.output_error(weight).sum())
     errors = [float(gram.held_out.dense_output_error(weight, new).sum()) for new in (before, after)]
-    return (errors[0] / power, errors[1] / power) if power else (0.0, 0.0)
+    return (errors[0] / power, errors[1] / power) if power else (None, None)
 
 
 def _given_mask(layer: Layer, plan: Plan, density: float) -> Tensor:

@@ -292,3 +292,8 @@ def test_trying_whether_labels_are_inputs_changes_nothing_and_keeps_the_callers_
         torch.set_default_dtype(torch.float32)
     assert torch.equal(inputs, before)
     assert [layer.tokens for layer in report.layers] == [5, 5]
+
+
+def test_integers_that_no_tensor_holds_are_refused() -> None:
+    with pytest.raises(InputError, match="holds the integer 18446744073709551615; those of up to"):
+        prune(tiny.llama(), np.full((2, 8), 2**64 - 1, dtype=np.uint64), 0.5)
