@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install data texts demo peers test test-fast docs docs-fast lint benchmark benchmark-solvers clean
+.PHONY: install data texts demo peers test test-fast docs docs-fast lint goldens benchmark benchmark-solvers clean
 
 install: $(STAMP)
 
@@ -76,6 +76,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Same masks and weights as those of a commit: make goldens BASE=main
+BASE ?= HEAD
+goldens: install
+	$(BIN)/python benchmarks/goldens.py $(BASE)
 
 benchmark: install
 	$(BIN)/python benchmarks/main_job.py
