@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import logging
 import os
@@ -161,7 +162,7 @@ def plain_errors(nothing_written: str, log_file: Path | None = None) -> Iterator
     from qubo_prune.events import logged_to
 
     try:
-        with _terminated_by_exception(), logged_to(log_file):
+        with _terminated_by_exception(), _never_ignored(), logged_to(log_file):
             yield
     except QuboPruneError as error:
         say(f"Error: {error}")
@@ -202,6 +203,28 @@ def _terminated_by_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _never_ignored() -> Iterator[None]:
+    """An interrupt that falls into a finaliser, where Python ignores exceptions, comes once more behind it."""
+    before = sys.unraisablehook
+
+    def again(raised: sys.UnraisableHookArgs) -> None:
+        if isinstance(raised.exc_value, KeyboardInterrupt):
+            sent = signal.SIGTERM if isinstance(raised.exc_value, Terminated) else signal.SIGINT
+            # a moment later, since one that comes now would fall into this function, and be ignored again
+            later = threading.Timer(0.01, _thread.interrupt_main, (sent,))
+            later.daemon = True
+            later.start()
+        else:
+            before(raised)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def hush_libraries() -> None:

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from qubo_prune_solvers._interrupts import interruptible
 from qubo_prune_solvers._swaps import in_threads
 from tiny import save, text
 
 from qubo_prune import BlockQubo, write_problem
+from qubo_prune.cli_options import plain_errors
 from qubo_prune.solver import Deadline
 
 #: Runs the command line, and says on standard error when a function of that path is entered.
@@ -168,3 +171,28 @@ def test_a_blocking_call_is_asked_to_end() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert end.is_set()
+
+
+class Dying:
+    """Is interrupted while it is taken away."""
+
+    def __init__(self, sent: signal.Signals) -> None:
+        self.sent = sent
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.sent)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_falls_into_a_finaliser_is_not_lost(sent: signal.Signals, code: int) -> None:
+    before, hook = signal.signal(signal.SIGINT, signal.default_int_handler), sys.unraisablehook
+    try:
+        with pytest.raises(typer.Exit) as left, plain_errors("nothing was written."):
+            dying = Dying(sent)
+            del dying
+            time.sleep(10)
+            raise AssertionError("the interrupt was lost")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left.value.exit_code == code
+    assert sys.unraisablehook is hook

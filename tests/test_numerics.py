@@ -129,7 +129,7 @@ def test_compensated_descents_end_below_the_refitted_start(
     size = error(layer, torch.zeros_like(layer.weight))
     assert after <= before + 1e-6 * before + 1e-12 * size
     # where the rest of a row tells a weight nearly exactly, energies are differences of much larger numbers
-    assert found.trace[-1].energy == pytest.approx(after, rel=1e-3, abs=1e-6 * before + 1e-9 * size)
+    assert found.trace[-1].energy == pytest.approx(after, rel=5e-3, abs=1e-6 * before + 1e-9 * size)
 
 
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)

@@ -387,7 +387,7 @@ def test_a_command_that_is_ended_goes_on_with_resume(
     first_layer(tmp_path / "run")
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, error
     assert error.startswith(said)
     assert "Traceback" not in error
     if said:
