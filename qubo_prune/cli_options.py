@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import logging
 import os
@@ -214,7 +213,7 @@ def _never_ignored() -> Iterator[None]:
         if isinstance(raised.exc_value, KeyboardInterrupt):
             sent = signal.SIGTERM if isinstance(raised.exc_value, Terminated) else signal.SIGINT
             # a moment later, since one that comes now would fall into this function, and be ignored again
-            later = threading.Timer(0.01, _thread.interrupt_main, (sent,))
+            later = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, sent))
             later.daemon = True
             later.start()
         else:
