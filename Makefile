@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install data texts demo peers test test-fast docs docs-fast lint goldens benchmark benchmark-solvers clean
+.PHONY: install data texts demo peers test test-slow docs docs-fast lint goldens benchmark benchmark-solvers clean
 
 install: $(STAMP)
 
@@ -52,15 +52,18 @@ demo: install
 	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,icbs --density 0.5 --pattern row --output demo-output --overwrite
 
 # Threads that wait give way: tests run in two processes, a notebook's kernel starts others.
-test test-fast docs docs-fast: export OMP_WAIT_POLICY = PASSIVE
+test test-slow docs docs-fast: export OMP_WAIT_POLICY = PASSIVE
 
-# Two processes, each with whole files, so that what the tests of a file share is made once.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two processes, each with a half of the tests, in their order, and what the other one leaves.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Shapes and types of all that the tests call are checked too; that takes twice the time.
+TYPED := --jaxtyping-packages=qubo_prune,typecheck.checked
 test: install data
-	$(PYTEST)
+	$(PYTEST) -m 'not slow'
 
-test-fast: install
-	$(PYTEST) -m 'not heavy'
+test-slow: install data
+	$(PYTEST) -m slow $(TYPED)
+	$(PYTEST) -m 'not slow' --one-each $(TYPED)
 
 # The site in site/html/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.
 SPHINX := $(BIN)/sphinx-build -c docs . site/html -b html --fail-on-warning --keep-going --quiet

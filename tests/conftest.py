@@ -1,6 +1,8 @@
-"""Fixtures of all tests. Importing this file also puts ``tests/`` on the path, for ``reference``."""
+"""Fixtures and tiers of all tests. Importing this file also puts ``tests/`` on the path, for ``reference``."""
 
 from __future__ import annotations
+
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -16,3 +18,33 @@ def rng() -> np.random.Generator:
 def _one_thread() -> None:
     # the problems of the tests are small; threads would only wait for one another
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-each", action="store_true", help="run one case of each test function")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave ``@pytest.mark.gate(n)`` n of a function's cases, evenly spread, and mark the others ``slow``."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for own in cases.values():
+        marker = own[0].get_closest_marker("gate")
+        if marker is not None:
+            chosen = spread(own, *marker.args)
+            for item in own:
+                if item not in chosen:
+                    item.add_marker(pytest.mark.slow)
+    if config.getoption("--one-each"):
+        left = [item for own in cases.values() for item in spread(own, 1)]
+        kept = set(left)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = left
+
+
+def spread(items: list[pytest.Item], count: int) -> set[pytest.Item]:
+    """So many of them, from one end to the other."""
+    return {items[int((number + 0.5) * len(items) / count)] for number in range(min(count, len(items)))}

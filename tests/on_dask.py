@@ -8,6 +8,7 @@ A script of its own, since distributed changes how entry points are read in its 
 from __future__ import annotations
 
 import _thread
+import faulthandler
 import json
 import os
 import subprocess
@@ -157,7 +158,8 @@ def interrupted(solver: Drawing, name: str, request: BatchRequest) -> dict[str, 
     """How many solves an interrupt finds, and how many of their processes are left soon after."""
 
     def interrupt() -> None:
-        while len(list(solver.folder.iterdir())) < 2:
+        until = time.monotonic() + 60
+        while len(list(solver.folder.iterdir())) < 2 and time.monotonic() < until:
             time.sleep(0.01)
         _thread.interrupt_main()
 
@@ -192,6 +194,8 @@ def main() -> None:
     problems = random_batch(rng, 4, 12, [6])
     rows = BatchRequest(problems, random_starts(rng, problems), seed=3)
     clusters.REACHING = 5.0
+    # what hangs says where
+    faulthandler.dump_traceback_later(300, exit=True)
     trial, dask, found = Trial(folder), Dask(folder, 2), {}
     try:
         found["local"] = trial.run(2)

@@ -48,6 +48,7 @@ def least_energies(batch: BlockBatch) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+@pytest.mark.gate(5)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("groups", [1, 3])

@@ -199,6 +199,7 @@ def test_the_draw_of_rows_follows_the_seed() -> None:
     assert min(abs(total - first.row_error) for total in drawn) < 1e-9 * first.row_error
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize("pattern", ["row", "layer", "2:4"])
 def test_a_run_reports_what_was_proven(pattern: str) -> None:
     report = prune(tiny.llama(num_hidden_layers=1), tiny.tokens(), 0.5, pattern=pattern, certify="trace")

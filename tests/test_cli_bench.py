@@ -96,6 +96,7 @@ def test_any_image_classifier(tmp_path: Path) -> None:
     assert all(o["density"] == 0.5 for o in result["outcomes"][1:])
 
 
+@pytest.mark.slow
 def test_language_models(tmp_path: Path) -> None:
     tiny.llama(max_position_embeddings=512).save_pretrained(tmp_path / "llama")
     tiny.tokenizer().save_pretrained(tmp_path / "llama")

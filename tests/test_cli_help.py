@@ -152,6 +152,7 @@ def piped(*arguments: str, **given: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**given))
 
 
+@pytest.mark.gate(4)
 @pytest.mark.parametrize("given", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
 @pytest.mark.parametrize("line", ["--help", "prune --help", "prune m --densty 1", "nosuch", "solvers", "watch nowhere"])
 def test_nothing_is_coloured_in_a_pipe(line: str, given: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "pruned").mkdir()
 
 
+@pytest.mark.gate(15)
 @pytest.mark.parametrize(
     ("line", "near"),
     [

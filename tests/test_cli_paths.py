@@ -147,7 +147,7 @@ def test_a_path_that_is_no_good_is_one_sentence(work: Path, line: str, path: str
     refused(line, path)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_all_commands_and_all_such_paths(work: Path) -> None:
     for line, path in ALL:
         refused(line, path)
@@ -234,6 +234,7 @@ def test_output_that_nobody_takes_is_no_traceback(work: Path, redirect: str, cod
     assert len(done.stderr.strip().splitlines()) == (code == 2)
 
 
+@pytest.mark.slow
 def test_a_name_that_no_encoding_has_is_solved_and_shown(work: Path) -> None:
     name = os.fsencode(work) + b"/\xff.json"
     Path(os.fsdecode(name)).write_text((work / "problem.json").read_text())

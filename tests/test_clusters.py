@@ -277,7 +277,7 @@ real = pytest.mark.skipif(util.find_spec("distributed") is None, reason="distrib
 
 
 @real
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_masks_are_the_same_on_a_dask_cluster(on_dask: dict[str, Any]) -> None:
     assert on_dask["cluster"]["same"]
     assert on_dask["cluster"]["notes"] == on_dask["local"]["notes"]
@@ -287,7 +287,7 @@ def test_masks_are_the_same_on_a_dask_cluster(on_dask: dict[str, Any]) -> None:
 
 
 @real
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_masks_are_the_same_when_a_worker_of_the_cluster_is_killed_in_mid_run(on_dask: dict[str, Any]) -> None:
     killed = on_dask["killed"]
     assert killed["same"]
@@ -296,7 +296,7 @@ def test_masks_are_the_same_when_a_worker_of_the_cluster_is_killed_in_mid_run(on
 
 
 @real
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_solver_that_ignores_its_limit_is_ended_on_a_worker_too(on_dask: dict[str, Any]) -> None:
     assert on_dask["hangs"] == {"statuses": ["OVERRAN"], "count": 4, "details": ["no answer at its time limit"]}
     assert on_dask["dies"]["statuses"] == ["FAILED"]
@@ -304,13 +304,13 @@ def test_a_solver_that_ignores_its_limit_is_ended_on_a_worker_too(on_dask: dict[
 
 
 @real
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_an_interrupt_ends_the_solves_on_the_workers(on_dask: dict[str, Any]) -> None:
     assert on_dask["interrupted"] == {"begun": 2, "left": 0}
 
 
 @real
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_masks_are_the_same_when_the_cluster_is_lost_in_mid_run_and_the_notes_say_so(on_dask: dict[str, Any]) -> None:
     lost = on_dask["lost"]
     assert lost["same"]
@@ -322,7 +322,7 @@ def test_masks_are_the_same_when_the_cluster_is_lost_in_mid_run_and_the_notes_sa
 
 
 @real
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_reached_is_an_input_error(on_dask: dict[str, Any]) -> None:
     said = on_dask["unreachable"]
     assert said["message"].startswith("The cluster dask:tcp://127.0.0.1:")
@@ -424,7 +424,7 @@ assert away["same"] and away["solvers"] > 1, away
 
 
 @pytest.mark.skipif(util.find_spec("ray") is None, reason="ray is not installed")
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_masks_are_the_same_on_a_ray_cluster(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", ON_RAY, str(tmp_path)]

@@ -139,6 +139,6 @@ def test_runs_mix_no_devices_and_keep_to_a_budget_of_waits_and_operators() -> No
     assert refused["unchanged"]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_no_other_run_does_either() -> None:
     check_budget(MORE, labelled(*MORE))

@@ -98,6 +98,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.gate(4)
 @pytest.mark.parametrize(("make", "settings"), RUNS.values(), ids=list(RUNS))
 def test_a_run_on_the_disk_is_the_run_in_memory(
     make: Callable[[], nn.Module], settings: dict[str, Any], tmp_path: Path

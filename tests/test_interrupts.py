@@ -76,7 +76,7 @@ def interrupted(place: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "case", [case if case in _QUICK else pytest.param(case, marks=pytest.mark.heavy) for case in _FOREVER]
+    "case", [case if case in _QUICK else pytest.param(case, marks=pytest.mark.slow) for case in _FOREVER]
 )
 def test_an_interrupt_ends_a_solver_and_writes_nothing(problem: Path, tmp_path: Path, case: str) -> None:
     place, settings = _FOREVER[case]
@@ -97,7 +97,7 @@ _RUNS = {
 }
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _RUNS)
 def test_an_interrupt_ends_a_run_and_writes_nothing(tmp_path: Path, case: str) -> None:
     place, solver, settings = _RUNS[case]

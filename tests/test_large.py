@@ -71,7 +71,7 @@ def show(name: str, size: int, told: dict[str, Any]) -> None:
     print(name, {"checkpoint_bytes": size, "limit": LIMIT} | {key: told[key] for key in figures}, told["seconds"])  # noqa: T201
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_model_larger_than_the_memory_is_pruned_within_it(tmp_path: Path) -> None:
     model = tmp_path / "model"
     size = large.write_checkpoint(model, LAYERS, torch.float32)

@@ -125,7 +125,7 @@ def test_a_limit_of_the_process_bounds_what_is_available() -> None:
     assert limited > 0 or free == 0
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["memory", "disk"])
 def test_the_estimate_is_near_the_measured_peak(weights: str, tmp_path: Path) -> None:
     model = tiny.llama(hidden_size=1536, intermediate_size=4096, num_hidden_layers=4, num_attention_heads=8)

@@ -164,6 +164,7 @@ def same_masks(one: KeepMasks, other: KeepMasks) -> bool:
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.gate(3)
 @pytest.mark.parametrize("kind", CACHING)
 def test_masks_are_those_of_a_model_without_any_cache(kind: str) -> None:
     make, batches = CACHING[kind]

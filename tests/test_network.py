@@ -629,6 +629,7 @@ def _one_weight_for_two_blocks(model: _Twice) -> None:
     model.blocks[2].down.weight = model.blocks[0].down.weight
 
 
+@pytest.mark.gate(9)
 @pytest.mark.parametrize("again", ["block", "layer", "none"])
 @pytest.mark.parametrize("share", [lambda model: None, _shared_by_two_blocks, _one_weight_for_two_blocks])
 @pytest.mark.parametrize("update", ["none", "refit"])

@@ -88,6 +88,7 @@ def test_warm_starts_have_exact_counts(layer: Layer, kind: str, pattern: str, de
     assert Pattern.parse(pattern).violations(keep, density) == 0
 
 
+@pytest.mark.gate(24)
 @pytest.mark.parametrize(
     ("solver", "pattern", "density"),
     [*(("greedy", *each) for each in PATTERNS), ("tabu", "row", 0.5), ("local", "layer", 0.4), ("exact", "2:4", 0.5)],
@@ -110,6 +111,7 @@ def test_descents_end_at_the_measured_error_and_below_their_start(
     assert all("error" not in note for note in found.kept_start)
 
 
+@pytest.mark.gate(48)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 @pytest.mark.parametrize("damping", DAMPINGS[:3])
 def test_compensated_descents_end_below_the_refitted_start(
@@ -157,6 +159,7 @@ def test_updates_are_finite_zero_where_pruned_and_a_refit_is_the_best(
                 assert damped <= best * (1 + 1e-4) + rounding + 1e-3 * rounding**0.5 * best**0.5
 
 
+@pytest.mark.gate(84)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 @pytest.mark.parametrize("name", PEERS)
 def test_published_methods_have_exact_counts_and_finite_weights(
@@ -171,6 +174,7 @@ def test_published_methods_have_exact_counts_and_finite_weights(
             assert not found.weight[~found.keep].any()
 
 
+@pytest.mark.gate(20)
 @pytest.mark.parametrize(
     ("kind", "pattern", "density"),
     [("plain", "row", 0.5), ("eigenvalue", "layer", 0.4), ("trace", "2:4", 0.5), ("trace", "layer", 0.4),
@@ -383,7 +387,7 @@ class Nudge(Solver):
         return BatchResult(answer)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_energy_never_rises_over_a_hundred_thousand_accepted_blocks(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,6 +246,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.gate(3)
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("make", [tiny.llama, tiny.bert, tiny.mixtral, tiny.RoutedRows], ids=lambda make: make.__name__)
 def test_a_padded_run_is_that_of_the_texts_one_by_one(make: Callable[[], nn.Module], side: str) -> None:
@@ -255,12 +256,14 @@ def test_a_padded_run_is_that_of_the_texts_one_by_one(make: Callable[[], nn.Modu
         assert max(layer.tokens for layer in one.layers) == sum(LENGTHS)
 
 
+@pytest.mark.gate(2)
 @pytest.mark.parametrize("run", RUNS)
 def test_drift_updates_and_held_out_inputs_do_not_count_padding(run: str) -> None:
     one = prune(tiny.llama(), texts(), 0.5, **RUNS[run])
     same(prune(tiny.llama(), as_dicts(*padded("left")), 0.5, **RUNS[run]), one)
 
 
+@pytest.mark.gate(2)
 @pytest.mark.parametrize("form", ["bool", "float", "4-D bool", "4-D additive"])
 def test_the_form_of_a_mask_does_not_change_a_run(form: str) -> None:
     ids, mask = padded()
@@ -268,6 +271,7 @@ def test_the_form_of_a_mask_does_not_change_a_run(form: str) -> None:
     same(prune(tiny.llama(), as_dicts(ids, FORMS[form](mask)), 0.5, method="wanda"), one, 1e-5)
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize("make", [tiny.bart, tiny.t5], ids=lambda make: make.__name__)
 def test_an_encoder_and_a_decoder_are_padded_apart(make: Callable[[], nn.Module]) -> None:
     ids, mask = padded()

@@ -186,6 +186,7 @@ def within_view(text: Text) -> bool:
     return True
 
 
+@pytest.mark.gate(18)
 @pytest.mark.parametrize("size", [(6.4, 4.8), (3.6, 2.8)], ids=["notebook", "panel"])
 def test_no_text_is_cut_off_or_small(draw: Callable[[Axes | None], Axes], size: tuple[float, float]) -> None:
     made = figure(*size)

@@ -113,6 +113,7 @@ def plain() -> Mapping[str, tuple[Report, list[Tensor]]]:
 ASKED = [*(("gram", each) for each in ENVIRONMENTS.values()), *((kind, everything) for kind in RUNS)]
 
 
+@pytest.mark.gate(4)
 @pytest.mark.parametrize(("kind", "environment"), ASKED)
 def test_a_run_is_the_same_to_the_bit_whatever_the_caller_has_set(
     plain: Mapping[str, tuple[Report, list[Tensor]]], kind: str, environment: Environment

@@ -143,7 +143,7 @@ display(report, block, solve(block), describe_solvers())
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the kernel's own packages
 def test_a_real_kernel_shows_bars_and_tables() -> None:
     import nbformat

@@ -46,6 +46,7 @@ def assert_exact(model: nn.Module, report: Any, pattern: str, density: float) ->
     assert report.masks.verify(model) == {}
 
 
+@pytest.mark.gate(2)
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
 @pytest.mark.parametrize(("pattern", "density"), SHAPES)
 def test_compensated_blocks_hold_their_counts_and_beat_their_warm_start(
@@ -60,6 +61,7 @@ def test_compensated_blocks_hold_their_counts_and_beat_their_warm_start(
     assert report.settings["block_size"] == 128
 
 
+@pytest.mark.gate(12)
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("method", ["wanda", "admm", "icbs", *(name for name in PEERS if name != "admm")])
 def test_every_method_takes_every_update(method: str, update: str) -> None:

@@ -39,7 +39,7 @@ def test_reported_errors_of_random_models_are_measured(recipe: graphs.Recipe) ->
     check(recipe)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @settings(max_examples=60, derandomize=True, deadline=None, phases=PHASES)
 @given(graphs.recipes())
 def test_reported_errors_of_many_random_models_are_measured(recipe: graphs.Recipe) -> None:

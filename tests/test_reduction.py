@@ -109,6 +109,7 @@ def assert_right(problem: BlockQubo, result: SolveResult) -> None:
         assert energy - exact.best_swap(x) <= rounding
 
 
+@pytest.mark.gate(42)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", QUICK)
 def test_hostile_problems_are_solved_rightly(name, kind):

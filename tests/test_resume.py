@@ -147,6 +147,7 @@ def nobody_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "left", -1)
 
 
+@pytest.mark.gate(5)
 @pytest.mark.parametrize("job", JOBS.values(), ids=list(JOBS))
 def test_an_interrupted_run_ends_with_the_bits_of_a_whole_one(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +206,7 @@ def interrupted(job: Job, folder: Path, calls: int) -> None:
     left = -1
 
 
+@pytest.mark.gate(2)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -243,6 +245,7 @@ def test_resume_takes_a_folder() -> None:
         llama().run(resume=True)
 
 
+@pytest.mark.gate(2)
 @pytest.mark.parametrize("settings", [{"solver": Batched()}, {"solver": Batched(), "hessian": "compensated"}])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_layer_is_pruned_again_and_says_so(tmp_path: Path, settings: dict[str, Any], damage: str) -> None:
@@ -308,7 +311,7 @@ def test_the_time_of_a_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
 KILLS = Path(__file__).parents[1] / "benchmarks" / "kills.py"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_runs_that_are_killed_go_on_to_the_same_bits() -> None:
     done = subprocess.run([sys.executable, KILLS, "--kills", "6"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -318,7 +321,8 @@ def test_runs_that_are_killed_go_on_to_the_same_bits() -> None:
 # -- what the system may do to a command
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 import qubo_prune.journal
 from qubo_prune.cli import main
 qubo_prune.journal.CHECKPOINT_SECONDS = 0.0
@@ -376,6 +380,7 @@ def first_layer(folder: Path) -> None:
     raise AssertionError("no layer was decided within a minute")
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize(
     ("sent", "code", "said"),
     [(signal.SIGTERM, 143, "Terminated; "), (signal.SIGINT, 130, "Interrupted; "), (signal.SIGKILL, -9, "")],
@@ -410,6 +415,7 @@ class Stuck(OneByOne):
         raise AssertionError
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_folder_are_one_too_many(tmp_path: Path, command: list[str]) -> None:
     stuck = ["test_resume:Stuck" if word == "test_resume:Slow" else word for word in command]
     process = begin([*stuck, "--output", str(tmp_path / "pruned")])

@@ -36,6 +36,7 @@ def kept(masks: KeepMasks) -> int:
     return sum(int(mask.sum()) for mask in masks.values())
 
 
+@pytest.mark.gate(3)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -168,6 +168,7 @@ def answer(rows: BatchRequest) -> BatchResult:
     return solve_batch(Troubled(), rows, Handling(polish=False, workers=2))
 
 
+@pytest.mark.gate(6)
 @pytest.mark.parametrize("how", TROUBLE)
 def test_a_solver_that_goes_wrong_loses_that_block_and_the_report_says_why(rows, answer, how):
     row = list(TROUBLE).index(how)
@@ -284,7 +285,7 @@ def worker_processes() -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_masks_are_the_same_when_processes_are_killed_in_mid_run(tmp_path):
     def pruned(solver: Solver) -> dict[str, torch.Tensor]:
         inputs = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
@@ -524,7 +525,7 @@ def test_crashes_without_a_limit_are_seen(rng):
         Workers(Troubled(("dies",)), 1).submit(request)()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_slow_import_costs_no_block(rng, tmp_path: Path, monkeypatch):
     (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(1.5)\n")
     (tmp_path / "slow_solver.py").write_text(

@@ -153,7 +153,7 @@ def cases() -> Iterator[Any]:
     """Families with their variants."""
     for family in zoo.FAMILIES:
         for variant in VARIANTS if family.name in CORE else ["plain"]:
-            marks = [] if family.name in SMALL else [pytest.mark.heavy]
+            marks = [] if family.name in SMALL else [pytest.mark.slow]
             reason = WAITING.get(family.name) or WAITING.get(f"{family.name}-{variant}")
             if reason:
                 marks.append(pytest.mark.xfail(strict=True, reason=reason))
@@ -199,6 +199,7 @@ def check(case: Case, **settings: Any) -> Report:
     return report
 
 
+@pytest.mark.gate(36)
 @pytest.mark.parametrize(("family", "variant"), list(cases()))
 def test_reported_errors_are_those_of_the_pruned_model(family: zoo.Family, variant: str) -> None:
     check(VARIANTS[variant](family), method="wanda")

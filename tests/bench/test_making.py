@@ -192,7 +192,7 @@ def test_an_unknown_suite_and_an_unknown_layer_are_refused(tmp_path: Path) -> No
 
 
 @needs_crepe
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_smoke_suite_of_a_real_network(tmp_path: Path) -> None:
     made = make_suite(tmp_path / "smoke", "smoke", proof_time=1.0, formats=("json", "lp"))
     assert [i.name for i in made.instances] == [name for f in suite_families("smoke") for name in f.instances]

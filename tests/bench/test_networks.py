@@ -116,7 +116,7 @@ def _magnitude_pruned(net: nn.Module, density: float) -> nn.Module:
     return net
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "read", "density", "dense", "pruned"),
     [("garment", fashion_mnist, 0.1, (0.86, 0.88), (0.5, 0.75)), ("mlpnet", mnist, 0.5, (0.93, 0.96), (0.8, 0.95))],

@@ -214,7 +214,7 @@ for number, moment in enumerate(map(int, moments.split(","))):
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes to be killed are forked")
 def test_a_killed_run_keeps_its_rows_and_goes_on(suite: Suite, tmp_path: Path) -> None:
     solvers, limit, seeds, moments = "tabu(steps=5),neal(num_reads=2)", 0.05, 3, [0, 1, 8, 20]
@@ -318,7 +318,7 @@ def are_the_same(found: dict[tuple[str, str, int], float], others: dict[tuple[st
         assert found[key] == pytest.approx(energy, rel=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
 def test_solves_are_the_same_whoever_runs_them(
     suite: Suite, one_by_one: dict[tuple[str, str, int], float], tmp_path: Path, backend: str
 ) -> None:
@@ -339,7 +339,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.skipif(util.find_spec("distributed") is None, reason="distributed is not installed")
 def test_solves_are_the_same_on_a_dask_cluster(
     suite: Suite, one_by_one: dict[tuple[str, str, int], float], tmp_path: Path
@@ -618,7 +618,7 @@ def test_damaged_accounts_of_a_run_are_understood_or_refused(tmp_path: Path, dat
         assert all(call.keys() >= CALL.keys() for call in read_calls(tmp_path))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_solver_that_kills_the_process_of_the_benchmark_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_dense_network_names_the_pitch(network: PitchNetwork) -> None:
 
 
 @needs_weights
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_blocks_keep_most_tones_where_magnitude_loses_them(network: PitchNetwork) -> None:
     calibration, held_out = make_tones(64, 1).frames, make_tones(500, 2)
     right = {}

