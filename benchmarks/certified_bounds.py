@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from qubo_prune.bench.instances import Captured, Source, capture
-from qubo_prune.bounds import lower_bounds
 from qubo_prune.problem import BlockBatch
+from qubo_prune.problem.bounds import lower_bounds
 from qubo_prune.progress import Progress
-from qubo_prune.registry import make_solver
 from qubo_prune.solver import BatchRequest
+from qubo_prune.solver.registry import make_solver
 
 BLOCK = 64
 

@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
-from qubo_prune.descent import Descent, descend
+from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
+from qubo_prune.blocks.rows import Descent, descend
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.peers import PEERS, choose
-from qubo_prune.registry import make_solver
+from qubo_prune.methods.registry import PEERS, choose
+from qubo_prune.methods.scores import score
+from qubo_prune.methods.update import update
 from qubo_prune.report import machine
-from qubo_prune.scores import score
-from qubo_prune.update import update
+from qubo_prune.solver.registry import make_solver
 
 #: Width, width of keys and values, width of the feed-forward part.
 SHAPES = {"tiny": (32, 16, 48), "smollm2": (576, 192, 1536), "llama-2-7b": (4096, 4096, 11008)}

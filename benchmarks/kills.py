@@ -41,15 +41,15 @@ def job(kind: str, folder: str | None, answer: str) -> None:
     """In a process of its own: prune, and write the checksum of masks and weights."""
     import torch
 
-    import qubo_prune.journal
+    import qubo_prune.run.journal
     from qubo_prune import prune
     from qubo_prune.bench.tones import make_tones, pitch_network
     from qubo_prune.bench.workloads import tone_losses
     from qubo_prune.data import TensorSamples
-    from qubo_prune.run_folder import digest_of_batches, digest_of_model
+    from qubo_prune.files.digests import digest_of_batches, digest_of_model
 
     torch.set_num_threads(1)
-    qubo_prune.journal.CHECKPOINT_SECONDS = 0.2  # so that kills within layers find records of them
+    qubo_prune.run.journal.CHECKPOINT_SECONDS = 0.2  # so that kills within layers find records of them
     tones, model = make_tones(TONES, seed=1), pitch_network("tiny")
     settings = KINDS[kind]
     data: Any = [tones.frames]
@@ -66,7 +66,7 @@ class Runs:
     def __init__(self, kind: str, folder: Path) -> None:
         self._kind, self._folder = kind, folder
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["qubo_prune", "qubo_prune.pruning", "qubo_prune.bench.workloads"])
+        self._context.set_forkserver_preload(["qubo_prune", "qubo_prune.run.prune", "qubo_prune.bench.workloads"])
 
     def _begun(self, run: Path | None, answer: Path) -> BaseProcess:
         process = self._context.Process(target=job, args=(self._kind, None if run is None else str(run), str(answer)))

@@ -13,7 +13,7 @@ import argparse
 
 from rich.console import Console
 
-from qubo_prune.comparison import compare
+from qubo_prune.run.compare import compare
 
 
 def main() -> None:

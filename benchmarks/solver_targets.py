@@ -15,17 +15,16 @@ from statistics import median
 
 import numpy as np
 import torch
-from qubo_prune_solvers._search import rounding
-from qubo_prune_solvers._swaps import Form, descend, flip_costs, forms_of
 from qubo_prune_solvers.greedy import Greedy
 from rich.console import Console
 
 from qubo_prune.bench.instances import Captured, Source, capture, families
 from qubo_prune.bench.solvers import SolverBenchmark, compare_solvers, one_core, parse_entrants
-from qubo_prune.dispatch import solve
 from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.solver import BatchRequest, to_numpy_bool
+from qubo_prune.solver.dispatch import solve
+from qubo_prune.solver.swaps.kernels import Form, descend, flip_costs, forms_of, rounding
 
 console = Console(soft_wrap=True)
 

@@ -26,8 +26,8 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.masks.packed import load_sparse, save_sparse
 from qubo_prune.report import machine
-from qubo_prune.sparse_files import load_sparse, save_sparse
 
 DENSITIES = (0.5, 0.25, 0.1, 0.05)
 

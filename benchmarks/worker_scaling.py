@@ -22,12 +22,12 @@ from rich.table import Table
 
 from qubo_prune.bench.instances import Captured, Family, Source, capture
 from qubo_prune.bench.solvers import parse_entrants
-from qubo_prune.clusters import connect
-from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.hessian import GramAccumulator
 from qubo_prune.progress import Progress
 from qubo_prune.report import machine
 from qubo_prune.solver import BatchRequest, BatchResult, Solver
+from qubo_prune.solver.clusters import connect
+from qubo_prune.solver.dispatch import Handling, solve_batch
 
 #: Seconds with one worker / seconds with two.
 TARGET = 1.6

@@ -106,7 +106,7 @@ def _write_command_reference(app: Any) -> None:
 
 
 def _exported(app: Any, env: Any, node: Any, contents: Any) -> Any:
-    """``qubo_prune.solve`` is documented where it lives, as ``qubo_prune.dispatch.solve``."""
+    """``qubo_prune.solve`` is documented where it lives, as ``qubo_prune.solver.dispatch.solve``."""
     package, _, name = node.get("reftarget", "").rpartition(".")
     home = qubo_prune._HOME.get(name)
     if package != "qubo_prune" or home is None or node.get("refdomain") != "py":

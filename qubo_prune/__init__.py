@@ -8,31 +8,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from qubo_prune.version import __version__
 
 _HOME = {
-    "BlockQubo": "problem",
-    "BlockBatch": "problem",
-    "FactorForm": "problem",
-    "Solver": "solver",
-    "Capabilities": "solver",
-    "SolveRequest": "solver",
-    "SolveResult": "solver",
-    "BatchRequest": "solver",
-    "BatchResult": "solver",
-    "Status": "solver",
-    "Ledger": "solver",
-    "available_solvers": "registry",
-    "describe_solvers": "registry",
-    "solve": "dispatch",
-    "read_problem": "files",
-    "write_problem": "files",
-    "prune": "pruning",
-    "estimate_run": "run_estimate",
-    "RunEstimate": "run_estimate",
-    "Report": "report",
-    "KeepMasks": "masks",
-    "perplexity": "evaluation",
+    "BlockQubo": "problem.qubo",
+    "BlockBatch": "problem.qubo",
+    "FactorForm": "problem.qubo",
+    "Solver": "solver.interface",
+    "Capabilities": "solver.interface",
+    "SolveRequest": "solver.interface",
+    "SolveResult": "solver.interface",
+    "BatchRequest": "solver.interface",
+    "BatchResult": "solver.interface",
+    "Status": "solver.interface",
+    "Ledger": "solver.interface",
+    "available_solvers": "solver.registry",
+    "describe_solvers": "solver.registry",
+    "solve": "solver.dispatch",
+    "read_problem": "formats.text",
+    "write_problem": "formats.text",
+    "prune": "run.prune",
+    "estimate_run": "run.estimate",
+    "RunEstimate": "run.estimate",
+    "Report": "report.report",
+    "KeepMasks": "masks.keep",
+    "perplexity": "data.evaluation",
     "InputError": "errors",
     "QuboPruneError": "errors",
     "SolverError": "errors",
@@ -68,17 +68,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from qubo_prune.dispatch import solve
+    from qubo_prune.data.evaluation import perplexity
     from qubo_prune.errors import InputError, QuboPruneError, SolverError
-    from qubo_prune.evaluation import perplexity
-    from qubo_prune.files import read_problem, write_problem
-    from qubo_prune.masks import KeepMasks
-    from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
-    from qubo_prune.pruning import prune
-    from qubo_prune.registry import available_solvers, describe_solvers
-    from qubo_prune.report import Report
-    from qubo_prune.run_estimate import RunEstimate, estimate_run
-    from qubo_prune.solver import (
+    from qubo_prune.formats.text import read_problem, write_problem
+    from qubo_prune.masks.keep import KeepMasks
+    from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
+    from qubo_prune.report.report import Report
+    from qubo_prune.run.estimate import RunEstimate, estimate_run
+    from qubo_prune.run.prune import prune
+    from qubo_prune.solver.dispatch import solve
+    from qubo_prune.solver.interface import (
         BatchRequest,
         BatchResult,
         Capabilities,
@@ -88,6 +87,7 @@ if TYPE_CHECKING:
         SolveResult,
         Status,
     )
+    from qubo_prune.solver.registry import available_solvers, describe_solvers
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from qubo_prune.errors import InputError
-from qubo_prune.strict import short
+from qubo_prune.files.parsing import short
 
 #: Arguments of :func:`qubo_prune.prune` by what they are.
 _NUMBERS = ("density", "damping", "correction", "protect")

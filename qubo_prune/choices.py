@@ -4,7 +4,7 @@ from __future__ import annotations
 
 #: Scores that rank the weights of a layer.
 SCORES = ("magnitude", "wanda", "random")
-#: Published methods; :data:`qubo_prune.peers.PEERS` has what runs each.
+#: Published methods; :data:`qubo_prune.methods.registry.PEERS` has what runs each.
 PEER_NAMES = ("ria", "sparsegpt", "admm", "alps", "dsnot", "sparsefw", "sparseswaps")
 #: How a layer is pruned: by blocks, by a score alone, or as a published method does it.
 METHODS = ("icbs", "magnitude", "wanda", *PEER_NAMES)

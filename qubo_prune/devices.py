@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.strict import one_line
+from qubo_prune.files.parsing import one_line
 
 
 def of_model(model: nn.Module) -> tuple[torch.device, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qubo_prune.errors import InputError
-from qubo_prune.strict import expanded
+from qubo_prune.files.parsing import expanded
 
 _ROOT = "qubo_prune"
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 
 from qubo_prune.errors import InputError, SettingError, did_you_mean
-from qubo_prune.strict import short
+from qubo_prune.files.parsing import short
 
 T = TypeVar("T")
 

@@ -210,3 +210,16 @@ def _text(content: RenderableType | None) -> Text:
         return Text.from_markup(content, emoji=False)
     except MarkupError:  # what looks like markup, but is none
         return Text(content)
+
+
+def facts_table(facts: dict[str, str], title: str = "", caption: str = "") -> Table:
+    """Names and what is known, one line each; no text of it is markup."""
+    table = Table(
+        box=None, show_header=False, pad_edge=False, title=Text(title, style="bold") if title else None,
+        title_justify="left", caption=Text(caption) if caption else None, caption_justify="left",
+    )  # fmt: skip
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(Text(name), Text(fact))
+    return table

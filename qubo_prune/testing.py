@@ -8,7 +8,7 @@ A plug-in's author inherits :class:`SolverContract` and gives one fixture::
             return Mine()
 
 ``qubo-prune check-solver NAME`` and :func:`check_solver` run the same checks without pytest. Solvers
-are called as they are, with what their capabilities ask for (:func:`qubo_prune.dispatch.prepared`),
+are called as they are, with what their capabilities ask for (:func:`qubo_prune.solver.dispatch.prepared`),
 so that neither repair nor polish nor a fallback hides what they answer.
 """
 
@@ -29,12 +29,20 @@ import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from qubo_prune import dispatch
 from qubo_prune.errors import InputError
-from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
-from qubo_prune.registry import make_solver
-from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult, Status
-from qubo_prune.workers import Overrun, Workers
+from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
+from qubo_prune.solver import dispatch
+from qubo_prune.solver.interface import (
+    BatchRequest,
+    BatchResult,
+    Capabilities,
+    Solver,
+    SolveRequest,
+    SolveResult,
+    Status,
+)
+from qubo_prune.solver.registry import make_solver
+from qubo_prune.solver.workers import Overrun, Workers
 
 #: Relative error that energies of a solver may have; it may compute in single precision.
 CLAIMED = 1e-5

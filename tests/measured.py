@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qubo_prune.layers import is_prunable
-from qubo_prune.network import as_call
+from qubo_prune.models.calls import as_call
+from qubo_prune.models.layers import is_prunable
 
 
 class See(Protocol):

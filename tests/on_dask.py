@@ -28,12 +28,11 @@ import tiny
 import torch
 from reference import random_batch, random_feasible, random_starts
 
-from qubo_prune import clusters
 from qubo_prune.cli import main as command
-from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.errors import InputError
-from qubo_prune.pruning import prune
-from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, single_answer
+from qubo_prune.run.prune import prune
+from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, clusters, single_answer
+from qubo_prune.solver.dispatch import Handling, solve_batch
 
 
 @dataclass(frozen=True)

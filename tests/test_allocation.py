@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_layer
 
-from qubo_prune import allocation
-from qubo_prune.allocation import (
+from qubo_prune.errors import InputError
+from qubo_prune.hessian import Gram
+from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.methods import allocation
+from qubo_prune.methods.allocation import (
     ALLOCATIONS,
     by_loss_change,
     check_allocation,
@@ -22,9 +25,6 @@ from qubo_prune.allocation import (
     predicted_rise,
     protected,
 )
-from qubo_prune.errors import InputError
-from qubo_prune.hessian import Gram
-from qubo_prune.masks import Pattern, keep_highest
 
 LAYER, ROW = Pattern("layer"), Pattern("row")
 

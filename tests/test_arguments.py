@@ -16,9 +16,9 @@ from unchecked import without_type_checks
 from qubo_prune import BlockQubo, estimate_run, prune, solve
 from qubo_prune.arguments import as_count, as_limit, as_names, as_number, parse_seconds
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
-from qubo_prune.registry import make_solver
+from qubo_prune.models.layers import find_layers
 from qubo_prune.solver import Solver
+from qubo_prune.solver.registry import make_solver
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,6 @@ from qubo_prune_solvers.greedy import Greedy
 from qubo_prune_solvers.tabu import Tabu
 from reference import random_batch, random_starts
 
-from qubo_prune.block_counts import ENDED, LEFT_OUT, NONE, STOPPED, BlockCounts, total
-from qubo_prune.dispatch import Handling, solve_batch
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -26,6 +24,8 @@ from qubo_prune.solver import (
     Status,
     single_answer,
 )
+from qubo_prune.solver.block_counts import ENDED, LEFT_OUT, NONE, STOPPED, BlockCounts, total
+from qubo_prune.solver.dispatch import Handling, solve_batch
 
 
 def test_counts_add_up_and_come_back_from_json() -> None:

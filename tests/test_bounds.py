@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qubo_prune.bounds import KINDS, _Counts, lower_bounds, trace_shift
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockBatch
+from qubo_prune.problem.bounds import KINDS, _Counts, lower_bounds, trace_shift
 from qubo_prune.solver import Deadline, to_numpy_bool
 
 

@@ -11,11 +11,11 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from qubo_prune.calibration import as_samples, choose_loss, judged_by, read_calibration
 from qubo_prune.data import Subset, TensorSamples
+from qubo_prune.data.calibration import as_samples, choose_loss, judged_by, read_calibration
+from qubo_prune.data.losses import Classification, Given, Loss, NextToken
 from qubo_prune.errors import InputError
 from qubo_prune.models import LoadedModel
-from qubo_prune.objective import Classification, Given, Loss, NextToken
 
 
 @pytest.fixture

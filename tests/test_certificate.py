@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qubo_prune import InputError, prune
-from qubo_prune.certificate import SAMPLED_ROWS, BlockOptima, block_optima, least_error
+from qubo_prune.blocks.certificate import SAMPLED_ROWS, BlockOptima, block_optima, least_error
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.report import Report
@@ -220,7 +220,7 @@ def test_a_run_reports_what_was_proven(pattern: str) -> None:
 @pytest.mark.parametrize("pattern", ["row", "layer", "2:4"])
 def test_a_run_reports_how_many_sampled_blocks_are_optimal(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # the bounds, tested above, take far longer than the blocks
-    monkeypatch.setattr("qubo_prune.pruning.least_error", lambda *_: 0.0)
+    monkeypatch.setattr("qubo_prune.run.prune.least_error", lambda *_: 0.0)
 
     def run(method: str, seed: int = 0) -> Report:
         return prune(

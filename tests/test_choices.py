@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from qubo_prune import choices
+from qubo_prune.methods.registry import PEERS
 from qubo_prune.models import DTYPES
-from qubo_prune.peers import PEERS
 
 
 def test_the_words_have_something_behind_them() -> None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from qubo_prune.bench.networks import accuracy_and_loss
-from qubo_prune.classifiers import load_classifier
+from qubo_prune.data.images import ImageFolder
 from qubo_prune.errors import InputError
-from qubo_prune.images import ImageFolder
+from qubo_prune.models.classifiers import load_classifier
 
 
 @pytest.fixture(scope="module")

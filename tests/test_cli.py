@@ -17,14 +17,14 @@ import tiny
 from reference import feasible_points
 from typer.testing import CliRunner
 
-from qubo_prune import KeepMasks, registry
-from qubo_prune.classifiers import load_classifier
+from qubo_prune import KeepMasks
 from qubo_prune.cli import app
-from qubo_prune.comparison import COMPARED
-from qubo_prune.dispatch import solve
-from qubo_prune.files import read_problem, write_problem
+from qubo_prune.formats.text import read_problem, write_problem
+from qubo_prune.models.classifiers import load_classifier
 from qubo_prune.problem import BlockQubo
-from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.run.compare import COMPARED
+from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers, registry
+from qubo_prune.solver.dispatch import solve
 
 SMALL = ["--samples", "4", "--sequence-length", "16"]
 
@@ -326,7 +326,7 @@ def test_missing_model_and_full_output_folder(model: Path, text: Path, tmp_path:
 _INTERRUPTED_IN_THE_FIFTH_LAYER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-import qubo_prune.pruning as pruning
+import qubo_prune.run.prune as pruning
 real, calls = pruning.descend, []
 def interrupted(*args):
     calls.append(1)
@@ -437,7 +437,7 @@ def test_a_bad_request_on_the_loss_is_one_sentence_and_code_2(
 def test_models_of_timm_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_classifier(str(pictures.classifier(tmp_path / "dense")))
     without = dataclasses.replace(loaded, processor=None)
-    monkeypatch.setattr("qubo_prune.classifiers.load_classifier", lambda name, device: without)
+    monkeypatch.setattr("qubo_prune.models.classifiers.load_classifier", lambda name, device: without)
     code, _, errors = call("prune", "timm:some", "--images", tmp_path, "--output", tmp_path / "out")
     assert (code, "is a model of timm, which cannot be saved" in " ".join(errors.split())) == (2, True)
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from qubo_prune.bench.block_study import BLOCK_TIMES, MAX_TIME, SIZES, SOLVERS
 from qubo_prune.cli import app
-from qubo_prune.cli_block_study import blocks_command
+from qubo_prune.cli.block_study import blocks_command
 
 
 def call(*arguments: object) -> tuple[int, str, str]:

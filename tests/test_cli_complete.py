@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from qubo_prune import choices
-from qubo_prune.cli_complete import solver_names, some_of
-from qubo_prune.registry import available_solvers
+from qubo_prune.cli.complete import solver_names, some_of
+from qubo_prune.solver.registry import available_solvers
 
 #: Runs the command under its own name, and says which of the large packages came with it.
 _RUN = (

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import qubo_prune
 from qubo_prune.cli import app
-from qubo_prune.cli_help import examples, unwrapped
-from qubo_prune.cli_options import EXIT_CODES
+from qubo_prune.cli.help import examples, unwrapped
+from qubo_prune.cli.options import EXIT_CODES
 
 ESCAPE = "\x1b"
 #: What a person may have set, and what would change how things look.

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from qubo_prune.bench import making, suites, tones
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.cli import app
-from qubo_prune.files import read_problem
+from qubo_prune.formats.text import read_problem
 
 COMMANDS = ["make", "check", "list"]
 

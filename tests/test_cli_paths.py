@@ -17,7 +17,7 @@ import tiny
 from typer.testing import CliRunner
 
 from qubo_prune.cli import app
-from qubo_prune.files import write_problem
+from qubo_prune.formats.text import write_problem
 from qubo_prune.problem import BlockQubo
 
 PRUNE = "prune dense --calibration text.txt --samples 4 --sequence-length 16"

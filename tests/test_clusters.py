@@ -20,12 +20,11 @@ import pytest
 import torch
 from reference import random_batch, random_feasible, random_starts
 
-from qubo_prune import clusters
-from qubo_prune.clusters import Cluster, ClusterLost, WorkerDied, connect, split_name
-from qubo_prune.dispatch import Handling, handling_of, parse_workers, solve_batch
 from qubo_prune.errors import InputError
-from qubo_prune.plan import Blocks, Plan, task_of
-from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, single_answer
+from qubo_prune.run.plan import Blocks, Plan, task_of
+from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, clusters, single_answer
+from qubo_prune.solver.clusters import Cluster, ClusterLost, WorkerDied, connect, split_name
+from qubo_prune.solver.dispatch import Handling, handling_of, parse_workers, solve_batch
 
 
 class Threads(Cluster):
@@ -413,7 +412,7 @@ def test_a_ray_cluster_that_cannot_be_reached_is_an_input_error(ray: FakeRay) ->
 ON_RAY = """
 import sys
 import on_dask
-from qubo_prune import clusters
+from qubo_prune.solver import clusters
 from pathlib import Path
 
 trial = on_dask.Trial(Path(sys.argv[1]))

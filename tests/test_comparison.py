@@ -12,9 +12,10 @@ import pytest
 import tiny
 import torch
 
-from qubo_prune.comparison import Entry, compare
 from qubo_prune.errors import InputError
+from qubo_prune.methods.chain import Entry
 from qubo_prune.models import load_model
+from qubo_prune.run.compare import compare
 
 
 @pytest.fixture

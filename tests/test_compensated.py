@@ -9,9 +9,9 @@ import torch
 from least_squares import gram, refitted
 from torch import Tensor
 
-from qubo_prune.compensated import Blocks, Curvature, Support, Swaps
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
+from qubo_prune.hessian.compensated import Blocks, Curvature, Support, Swaps
 
 D, ROWS = 14, 4
 

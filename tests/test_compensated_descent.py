@@ -10,13 +10,13 @@ import torch
 from least_squares import gram, refitted
 from torch import Tensor
 
-from qubo_prune.compensated import Curvature
-from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
-from qubo_prune.descent import UNFED, DescentResult
+from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
+from qubo_prune.blocks.rows import UNFED, DescentResult
 from qubo_prune.hessian import Gram
+from qubo_prune.hessian.compensated import Curvature
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.registry import make_solver
 from qubo_prune.solver import BatchRequest, BatchResult, Deadline, Solver, SolveRequest, SolveResult
+from qubo_prune.solver.registry import make_solver
 
 SHAPES = [("row", 0.5), ("row", 0.25), ("layer", 0.5), ("layer", 0.1), ("2:4", 0.5), ("1:4", 0.25)]
 

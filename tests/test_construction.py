@@ -5,8 +5,8 @@ import pytest
 import torch
 from reference import energy, random_batch
 
-from qubo_prune.construction import forward_selection
 from qubo_prune.problem import BlockQubo
+from qubo_prune.solver.swaps.forward_selection import forward_selection
 
 
 def slow_forward_selection(problem: BlockQubo) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from reference import feasible_points, random_problem
 
-import qubo_prune.conversions
-from qubo_prune.conversions import (
+import qubo_prune.formats.libraries
+from qubo_prune.errors import InputError
+from qubo_prune.formats.libraries import (
     assignment_from_spins,
     from_cqm,
     suggested_penalty,
@@ -18,7 +19,6 @@ from qubo_prune.conversions import (
     to_ising,
     to_quadratic_program,
 )
-from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo, FactorForm
 
 LABELS = [0, 1, 0, 1, 1, 0]
@@ -231,4 +231,4 @@ def test_suggested_penalty_leads_near_the_counts_and_stays_far_below_the_safe_ru
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(qubo_prune.conversions).failed == 0
+    assert doctest.testmod(qubo_prune.formats.libraries).failed == 0

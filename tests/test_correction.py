@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qubo_prune.correction import corrected
 from qubo_prune.hessian import Gram, GramAccumulator
+from qubo_prune.methods.correction import corrected
 
 
 def gram_of(inputs: Tensor, dense: Tensor, groups: int = 1) -> Gram:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from reference import random_batch, random_starts
 
-from qubo_prune.couplings import of_batch
 from qubo_prune.problem import BlockQubo
+from qubo_prune.solver.swaps.couplings import of_batch
 
 ROWS, N = 3, 6
 

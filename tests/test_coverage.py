@@ -10,9 +10,10 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from qubo_prune import coverage, prune
-from qubo_prune.coverage import Coverage, LeftDense, PassedOver, sentences
-from qubo_prune.layers import find_layers
+from qubo_prune import prune
+from qubo_prune.models import coverage
+from qubo_prune.models.coverage import Coverage, LeftDense, PassedOver, sentences
+from qubo_prune.models.layers import find_layers
 
 
 class Odd(nn.Module):

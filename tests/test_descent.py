@@ -12,12 +12,10 @@ from qubo_prune_solvers.exact import Exact
 from qubo_prune_solvers.greedy import Greedy
 from reference import Layer, random_layer
 
-from qubo_prune.block_counts import BlockCounts
-from qubo_prune.descent import Descent, DescentResult, descend, warm_start
-from qubo_prune.dispatch import Handling
+from qubo_prune.blocks.rows import Descent, DescentResult, descend
 from qubo_prune.errors import InputError
 from qubo_prune.masks import Pattern
-from qubo_prune.scores import SCORES
+from qubo_prune.methods.scores import SCORES, warm_start
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -28,6 +26,8 @@ from qubo_prune.solver import (
     SolveResult,
     Status,
 )
+from qubo_prune.solver.block_counts import BlockCounts
+from qubo_prune.solver.dispatch import Handling
 
 PATTERNS = ["row", "layer", "2:4"]
 AS_IT_IS = Handling(polish=False)

@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qubo_prune import prune
-from qubo_prune.disk_model import load_on_disk
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
+from qubo_prune.files.digests import digest_of_model
 from qubo_prune.masks import KeepMasks
+from qubo_prune.models.disk import load_on_disk
+from qubo_prune.models.layers import find_layers
 from qubo_prune.report import Report
-from qubo_prune.run_folder import digest_of_model
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult
 
 

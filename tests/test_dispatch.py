@@ -14,12 +14,9 @@ import torch
 from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts, swaps
 from unchecked import without_type_checks
 
-from qubo_prune import dispatch
-from qubo_prune.dispatch import Handling
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.registry import solver_class
-from qubo_prune.repair import repair
+from qubo_prune.problem.repair import repair
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -29,9 +26,12 @@ from qubo_prune.solver import (
     SolveResult,
     Status,
     derive_seed,
+    dispatch,
     ranked_answers,
     single_answer,
 )
+from qubo_prune.solver.dispatch import Handling
+from qubo_prune.solver.registry import solver_class
 
 
 @dataclass(frozen=True)

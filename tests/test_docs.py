@@ -19,12 +19,12 @@ import qubo_prune_solvers
 import typer
 
 import qubo_prune
+from qubo_prune.blocks.loss.descent import LossDescent
+from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 from qubo_prune.cli import app
-from qubo_prune.dispatch import PENALTY_FACTOR
-from qubo_prune.loss_descent import LossDescent
-from qubo_prune.loss_trace import LossStep, LossTrace
-from qubo_prune.registry import available_adapters, describe_solvers, solver_class
 from qubo_prune.solver import Capabilities
+from qubo_prune.solver.dispatch import PENALTY_FACTOR
+from qubo_prune.solver.registry import available_adapters, describe_solvers, solver_class
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

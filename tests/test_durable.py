@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qubo_prune.durable import disk_full, write_whole, written_whole
 from qubo_prune.errors import InputError
+from qubo_prune.files.atomic import disk_full, write_whole, written_whole
 
 
 def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_full_disk_is_told_and_the_file_stays(tmp_path: Path) -> None:
     script = f"""
 import resource, signal, sys
 from pathlib import Path
-from qubo_prune.durable import write_whole
+from qubo_prune.files.atomic import write_whole
 from qubo_prune.errors import InputError
 file = Path({str(tmp_path / "file")!r})
 write_whole(file, "old")

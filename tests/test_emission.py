@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import feasible_points, random_feasible, random_layer
 
-from qubo_prune.emission import emit, emit_block, emit_factor, emit_rows, emit_whole_rows
+from qubo_prune.blocks.emission import emit, emit_block, emit_factor, emit_rows, emit_whole_rows
 from qubo_prune.masks import Pattern
 from qubo_prune.problem import FactorForm
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
-from qubo_prune.enforce import enforce, merge_low_rank
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
 from qubo_prune.masks import KeepMasks
+from qubo_prune.masks.enforce import enforce, merge_low_rank
+from qubo_prune.models.layers import find_layers
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1),

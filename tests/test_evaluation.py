@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
+from qubo_prune.data.evaluation import perplexity
 from qubo_prune.errors import InputError
-from qubo_prune.evaluation import perplexity
 
 
 def test_perplexity_is_exp_of_the_mean_negative_log_likelihood() -> None:

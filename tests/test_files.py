@@ -11,12 +11,12 @@ import pytest
 from dimod.serialization import coo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from qubo_prune.problem.formats import text as files
 from reference import random_problem
 
-from qubo_prune import files
-from qubo_prune.conversions import to_bqm, to_ising
 from qubo_prune.errors import InputError
-from qubo_prune.files import FORMATS, read_problem, write_problem
+from qubo_prune.formats.libraries import to_bqm, to_ising
+from qubo_prune.formats.text import FORMATS, read_problem, write_problem
 from qubo_prune.problem import BlockQubo, FactorForm
 
 EXACT = ("json", "coo", "qubo", "lp")

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from unchecked import without_type_checks
 
 from qubo_prune import Report, prune
-from qubo_prune.calibration import as_samples, fitting_loss, read_calibration
 from qubo_prune.data import TensorSamples
+from qubo_prune.data.calibration import as_samples, fitting_loss, read_calibration
+from qubo_prune.data.forms import joined
+from qubo_prune.data.losses import Classification, Loss, MultiLabel, NextToken, Regression
 from qubo_prune.errors import InputError
-from qubo_prune.forms import joined
 from qubo_prune.models import LoadedModel
-from qubo_prune.objective import Classification, Loss, MultiLabel, NextToken, Regression
 
 LENGTHS = (7, 4, 9, 5)
 

@@ -11,22 +11,22 @@ import pytest
 import tiny
 import torch
 import unseen
-from qubo_prune_solvers._swaps import form_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import qubo_prune.gradients as gradients_module
+import qubo_prune.hessian.gradients as gradients_module
 from qubo_prune import solve
+from qubo_prune.blocks.emission import emit_factor
 from qubo_prune.data import TensorSamples
-from qubo_prune.emission import emit_factor
+from qubo_prune.data.losses import Classification, Given, Loss, NextToken, Objective
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries, Moments, block_gradients, moments, told_apart, without_gradient
-from qubo_prune.layers import Layer, find_layers
-from qubo_prune.objective import Classification, Given, Loss, NextToken, Objective
+from qubo_prune.hessian.gradients import Entries, Moments, block_gradients, moments, told_apart, without_gradient
+from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.solver.swaps.kernels import form_of
 
 B = 7
 

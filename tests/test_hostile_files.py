@@ -19,17 +19,18 @@ from damage import TOKENS, damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from qubo_prune.problem.formats import text as files
 from reference import random_problem
 
-from qubo_prune import files, images, text
+from qubo_prune.data import images, text
+from qubo_prune.data.images import read_idx, read_image
+from qubo_prune.data.text import read_text
 from qubo_prune.errors import InputError
-from qubo_prune.files import FORMATS, read_problem, write_problem
-from qubo_prune.images import read_idx, read_image
+from qubo_prune.formats.text import FORMATS, read_problem, write_problem
+from qubo_prune.masks.packed import load_masks, load_sparse, save_sparse, sizes
 from qubo_prune.problem import BlockQubo
-from qubo_prune.registry import make_solver
 from qubo_prune.settings import setting_value
-from qubo_prune.sparse_files import load_masks, load_sparse, save_sparse, sizes
-from qubo_prune.text import read_text
+from qubo_prune.solver.registry import make_solver
 
 fuzz = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from qubo_prune.data import Samples
+from qubo_prune.data.images import ImageFolder, Labelled, fashion_mnist, idx_folder, mnist, read_idx
 from qubo_prune.errors import InputError
-from qubo_prune.images import ImageFolder, Labelled, fashion_mnist, idx_folder, mnist, read_idx
 
 
 def _idx(*shape: int) -> bytes:
@@ -81,7 +81,7 @@ def test_folders_that_lack_something(tmp_path: Path) -> None:
 
 def test_data_sets_are_found_below_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qubo_prune.images._DEBIAN", tmp_path / "not-installed")
+    monkeypatch.setattr("qubo_prune.data.images._DEBIAN", tmp_path / "not-installed")
     with pytest.raises(InputError, match="run 'make data'"):
         fashion_mnist()
     with pytest.raises(InputError, match="run 'make data'"):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import typer
 from qubo_prune_solvers._interrupts import interruptible
-from qubo_prune_solvers._swaps import in_threads
 from tiny import save, text
 
 from qubo_prune import BlockQubo, write_problem
-from qubo_prune.cli_options import plain_errors
+from qubo_prune.cli.options import plain_errors
 from qubo_prune.solver import Deadline
+from qubo_prune.solver.swaps.kernels import in_threads
 
 #: Runs the command line, and says on standard error when a function of that path is entered.
 _TELLING = """
@@ -92,7 +92,11 @@ def test_an_interrupt_ends_a_solver_and_writes_nothing(problem: Path, tmp_path: 
 
 _RUNS = {
     "threads": ("qubo_prune_solvers.tabu:Tabu.search", "tabu", ["steps=10000000"]),
-    "a worker's process": ("qubo_prune.workers:Workers.submit", "neal", ["num_sweeps=1000000000", "num_reads=1"]),
+    "a worker's process": (
+        "qubo_prune.solver.workers:Workers.submit",
+        "neal",
+        ["num_sweeps=1000000000", "num_reads=1"],
+    ),
     "a blocking call": ("ortools.sat.python.cp_model:CpSolver.solve", "cpsat", []),
 }
 

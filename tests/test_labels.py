@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qubo_prune.data import TensorSamples
+from qubo_prune.data.labels import NoLabel, class_losses, several_losses, square_losses
+from qubo_prune.data.losses import Classification, MultiLabel, NextToken, Objective, Regression, make_loss
 from qubo_prune.errors import InputError
-from qubo_prune.labels import NoLabel, class_losses, several_losses, square_losses
-from qubo_prune.objective import Classification, MultiLabel, NextToken, Objective, Regression, make_loss
 
 
 def logits(*shape: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubo_prune.layer_names import DottedName, folded, kinds, no_match
+from qubo_prune.models.names import DottedName, folded, kinds, no_match
 from qubo_prune.tables import rendered
 
 NAMES = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qubo_prune.layer_notes import folded_notes
+from qubo_prune.blocks.notes import folded_notes
 from qubo_prune.solver import Status
 
 

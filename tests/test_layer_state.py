@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import Layer, random_layer
 
-from qubo_prune.layer_state import LayerState
+from qubo_prune.blocks.gram_rows import LayerState
 from qubo_prune.masks import Pattern
 
 

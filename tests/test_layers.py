@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import Layer, check_finite, find_layers
+from qubo_prune.models.layers import Layer, check_finite, find_layers
 
 
 def conv(**settings: object) -> nn.Module:

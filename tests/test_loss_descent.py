@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-import qubo_prune.loss_descent as loss_descent
-from qubo_prune.block_counts import STOPPED, BlockCounts
+import qubo_prune.blocks.loss.descent as loss_descent
+from qubo_prune.blocks.emission import emit_factor
+from qubo_prune.blocks.loss.descent import LossDescent, _best_swaps, _energy, _Move, descend_loss
+from qubo_prune.blocks.loss.selection import Block, Pairs, Pool
+from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 from qubo_prune.data import Samples, TensorSamples
-from qubo_prune.emission import emit_factor
+from qubo_prune.data.losses import Classification, Given, Loss, Objective
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries, block_gradients
-from qubo_prune.layers import Layer, find_layers
-from qubo_prune.loss_descent import LossDescent, _best_swaps, _energy, _Move, descend_loss
-from qubo_prune.loss_selection import Block, Pairs, Pool
-from qubo_prune.loss_trace import LossStep, LossTrace
+from qubo_prune.hessian.gradients import Entries, block_gradients
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.objective import Classification, Given, Loss, Objective
-from qubo_prune.registry import make_solver, solver_class
+from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, single_answer
+from qubo_prune.solver.block_counts import STOPPED, BlockCounts
+from qubo_prune.solver.registry import make_solver, solver_class
 
 SMALL: dict[str, Any] = {
     "damping": 0.0,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qubo_prune.gradients import Moments
-from qubo_prune.layers import Layer
-from qubo_prune.loss_selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
+from qubo_prune.blocks.loss.selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
+from qubo_prune.hessian.gradients import Moments
 from qubo_prune.masks import Pattern, keep_highest
+from qubo_prune.models.layers import Layer
 
 PATTERNS = ["row", "layer", "2:4"]
 

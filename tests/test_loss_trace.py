@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from qubo_prune.loss_trace import LossStep, LossTrace
+from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 
 
 def step(number: int = 0, **changes: Any) -> LossStep:

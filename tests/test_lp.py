@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from qubo_prune.problem.formats import lp
 
-from qubo_prune import lp
 from qubo_prune.errors import InputError
-from qubo_prune.files import read_problem
+from qubo_prune.formats.text import read_problem
 from qubo_prune.problem import BlockQubo
 
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from qubo_prune.errors import InputError
+from qubo_prune.files.checksummed import Sealed, write_sealed
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
-from qubo_prune.sealed import Sealed, write_sealed
 
 
 @st.composite

@@ -14,10 +14,10 @@ import torch
 from test_large import run
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
-from qubo_prune.memory import MemoryEstimate, as_text, available_memory, estimate
-from qubo_prune.plan import Plan
-from qubo_prune.pruning import check_fits
+from qubo_prune.models.layers import find_layers
+from qubo_prune.run.memory import MemoryEstimate, as_text, available_memory, estimate
+from qubo_prune.run.plan import Plan
+from qubo_prune.run.prune import check_fits
 
 
 def foreseen(plan: Plan, blocks: bool = False, windows: int = 4, **changes: Any) -> MemoryEstimate:
@@ -68,7 +68,7 @@ def test_what_is_on_an_accelerator_is_held_against_its_own_memory(monkeypatch: p
         asked.append(device)
         return 1000
 
-    monkeypatch.setattr("qubo_prune.memory.room", room)
+    monkeypatch.setattr("qubo_prune.run.memory.room", room)
     here, model = foreseen(plan()), tiny.llama()
     with torch.device("meta"):  # of which nothing is there yet
         hollow = tiny.llama()
@@ -93,7 +93,7 @@ def test_what_is_on_an_accelerator_is_held_against_its_own_memory(monkeypatch: p
 def test_a_model_on_two_devices_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     model.get_submodule("model.layers.1").to_empty(device="meta")  # what is to come to the other device
-    monkeypatch.setattr("qubo_prune.memory.room", lambda device: None)
+    monkeypatch.setattr("qubo_prune.run.memory.room", lambda device: None)
     windows = list(tiny.tokens(4).split(1))
     found = estimate(model, find_layers(model), plan(), windows, [], 10**9, None, torch.device("cuda", 0))
     assert found is not None
@@ -107,7 +107,7 @@ def test_weights_that_an_accelerator_does_not_hold_are_refused_before_they_are_l
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(tiny.save(tmp_path / "tiny"))
-    monkeypatch.setattr("qubo_prune.pruning.room", lambda device: None if device.type == "cpu" else 1000)
+    monkeypatch.setattr("qubo_prune.run.prune.room", lambda device: None if device.type == "cpu" else 1000)
     check_fits(folder, "auto", "cpu")
     with pytest.raises(InputError, match=r"0 MiB of cuda:1 are available; give weights='disk'"):
         check_fits(folder, "auto", "cuda:1")
@@ -116,7 +116,7 @@ def test_weights_that_an_accelerator_does_not_hold_are_refused_before_they_are_l
 def test_a_limit_of_the_process_bounds_what_is_available() -> None:
     assert available_memory() > 0
     code = (
-        "import resource; from qubo_prune.memory import available_memory as a; free = a();"
+        "import resource; from qubo_prune.run.memory import available_memory as a; free = a();"
         "resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); print(free, a())"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

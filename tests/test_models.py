@@ -20,8 +20,8 @@ from unchecked import without_type_checks
 from qubo_prune.errors import InputError
 from qubo_prune.masks import KeepMasks
 from qubo_prune.models import LoadedModel, evaluating, load_model, module_as_given, save_model
-from qubo_prune.pruning import prune
-from qubo_prune.run_estimate import estimate_run
+from qubo_prune.run.estimate import estimate_run
+from qubo_prune.run.prune import prune
 
 
 def test_a_saved_folder_loads_again(tmp_path: Path) -> None:

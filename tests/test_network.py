@@ -14,12 +14,14 @@ import torch
 from measured import measured, weights
 from torch import Tensor, nn
 
-import qubo_prune.pruning as pruning
+import qubo_prune.run.prune as pruning
 from qubo_prune import InputError, prune
 from qubo_prune.hessian import Gram
-from qubo_prune.layers import Layer, find_layers
-from qubo_prune.network import Seconds, _record_stack, as_call, find_stack, find_stages, sample, stream
-from qubo_prune.shelf import InMemory
+from qubo_prune.hessian.stream import Seconds, _record_stack, find_stages, sample, stream
+from qubo_prune.models.calls import as_call
+from qubo_prune.models.layers import Layer, find_layers
+from qubo_prune.models.stack import find_stack
+from qubo_prune.models.storage import InMemory
 
 MODELS = {"llama": tiny.llama, "gpt2": tiny.gpt2, "gemma": tiny.gemma}
 

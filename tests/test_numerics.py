@@ -16,22 +16,23 @@ from qubo_prune_solvers.greedy import Greedy
 from reference import Layer
 from torch import Tensor, nn
 
-from qubo_prune.bounds import lower_bounds
-from qubo_prune.certificate import block_optima, least_error
-from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
-from qubo_prune.correction import corrected
-from qubo_prune.descent import UNFED, Descent, descend, warm_start
-from qubo_prune.dispatch import Handling
-from qubo_prune.emission import emit_rows, emit_whole_rows
+from qubo_prune.blocks.certificate import block_optima, least_error
+from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
+from qubo_prune.blocks.emission import emit_rows, emit_whole_rows
+from qubo_prune.blocks.gram_rows import LayerState
+from qubo_prune.blocks.rows import UNFED, Descent, descend
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Drift, Gram, GramAccumulator
-from qubo_prune.layer_state import LayerState
 from qubo_prune.masks import Pattern
-from qubo_prune.peers import PEERS, choose
-from qubo_prune.pruning import prune
-from qubo_prune.registry import make_solver
+from qubo_prune.methods.correction import corrected
+from qubo_prune.methods.registry import PEERS, choose
+from qubo_prune.methods.scores import warm_start
+from qubo_prune.methods.update import UPDATES, update
+from qubo_prune.problem.bounds import lower_bounds
+from qubo_prune.run.prune import prune
 from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
-from qubo_prune.update import UPDATES, update
+from qubo_prune.solver.dispatch import Handling
+from qubo_prune.solver.registry import make_solver
 
 PATTERNS = [("row", 0.5), ("layer", 0.4), ("2:4", 0.5)]
 DAMPINGS = (0.0, 1e-10, 0.01, 0.3)
@@ -407,7 +408,7 @@ def test_the_energy_never_rises_over_a_hundred_thousand_accepted_blocks(
             pruned = ~self.keep_mask().numpy()
             seen.append(float(((inputs @ (weight.astype(np.float64) * pruned).T) ** 2).sum()) / len(inputs))
 
-    monkeypatch.setattr("qubo_prune.descent.LayerState", Watched)
+    monkeypatch.setattr("qubo_prune.blocks.rows.LayerState", Watched)
     keep = warm_start("random", torch.tensor(weight), gram, Pattern("row"), 0.5, 0)
     settings = Descent(Nudge(), block_size=16, max_sweeps=150, patience=3, handling=Handling(polish=False))
     found = descend(torch.tensor(weight), gram, keep, Pattern("row"), settings)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.data import TensorSamples, collated
+from qubo_prune.data.losses import LOSSES, Classification, Given, Loss, NextToken, Objective, make_loss
 from qubo_prune.errors import InputError
-from qubo_prune.objective import LOSSES, Classification, Given, Loss, NextToken, Objective, make_loss
 
 CHANCES = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.2, 0.2, 0.6]], dtype=torch.float64)
 

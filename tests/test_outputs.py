@@ -17,7 +17,15 @@ from typer.testing import CliRunner
 
 from qubo_prune.cli import app
 from qubo_prune.errors import InputError
-from qubo_prune.outputs import LISTING, check_added, check_file, check_output, list_files, strangers, written_aside
+from qubo_prune.files.outputs import (
+    LISTING,
+    check_added,
+    check_file,
+    check_output,
+    list_files,
+    strangers,
+    written_aside,
+)
 
 
 def earlier(folder: Path, **files: str) -> Path:

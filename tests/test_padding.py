@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune import Report, prune
+from qubo_prune.data.losses import Classification, Loss, NextToken, Objective
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries, block_gradients, moments
-from qubo_prune.layers import find_layers
-from qubo_prune.objective import Classification, Loss, NextToken, Objective
-from qubo_prune.padding import equal_lengths, one_by_one
-from qubo_prune.signature import Signature
+from qubo_prune.hessian.gradients import Entries, block_gradients, moments
+from qubo_prune.models.layers import find_layers
+from qubo_prune.models.padding import equal_lengths, one_by_one
+from qubo_prune.models.signature import Signature
 
 LENGTHS = (9, 4, 12, 7, 9, 5)
 WIDTH = max(LENGTHS)

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from reference import Layer, random_layer
 
-from qubo_prune import peers
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.peers import PEERS, Choice, Task, choose
-from qubo_prune.scores import score
-from qubo_prune.update import UNSEEN, update
+from qubo_prune.methods import registry as peers
+from qubo_prune.methods.registry import PEERS, Choice, Task, choose
+from qubo_prune.methods.scores import score
+from qubo_prune.methods.update import UNSEEN, update
 
 PATTERNS = [("row", 0.4), ("layer", 0.35), ("2:4", 0.5)]
 UPDATING = [name for name, peer in PEERS.items() if peer.updates]

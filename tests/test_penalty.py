@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from reference import energy, feasible_points, random_feasible, random_problem, swaps
 
-import qubo_prune.penalty
+import qubo_prune.problem.penalty
 from qubo_prune import solve
 from qubo_prune.errors import InputError
-from qubo_prune.penalty import least_strength, multipliers, penalised, temperature_range
 from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.problem.penalty import least_strength, multipliers, penalised, temperature_range
 
 LABELS = [0, 1, 0, 2, 1, 0, 2]
 
@@ -140,4 +140,4 @@ def test_large_problems_sample_their_swaps_by_the_seed(rng):
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(qubo_prune.penalty).failed == 0
+    assert doctest.testmod(qubo_prune.problem.penalty).failed == 0

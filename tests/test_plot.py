@@ -21,13 +21,13 @@ from matplotlib.text import Text
 from PIL import Image
 
 from qubo_prune import BlockQubo, FactorForm, InputError, Report, SolveResult, Status, plot
-from qubo_prune.comparison import Comparison, ComparisonRow
-from qubo_prune.descent import TracePoint
-from qubo_prune.loss_trace import LossStep, LossTrace
+from qubo_prune.blocks.loss.trace import LossStep, LossTrace
+from qubo_prune.blocks.rows import TracePoint
 from qubo_prune.plot.problems import MOST_VARIABLES
 from qubo_prune.plot.runs import without_common
 from qubo_prune.plot.style import LEVEL, look
 from qubo_prune.report import LayerReport
+from qubo_prune.report.comparison import Comparison, ComparisonRow
 
 STRANGE = "a $name$ with _signs_ & <script>"
 

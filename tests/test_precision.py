@@ -15,18 +15,19 @@ from qubo_prune_solvers.greedy import Greedy
 from torch import Tensor, nn
 
 from qubo_prune import BlockQubo, estimate_run, prune, solve
-from qubo_prune.compensated_descent import CompensatedDescent, descend_compensated
-from qubo_prune.descent import Descent, descend, warm_start
+from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
+from qubo_prune.blocks.rows import Descent, descend
+from qubo_prune.data.evaluation import perplexity
 from qubo_prune.errors import InputError
-from qubo_prune.evaluation import perplexity
 from qubo_prune.hessian import Gram, GramAccumulator
-from qubo_prune.layers import find_layers
+from qubo_prune.hessian.stream import Seconds, stream
 from qubo_prune.masks import Pattern
-from qubo_prune.network import Seconds, stream
-from qubo_prune.peers import choose
+from qubo_prune.methods.registry import choose
+from qubo_prune.methods.scores import warm_start
+from qubo_prune.methods.update import update
+from qubo_prune.models.layers import find_layers
 from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.report import Report
-from qubo_prune.update import update
 
 Environment = Callable[[], AbstractContextManager[Any]]
 

@@ -8,7 +8,7 @@ from unchecked import without_type_checks
 
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
-from qubo_prune.repair import repair
+from qubo_prune.problem.repair import repair
 
 TWO = np.eye(2)
 

@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as torch_prune
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
-from qubo_prune.prunable import is_prunable, looks_prunable, objection
-from qubo_prune.pruning import prune
+from qubo_prune.models.layers import find_layers
+from qubo_prune.models.prunable import is_prunable, looks_prunable, objection
+from qubo_prune.run.prune import prune
 
 
 class Codes(nn.Linear):

@@ -19,18 +19,18 @@ import unseen
 from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
-import qubo_prune.plan as plan
-import qubo_prune.pruning as pruning
+import qubo_prune.run.plan as plan
+import qubo_prune.run.prune as pruning
 from qubo_prune import InputError, KeepMasks, prune
 from qubo_prune.arguments import parse_seconds
+from qubo_prune.blocks.loss.descent import LossDescent
+from qubo_prune.blocks.loss.trace import LossStep
 from qubo_prune.data import TensorSamples
-from qubo_prune.gradients import moments
-from qubo_prune.layers import find_layers
-from qubo_prune.loss_descent import LossDescent
-from qubo_prune.loss_trace import LossStep
+from qubo_prune.data.losses import Classification, Objective
+from qubo_prune.hessian.gradients import moments
 from qubo_prune.masks import Pattern
-from qubo_prune.objective import Classification, Objective
-from qubo_prune.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS
+from qubo_prune.models.layers import find_layers
+from qubo_prune.run.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 
 

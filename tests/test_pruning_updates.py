@@ -10,16 +10,16 @@ import tiny
 import torch
 from torch import nn
 
-import qubo_prune.pruning as pruning
+import qubo_prune.run.prune as pruning
 from qubo_prune import InputError, prune
-from qubo_prune.evaluation import perplexity
+from qubo_prune.data.evaluation import perplexity
+from qubo_prune.data.text import token_windows
 from qubo_prune.hessian import Gram
-from qubo_prune.layers import find_layers
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.peers import PEERS
-from qubo_prune.scores import score
-from qubo_prune.text import token_windows
-from qubo_prune.update import UPDATES
+from qubo_prune.methods.registry import PEERS
+from qubo_prune.methods.scores import score
+from qubo_prune.methods.update import UPDATES
+from qubo_prune.models.layers import find_layers
 
 SHAPES = [("row", 0.5), ("layer", 0.37), ("2:4", 0.5)]
 

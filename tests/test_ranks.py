@@ -16,9 +16,9 @@ from qubo_prune import prune
 from qubo_prune.bench.experiments import run
 from qubo_prune.bench.making import make_suite
 from qubo_prune.bench.runs import run_suite
-from qubo_prune.comparison import compare
 from qubo_prune.errors import InputError
 from qubo_prune.ranks import check_alone
+from qubo_prune.run.compare import compare
 
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "prune": lambda folder: prune("no-such/model", output=folder / "out"),

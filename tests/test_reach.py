@@ -12,9 +12,9 @@ import unseen
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
-from qubo_prune.pruning import prune
-from qubo_prune.reach import NO_CALL, NO_INPUT, NO_INPUT_NOW, Uses, uses_of
+from qubo_prune.hessian.reach import NO_CALL, NO_INPUT, NO_INPUT_NOW, Uses, uses_of
+from qubo_prune.models.layers import find_layers
+from qubo_prune.run.prune import prune
 
 
 @pytest.mark.parametrize("kind", unseen.WITHOUT_INPUT)

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_batch, random_feasible, random_problem, random_starts
 
-from qubo_prune import dispatch
-from qubo_prune.dispatch import PROVEN_SHARE, Handling
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
-from qubo_prune.reduction import USUAL, careful_swaps, decided, reduced, wide
-from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, single_answer
+from qubo_prune.problem.reduction import USUAL, careful_swaps, decided, reduced, wide
+from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, dispatch, single_answer
+from qubo_prune.solver.dispatch import PROVEN_SHARE, Handling
 
 QUICK = ("greedy", "tabu", "local", "anneal", "exact", "cpsat", "neal", "steepest", "dwave-tabu")
 SLOW = ("qaoa",)

@@ -10,17 +10,16 @@ import pytest
 import qubo_prune_solvers
 from qubo_prune_solvers.greedy import Greedy
 
-from qubo_prune import registry
 from qubo_prune.errors import InputError, SolverError
-from qubo_prune.registry import (
+from qubo_prune.settings import check_settings
+from qubo_prune.solver import Capabilities, Solver, registry
+from qubo_prune.solver.registry import (
     Adapter,
     available_solvers,
     describe_solvers,
     make_solver,
     solver_class,
 )
-from qubo_prune.settings import check_settings
-from qubo_prune.solver import Capabilities, Solver
 
 GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", registry.GROUP)
 

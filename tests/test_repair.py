@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference import energy, random_problem
 
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.repair import repair
+from qubo_prune.problem.repair import repair
 
 LABELS = [0, 1, 0, 2, 1, 0, 2, 2, 1]
 

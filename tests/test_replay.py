@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.replay import alike, fresh, is_mutable, spoilt, trace
+from qubo_prune.models.replay import alike, fresh, is_mutable, spoilt, trace
 
 
 class _Box:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qubo_prune.block_counts import BlockCounts
-from qubo_prune.certificate import BlockOptima
-from qubo_prune.coverage import LeftDense
-from qubo_prune.descent import TracePoint
-from qubo_prune.loss_trace import LossTrace
+from qubo_prune.blocks.certificate import BlockOptima
+from qubo_prune.blocks.loss.trace import LossTrace
+from qubo_prune.blocks.rows import TracePoint
+from qubo_prune.models.coverage import LeftDense
 from qubo_prune.report import LayerReport, Report, told_of
+from qubo_prune.solver.block_counts import BlockCounts
 
 
 def layer(name: str, before: float, after: float) -> LayerReport:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qubo_prune import InputError, prune
 from qubo_prune.report import Report
-from qubo_prune.run_folder import is_running
+from qubo_prune.run.folder import is_running
 from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
 
 #: Calls that solvers take before they are interrupted; none if negative.
@@ -153,7 +153,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_whole_one(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     global left
-    monkeypatch.setattr("qubo_prune.journal.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("qubo_prune.run.journal.CHECKPOINT_SECONDS", 0.0)
     whole = job.run()
     left = 10**9
     job.run()
@@ -323,9 +323,9 @@ def test_runs_that_are_killed_go_on_to_the_same_bits() -> None:
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-import qubo_prune.journal
+import qubo_prune.run.journal
 from qubo_prune.cli import main
-qubo_prune.journal.CHECKPOINT_SECONDS = 0.0
+qubo_prune.run.journal.CHECKPOINT_SECONDS = 0.0
 sys.argv[0] = "qubo-prune"
 main()
 """

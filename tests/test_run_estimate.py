@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from qubo_prune import InputError, KeepMasks, estimate_run, prune
-from qubo_prune.run_estimate import RunEstimate, TimeEstimate, _extended, duration
+from qubo_prune.run.estimate import RunEstimate, TimeEstimate, _extended, duration
 from qubo_prune.tables import rendered
 
 SMALL: dict[str, Any] = {"samples": 4, "sequence_length": 16}
@@ -88,7 +88,7 @@ def test_nothing_is_written_and_nothing_changes(
 
 
 def test_a_checkpoint_is_not_loaded_as_a_whole(model: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qubo_prune.shards import Checkpoint
+    from qubo_prune.files.safetensors import Checkpoint
 
     read: list[str] = []
     real = Checkpoint.read
@@ -143,7 +143,7 @@ def test_what_is_shown_fits_80_columns(model: Path, text: str) -> None:
 
 
 def test_large_numbers_fit_too() -> None:
-    from qubo_prune.run_estimate import LayerGroup
+    from qubo_prune.run.estimate import LayerGroup
 
     name = "model.language_model.layers.*.mlp.experts.*.gate_up_proj"
     groups = (LayerGroup(name, 12288, (14336, 4096), 12288 * 14336 * 2048, 1, 1024),)

@@ -15,15 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubo_prune.errors import InputError
-from qubo_prune.run_folder import (
-    MANIFEST,
-    digest_of_batches,
-    digest_of_model,
-    is_running,
-    opened,
-    read_manifest,
-)
-from qubo_prune.sealed import Damaged
+from qubo_prune.files.checksummed import Damaged
+from qubo_prune.files.digests import digest_of_batches, digest_of_model
+from qubo_prune.run.folder import MANIFEST, is_running, opened, read_manifest
 
 
 def begun(folder: Path, **configuration: Any) -> Path:
@@ -85,7 +79,7 @@ def test_nan_is_no_difference_to_itself(tmp_path: Path) -> None:
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     script = """
 import sys, time
-from qubo_prune.run_folder import opened
+from qubo_prune.run.folder import opened
 with opened(sys.argv[1], resume=True):
     print("in", flush=True)
     time.sleep(60)
@@ -140,7 +134,7 @@ def test_a_damaged_record_is_told_from_a_missing_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": "other"}', '{"format": "qubo_prune.run_folder.v1", "parts": []}',
+    "text", ["", "{", "[]", "{}", '{"format": "other"}', '{"format": "qubo_prune.run.folder.v1", "parts": []}',
              "[" * 100_000]
 )  # fmt: skip
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:

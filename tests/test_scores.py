@@ -6,7 +6,7 @@ from reference import random_layer
 
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
-from qubo_prune.scores import SCORES, score
+from qubo_prune.methods.scores import SCORES, score
 
 
 def test_magnitude_is_the_absolute_weight(rng):

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubo_prune import sealed
-from qubo_prune.sealed import Damaged, Sealed, read_sealed, write_sealed
+from qubo_prune.files import checksummed as sealed
+from qubo_prune.files.checksummed import Damaged, Sealed, read_sealed, write_sealed
 
 KIND = "test.v1"
 CONTENT = Sealed(

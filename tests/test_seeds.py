@@ -11,13 +11,13 @@ from unchecked import without_type_checks
 
 from qubo_prune import prune
 from qubo_prune.bench.solvers import compare_solvers
-from qubo_prune.certificate import block_optima
-from qubo_prune.comparison import compare
+from qubo_prune.blocks.certificate import block_optima
 from qubo_prune.data import split
 from qubo_prune.errors import InputError
 from qubo_prune.masks import Pattern
-from qubo_prune.run_estimate import estimate_run
-from qubo_prune.scores import score
+from qubo_prune.methods.scores import score
+from qubo_prune.run.compare import compare
+from qubo_prune.run.estimate import estimate_run
 from qubo_prune.seeds import HIGHEST_SEED, checked_seed, derive_seed
 
 WRONG = [-1, 2**63, 2**64, 1.5, True, "1", None]

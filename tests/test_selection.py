@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qubo_prune.selection import borderline_block, borderline_groups, borderline_weights
+from qubo_prune.blocks.selection import borderline_block, borderline_groups, borderline_weights
 
 
 def case(rng, rows: int = 4, d: int = 12, pruned: int = 6):

@@ -20,9 +20,9 @@ from qubo_prune_solvers.tabu import Tabu
 from qubo_prune import BlockQubo, prune, solve
 from qubo_prune.bench.solvers import parse_entrants
 from qubo_prune.errors import InputError
-from qubo_prune.registry import available_solvers, make_solver, read_settings, solver_class
 from qubo_prune.settings import Given, Kind, checked_settings, kinds_of, setting
 from qubo_prune.solver import Solver, SolveRequest, SolveResult
+from qubo_prune.solver.registry import available_solvers, make_solver, read_settings, solver_class
 
 if TYPE_CHECKING:
     from nowhere import Unknown

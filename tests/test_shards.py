@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qubo_prune.errors import InputError
-from qubo_prune.shards import INDEX, SINGLE, Checkpoint, is_checkpoint
+from qubo_prune.files.safetensors import INDEX, SINGLE, Checkpoint, is_checkpoint
 
 TENSORS: dict[str, Tensor] = {
     "a": torch.arange(6.0).reshape(2, 3), "half": torch.randn(3, 5).to(torch.bfloat16), "none": torch.empty(0, 4),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
-from qubo_prune.pruning import prune
-from qubo_prune.sharing import Sharing
+from qubo_prune.models.layers import find_layers
+from qubo_prune.models.sharing import Sharing
+from qubo_prune.run.prune import prune
 
 
 class Tied(nn.Module):

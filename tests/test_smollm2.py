@@ -11,10 +11,10 @@ import torch
 from measured import measured, weights
 
 from qubo_prune import KeepMasks, prune
-from qubo_prune.comparison import compare
+from qubo_prune.data.text import token_windows
 from qubo_prune.masks import Pattern
 from qubo_prune.models import load_model
-from qubo_prune.text import token_windows
+from qubo_prune.run.compare import compare
 
 
 def test_one_decoder_layer_of_the_real_model_is_pruned_and_its_errors_are_measured() -> None:

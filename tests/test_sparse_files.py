@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
 from qubo_prune.masks import KeepMasks, Pattern, keep_highest
-from qubo_prune.sparse_files import FORMAT, load_masks, load_sparse, save_sparse, sizes
+from qubo_prune.masks.packed import FORMAT, load_masks, load_sparse, save_sparse, sizes
+from qubo_prune.models.layers import find_layers
 
 WIDTHS = {torch.float64: 8, torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}
 DENSE = (torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn)

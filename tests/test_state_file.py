@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qubo_prune.state_file import StateFile
+from qubo_prune.files.states import StateFile
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from qubo_prune.stopwatch import Stopwatch
+from qubo_prune.clock import Stopwatch
 
 
 def work(seconds: float) -> None:

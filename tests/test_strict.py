@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubo_prune.errors import InputError
-from qubo_prune.strict import is_plain, limited_text, one_line, short, strict_json
+from qubo_prune.files.parsing import is_plain, limited_text, one_line, short, strict_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 import qubo_prune
-from qubo_prune.layer_names import DottedName
+from qubo_prune.models.names import DottedName
 from qubo_prune.tables import Shown, Table, as_html, rendered, replace_unprintable
 
 

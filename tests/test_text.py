@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from qubo_prune.data.text import all_windows, read_text, token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.text import all_windows, read_text, token_windows
 
 
 def test_pydoc_halves_are_disjoint_and_complete() -> None:
@@ -37,7 +37,7 @@ def test_a_data_set_by_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     rows = [{"text": "w1 w2"}, {"text": "w3"}]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    from qubo_prune.text import _data_set
+    from qubo_prune.data.text import _data_set
 
     assert _data_set(str(tmp_path)) == "w1 w2\n\nw3"
 

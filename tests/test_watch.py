@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from qubo_prune import prune
 from qubo_prune.cli import app
 from qubo_prune.errors import InputError
-from qubo_prune.run_folder import EVENTS, opened
+from qubo_prune.run.folder import EVENTS, opened
+from qubo_prune.run.watch import RunState
 from qubo_prune.tables import rendered
-from qubo_prune.watch import RunState
 
 
 @pytest.fixture

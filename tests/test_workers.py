@@ -28,11 +28,8 @@ import tiny
 import torch
 from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts
 
-from qubo_prune import workers
-from qubo_prune.block_counts import ENDED, LEFT_OUT, BlockCounts
-from qubo_prune.dispatch import Handling, solve, solve_batch
 from qubo_prune.errors import InputError, SolverError
-from qubo_prune.pruning import prune
+from qubo_prune.run.prune import prune
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -45,8 +42,11 @@ from qubo_prune.solver import (
     derive_seed,
     ranked_answers,
     single_answer,
+    workers,
 )
-from qubo_prune.workers import Crash, NotBegun, Overrun, Workers
+from qubo_prune.solver.block_counts import ENDED, LEFT_OUT, BlockCounts
+from qubo_prune.solver.dispatch import Handling, solve, solve_batch
+from qubo_prune.solver.workers import Crash, NotBegun, Overrun, Workers
 
 
 class Stubborn(Exception):
@@ -635,7 +635,7 @@ print(result.status.name, result.energy)
 def test_processes_end_when_the_one_that_began_them_is_killed():
     script = """
         import os, time
-        from qubo_prune.workers import _process
+        from qubo_prune.solver.workers import _process
         process = _process()
         print(process.schedule(os.getpid).result(), flush=True)
         time.sleep(600)

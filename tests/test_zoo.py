@@ -15,8 +15,8 @@ from measured import measured, prunable, weights
 from torch import nn
 
 from qubo_prune import InputError, prune
-from qubo_prune.layers import Layer
 from qubo_prune.masks import Pattern
+from qubo_prune.models.layers import Layer
 from qubo_prune.report import Report
 
 #: How far a reported relative error may be from the measured one.

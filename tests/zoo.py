@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qubo_prune.layers import is_prunable
+from qubo_prune.models.layers import is_prunable
 
 VOCABULARY = 64
 LENGTH = 12

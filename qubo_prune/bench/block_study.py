@@ -30,28 +30,28 @@ from torch import Tensor, nn
 
 from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant, parse_entrants
-from qubo_prune.descent import TracePoint
-from qubo_prune.dispatch import workers_for
-from qubo_prune.durable import write_whole
+from qubo_prune.blocks.rows import TracePoint
+from qubo_prune.data.evaluation import perplexity
+from qubo_prune.data.text import Windows, check_length, token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.evaluation import perplexity
-from qubo_prune.layers import Layer, find_layers, within
-from qubo_prune.masks import Pattern
-from qubo_prune.models import LoadedModel, load_model
-from qubo_prune.network import find_stack
-from qubo_prune.outputs import check_output, written_aside
-from qubo_prune.plan import Blocks, Plan
+from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.outputs import check_output, written_aside
+from qubo_prune.masks.keep import Pattern
+from qubo_prune.models.layers import Layer, find_layers, within
+from qubo_prune.models.load import LoadedModel, load_model
+from qubo_prune.models.stack import find_stack
 from qubo_prune.plot import save_panels, trade_offs
 from qubo_prune.plot.series import Mark
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
-from qubo_prune.pruning import prune
 from qubo_prune.ranks import check_alone
-from qubo_prune.report import LayerReport, Report, machine
+from qubo_prune.report.report import LayerReport, Report, machine
+from qubo_prune.run.plan import Blocks, Plan
+from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
-from qubo_prune.solver import Solver
+from qubo_prune.solver.dispatch import workers_for
+from qubo_prune.solver.interface import Solver
 from qubo_prune.tables import Shown, Table, rendered
-from qubo_prune.text import Windows, check_length, token_windows
 
 logger = logging.getLogger(__name__)
 
@@ -359,7 +359,7 @@ def study_blocks(
     """Prune some layers of a language model by every combination of solver, block size and time per block.
 
     Args:
-        model: a name that :func:`qubo_prune.models.load_model` takes.
+        model: a name that :func:`qubo_prune.models.load.load_model` takes.
         solvers: entrants, or their text for :func:`~qubo_prune.bench.solvers.parse_entrants`. As in ``prune``, all
             processor cores work: in threads of the solver, or in processes of one block each.
         sizes: weights per block. A solver that does not take one is left out there, with the reason.

@@ -26,15 +26,15 @@ from torch import Tensor
 
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import Origin
-from qubo_prune.compensated import Blocks, Curvature, Support
-from qubo_prune.emission import emit_factor
+from qubo_prune.blocks.emission import emit_factor
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries
-from qubo_prune.hessian import Gram
-from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.problem import BlockBatch, BlockQubo
-from qubo_prune.scores import score
-from qubo_prune.solver import to_numpy_bool
+from qubo_prune.hessian.compensated import Blocks, Curvature, Support
+from qubo_prune.hessian.gradients import Entries
+from qubo_prune.hessian.gram import Gram
+from qubo_prune.masks.keep import Pattern, keep_highest
+from qubo_prune.methods.scores import score
+from qubo_prune.problem.qubo import BlockBatch, BlockQubo
+from qubo_prune.solver.interface import to_numpy_bool
 
 #: ``lam`` of the fisher problems, as iCBS has it.
 RIDGE = 1e-3

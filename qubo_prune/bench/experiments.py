@@ -21,21 +21,21 @@ from rich.text import Text
 from torch import nn
 
 from qubo_prune.arguments import as_names
+from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
-from qubo_prune.durable import write_whole
+from qubo_prune.clock import Stopwatch
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.layers import find_layers
-from qubo_prune.loss_trace import LossStep, LossTrace
-from qubo_prune.masks import KeepMasks, Pattern, keep_highest, keep_highest_together
-from qubo_prune.outputs import check_output, written_aside
+from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.outputs import check_output, written_aside
+from qubo_prune.masks.keep import KeepMasks, Pattern, keep_highest, keep_highest_together
+from qubo_prune.models.layers import find_layers
 from qubo_prune.plot import quality, save_panels
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
-from qubo_prune.pruning import prune
 from qubo_prune.ranks import check_alone
-from qubo_prune.report import machine
+from qubo_prune.report.report import machine
+from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
-from qubo_prune.stopwatch import Stopwatch
 from qubo_prune.tables import Shown, Table, rendered
 
 _LABELS = {

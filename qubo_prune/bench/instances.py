@@ -21,19 +21,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qubo_prune.durable import written_whole
+from qubo_prune.data.text import check_length, token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.hessian import Gram
-from qubo_prune.layers import Layer, find_layers
-from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.models import load_model
-from qubo_prune.network import Seconds, stream
-from qubo_prune.problem import BlockBatch, BlockQubo
+from qubo_prune.files.atomic import written_whole
+from qubo_prune.hessian.gram import Gram
+from qubo_prune.hessian.stream import Seconds, stream
+from qubo_prune.masks.keep import Pattern, keep_highest
+from qubo_prune.methods.scores import score
+from qubo_prune.models.layers import Layer, find_layers
+from qubo_prune.models.load import load_model
+from qubo_prune.problem.qubo import BlockBatch, BlockQubo
 from qubo_prune.progress import Progress
-from qubo_prune.scores import score
 from qubo_prune.seeds import checked_seed
-from qubo_prune.solver import to_numpy_bool
-from qubo_prune.text import check_length, token_windows
+from qubo_prune.solver.interface import to_numpy_bool
 
 #: Easy and hard layers of the 135 M language model, from its middle and near its end.
 SMOLLM2_LAYERS = (

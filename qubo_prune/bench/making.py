@@ -17,19 +17,19 @@ from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import ORIGINS, Origin
 from qubo_prune.bench.suite import FORMAT, MANIFEST, Instance, Suite, sha256
 from qubo_prune.bench.suites import VERSION, Family, suite_families
-from qubo_prune.bounds import lower_bounds
 from qubo_prune.choices import FORMATS
-from qubo_prune.dispatch import solve
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.files import write_problem
-from qubo_prune.outputs import check_added, list_files
+from qubo_prune.files.outputs import check_added, list_files
+from qubo_prune.files.parsing import strict_json
+from qubo_prune.formats.text import write_problem
 from qubo_prune.precision import pinned
-from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.problem.bounds import lower_bounds
+from qubo_prune.problem.qubo import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
-from qubo_prune.report import machine, versions
-from qubo_prune.solver import SolveResult, Status
-from qubo_prune.strict import strict_json
+from qubo_prune.report.report import machine, versions
+from qubo_prune.solver.dispatch import solve
+from qubo_prune.solver.interface import SolveResult, Status
 
 #: Up to so many variables each row has a shift of its own; up to so many there is one for the Gram. Beyond, where Q has
 #: a low rank, no shift is left to find.

@@ -32,9 +32,9 @@ from scipy.stats import binomtest
 
 from qubo_prune.bench.runs import Row, RunTable, latest, read_calls
 from qubo_prune.bench.suite import Instance, Suite
-from qubo_prune.block_counts import BlockCounts, total
 from qubo_prune.errors import InputError
-from qubo_prune.solver import Status
+from qubo_prune.solver.block_counts import BlockCounts, total
+from qubo_prune.solver.interface import Status
 from qubo_prune.tables import Shown, Table
 
 #: Gap up to which an answer is as good as the best known.

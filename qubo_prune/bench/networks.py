@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from qubo_prune.data import Fresh, Samples, TensorSamples, to_device
-from qubo_prune.durable import written_whole
+from qubo_prune.data.images import Labelled, fashion_mnist, mnist
+from qubo_prune.data.losses import logits_of
+from qubo_prune.data.samples import Fresh, Samples, TensorSamples, to_device
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.images import Labelled, fashion_mnist, mnist
-from qubo_prune.models import device_of, evaluating
-from qubo_prune.objective import logits_of
+from qubo_prune.files.atomic import written_whole
+from qubo_prune.files.parsing import expanded
+from qubo_prune.models.load import device_of, evaluating
 from qubo_prune.progress import Progress
-from qubo_prune.strict import expanded
 
 Optimizer = Literal["sgd", "adam"]
 _FORMAT = 1

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.bench import CACHE
-from qubo_prune.data import Samples, TensorSamples
+from qubo_prune.data.losses import Objective, make_loss
+from qubo_prune.data.samples import Samples, TensorSamples
+from qubo_prune.data.text import check_length, token_windows
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.gradients import Entries, block_gradients
-from qubo_prune.hessian import Gram
-from qubo_prune.layers import Layer, find_layers
-from qubo_prune.models import load_model
-from qubo_prune.network import Seconds, stream
-from qubo_prune.objective import Objective, make_loss
+from qubo_prune.hessian.gradients import Entries, block_gradients
+from qubo_prune.hessian.gram import Gram
+from qubo_prune.hessian.stream import Seconds, stream
+from qubo_prune.models.layers import Layer, find_layers
+from qubo_prune.models.load import load_model
 from qubo_prune.progress import Progress
-from qubo_prune.text import check_length, token_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Origin:
         model: in evaluation mode.
         calls: model inputs that the Grams are summed over.
         samples: what the gradients of the loss are taken over.
-        loss: as :func:`qubo_prune.objective.make_loss` takes it.
+        loss: as :func:`qubo_prune.data.losses.make_loss` takes it.
     """
 
     name: str

@@ -14,9 +14,9 @@ import pandas as pd
 from qubo_prune.bench import run_plots
 from qubo_prune.bench.metrics import SUCCESS, Results, gap_of
 from qubo_prune.bench.runs import BASELINES, SIGN
-from qubo_prune.durable import write_whole, written_whole
 from qubo_prune.errors import InputError
-from qubo_prune.outputs import check_added, list_files
+from qubo_prune.files.atomic import write_whole, written_whole
+from qubo_prune.files.outputs import check_added, list_files
 
 _TEMPLATE = Path(__file__).with_name("run_report.html.j2")
 

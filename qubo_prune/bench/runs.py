@@ -33,18 +33,18 @@ from threadpoolctl import threadpool_limits
 
 from qubo_prune.bench.solvers import Entrant
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite
-from qubo_prune.clusters import joblib_backend
-from qubo_prune.dispatch import solve
-from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
-from qubo_prune.outputs import check_added, list_files
+from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.outputs import check_added, list_files
+from qubo_prune.files.parsing import is_plain, limited_text, one_line, short, strict_json
 from qubo_prune.precision import pinned
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
-from qubo_prune.report import machine, versions
-from qubo_prune.solver import Solver, Status, derive_seed
-from qubo_prune.strict import is_plain, limited_text, one_line, short, strict_json
+from qubo_prune.report.report import machine, versions
+from qubo_prune.solver.clusters import joblib_backend
+from qubo_prune.solver.dispatch import solve
+from qubo_prune.solver.interface import Solver, Status, derive_seed
 
 TABLE = "rows.csv"
 INFO = "run.json"

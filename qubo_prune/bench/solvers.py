@@ -29,17 +29,17 @@ from threadpoolctl import threadpool_limits
 
 from qubo_prune.arguments import as_limit
 from qubo_prune.bench.instances import Family
-from qubo_prune.dispatch import solve, solve_batch
 from qubo_prune.errors import InputError, QuboPruneError
 from qubo_prune.precision import pinned
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
-from qubo_prune.registry import make_solver
-from qubo_prune.report import machine
+from qubo_prune.report.report import machine
 from qubo_prune.seeds import checked_seed
 from qubo_prune.settings import setting_value
-from qubo_prune.solver import BatchRequest, Solver, derive_seed
+from qubo_prune.solver.dispatch import solve, solve_batch
+from qubo_prune.solver.interface import BatchRequest, Solver, derive_seed
+from qubo_prune.solver.registry import make_solver
 from qubo_prune.tables import Shown, Table
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.durable import write_whole
 from qubo_prune.errors import InputError, did_you_mean, near_entry
-from qubo_prune.files import MAX_VARIABLES, read_problem
-from qubo_prune.problem import BlockQubo
-from qubo_prune.strict import is_plain, limited_text, short, strict_json
+from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.parsing import is_plain, limited_text, short, strict_json
+from qubo_prune.formats.text import MAX_VARIABLES, read_problem
+from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.tables import Table
 
 MANIFEST = "manifest.json"

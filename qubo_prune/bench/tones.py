@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.models import device_of
+from qubo_prune.models.load import device_of
 
 SAMPLE_RATE = 16000
 FRAME = 1024

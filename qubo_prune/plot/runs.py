@@ -15,9 +15,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qubo_prune.descent import TracePoint
+from qubo_prune.blocks.loss.trace import LossTrace
+from qubo_prune.blocks.rows import TracePoint
 from qubo_prune.errors import InputError
-from qubo_prune.loss_trace import LossTrace
 from qubo_prune.plot.style import (
     MARKERS,
     PALETTE,
@@ -33,7 +33,7 @@ from qubo_prune.plot.style import (
     size_of,
     whole_numbers,
 )
-from qubo_prune.report import LayerReport, Report
+from qubo_prune.report.report import LayerReport, Report
 
 _ACCEPTED, _REJECTED = PALETTE[0], PALETTE[2]
 #: How steps of a descent on the loss are drawn: colour, marker, filled.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from qubo_prune.comparison import Comparison, ComparisonRow, Entry
 from qubo_prune.errors import InputError
+from qubo_prune.methods.chain import Entry
 from qubo_prune.plot.style import (
     MARKERS,
     axes,
@@ -23,10 +24,12 @@ from qubo_prune.plot.style import (
     logarithmic,
     look,
     plain,
+    save_panels,
     shortened,
     size_of,
     wrapped,
 )
+from qubo_prune.report.comparison import Comparison, ComparisonRow
 
 Line = Sequence[tuple[float, float]]
 #: A point ``(x, y)`` and its kind.
@@ -129,7 +132,7 @@ def methods(
     """Methods side by side; several settings and held-out texts stand in groups, the dense model is a dashed line.
 
     Args:
-        comparison: what :func:`qubo_prune.comparison.compare` returned.
+        comparison: what :func:`qubo_prune.run.compare.compare` returned.
         quantity: ``perplexity``, ``rise`` (of the log-perplexity over the dense model), ``error`` (of the layers'
             outputs, as a share of their power) or ``seconds`` (of the pruning, calibration included).
         text: the place of the held-out text, from 0 on; all of them if left out.
@@ -218,3 +221,25 @@ def trade_offs(
     ]
     legend(ax, [*lines, *ax.get_legend_handles_labels()[0]])
     return ax
+
+
+def comparison(result: Comparison, path: str | Path) -> None:
+    """Rise of log-perplexity on each text, layer error and seconds of every method, one panel each, as a file.
+
+    Args:
+        result: of :func:`qubo_prune.run.compare.compare`.
+        path: where to write; its suffix says the format.
+    """
+    panels: list[tuple[str, int | None]] = [("rise", at) for at in range(len(result.texts))]
+    panels += [("error", None), ("seconds", None)]
+
+    def drawn(place: int, ax: Axes) -> None:
+        quantity, text = panels[place]
+        methods(result, quantity, text=text, ax=ax).tick_params(axis="y", labelleft=place % columns == 0)
+
+    columns = 2 if len(panels) > 3 else len(panels)
+    entries = len({row.method for row in result.rows})
+    save_panels(
+        path, [partial(drawn, place) for place in range(len(panels))], width=4.2, height=1.2 + 0.4 * entries,
+        columns=columns, shared_legend=True,
+    )  # fmt: skip

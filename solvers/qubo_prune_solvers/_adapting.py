@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, SupportsIndex
 
 from qubo_prune.errors import InputError
-from qubo_prune.registry import Adapter
 from qubo_prune.settings import checked_values, kinds_of
+from qubo_prune.solver.registry import Adapter
 
 
 class Remade(Adapter):

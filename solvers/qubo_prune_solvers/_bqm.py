@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
-from qubo_prune.penalty import temperature_range
-from qubo_prune.problem import BlockQubo, binary
-from qubo_prune.solver import SolveRequest, derive_seed
+from qubo_prune.problem.penalty import temperature_range
+from qubo_prune.problem.qubo import BlockQubo, binary
+from qubo_prune.solver.interface import SolveRequest, derive_seed
 
 if TYPE_CHECKING:
     import dimod
@@ -27,7 +27,7 @@ def model_of(problem: BlockQubo) -> dimod.BinaryQuadraticModel:
     if not problem.free and problem.num_variables:
         raise InputError(
             "The problem has counts, which this solver does not know; hand it to qubo_prune.solve, which makes "
-            "penalties of them, or pass the result of qubo_prune.penalty.penalised."
+            "penalties of them, or pass the result of qubo_prune.problem.penalty.penalised."
         )
     # dimod reads a matrix several times faster than vectors of pairs, and leaves zeros out
     model = dimod.BinaryQuadraticModel(problem.dense(), dimod.BINARY)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit

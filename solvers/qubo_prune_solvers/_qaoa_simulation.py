@@ -10,7 +10,7 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune_solvers._qaoa_circuits import Ansatz
 
 

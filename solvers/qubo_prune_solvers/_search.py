@@ -11,11 +11,11 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from qubo_prune.solver import (
+from qubo_prune.clock import Deadline
+from qubo_prune.solver.interface import (
     BatchRequest,
     BatchResult,
     Capabilities,
-    Deadline,
     Solver,
     SolveRequest,
     SolveResult,
@@ -24,8 +24,7 @@ from qubo_prune.solver import (
     ranked_answers,
     to_numpy_bool,
 )
-from qubo_prune_solvers._starts import starts_of
-from qubo_prune_solvers._swaps import (
+from qubo_prune.solver.swaps.kernels import (
     Form,
     below,
     best_swap,
@@ -37,8 +36,10 @@ from qubo_prune_solvers._swaps import (
     form_of,
     forms_of,
     in_threads,
-    settle,
+    rounding,
+    settle_form,
 )
+from qubo_prune_solvers._starts import starts_of
 
 #: Factor form of up to so many variables is multiplied out: these searches make thousands of swaps, and
 #: one costs O(n) then instead of O(n rank). 256 MB at most.
@@ -64,18 +65,6 @@ class State:
         """The best assignment, brought to an optimum over all single swaps."""
         settle_form(self.form, self.best)
         return self.best
-
-
-def settle_form(form: Form, x: NDArray[np.bool_], width: int = 8) -> None:
-    """Descend from x, in place, to an optimum over all single swaps."""
-    costs = flip_costs(*form.couplings, form.own, x)
-    room = np.empty((2, max(1, len(form.num_pruned)), width), dtype=np.int64)
-    settle(*form.couplings, form.labels, form.pull, form.size, x, costs, rounding(form), room[0], room[1])
-
-
-def rounding(form: Form) -> float:
-    """Energy changes below this are rounding."""
-    return 1e-12 * float(np.abs(form.own).mean()) if len(form.own) else 0.0
 
 
 class SwapSearch(Solver):

@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from qubo_prune.solver.swaps.kernels import Form, below, forward_start
 from qubo_prune_solvers._relaxation import relaxed
-from qubo_prune_solvers._swaps import Form, below, flip
 
 # above this size the relaxation of one problem, which reads an n x n matrix, costs more than it brings
 _MOST_RELAXED = 2048
@@ -32,11 +32,6 @@ def starts_of(form: Form, warm_start: NDArray[np.bool_] | None, count: int, seed
     return result
 
 
-def forward_start(form: Form) -> NDArray[np.bool_]:
-    """Greedy forward selection from the dense problem."""
-    return np.asarray(_forward(*form.couplings, form.own, form.labels, form.num_pruned))
-
-
 def _relaxed(form: Form) -> NDArray[np.float64]:
     quadratic = form.matrix * form.values[:, None] * form.values[None, :] / 2
     np.fill_diagonal(quadratic, form.own)
@@ -49,22 +44,6 @@ def _lowest(form: Form, key: NDArray[np.float64]) -> NDArray[np.bool_]:
     for group, count in enumerate(form.num_pruned):
         members = np.flatnonzero(form.labels == group)
         x[members[np.argsort(key[members], kind="stable")[:count]]] = True
-    return x
-
-
-@njit(cache=True, nogil=True)
-def _forward(matrix: Any, values: Any, factor: Any, own: Any, labels: Any, num_pruned: Any) -> Any:
-    """Prune next what costs least, given everything pruned before."""
-    x = np.zeros(len(own), dtype=np.bool_)
-    costs = own.copy()
-    left = num_pruned.copy()
-    for _ in range(num_pruned.sum()):
-        chosen = -1
-        for i in range(len(own)):
-            if not x[i] and left[labels[i]] > 0 and (chosen < 0 or costs[i] < costs[chosen]):
-                chosen = i
-        flip(matrix, values, factor, chosen, x, costs)
-        left[labels[chosen]] -= 1
     return x
 
 

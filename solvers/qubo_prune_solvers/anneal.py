@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qubo_prune.clock import Deadline
 from qubo_prune.settings import setting
-from qubo_prune.solver import Deadline
+from qubo_prune.solver.swaps.kernels import below, coupling, exchange, uniform
 from qubo_prune_solvers._search import State, SwapSearch, keep_best
-from qubo_prune_solvers._swaps import below, coupling, exchange, uniform
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.settings import setting
-from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, single_answer
+from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 from qubo_prune_solvers._bqm import small_seed
 from qubo_prune_solvers._interrupts import interruptible
 

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.settings import setting
-from qubo_prune.solver import (
+from qubo_prune.solver.interface import (
     BatchRequest,
     BatchResult,
     Capabilities,
-    Deadline,
     Solver,
     SolveRequest,
     SolveResult,

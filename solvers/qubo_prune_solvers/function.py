@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qubo_prune.errors import InputError
-from qubo_prune.registry import import_object
 from qubo_prune.settings import check_settings, checked_values, kinds_of
-from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.registry import import_object
 from qubo_prune_solvers._adapting import Remade, argument_names, make, takes_any_name
 
 # what a function can name, and what it then gets of a request
@@ -37,7 +37,7 @@ class CallableSolver(Remade):
     for a single group, one each otherwise), ``labels``, ``warm_start``, ``seed``, ``time_limit``
     (seconds), ``num_answers`` and ``temperatures``; if its first argument has none of these names, it
     is the problem. It answers with an assignment ``(n,)`` or rows of them ``(k, n)``, 0 or 1 each,
-    1 = prune, or with a :class:`~qubo_prune.solver.SolveResult`.
+    1 = prune, or with a :class:`~qubo_prune.solver.interface.SolveResult`.
 
     A function that names ``time_limit`` is trusted to keep it; another one runs in a process that is
     ended then. One that names ``seed`` counts as stochastic.

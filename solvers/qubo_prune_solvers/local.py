@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qubo_prune.clock import Deadline
 from qubo_prune.settings import setting
-from qubo_prune.solver import Deadline
+from qubo_prune.solver.swaps.kernels import best_swap, coupling, descend, exchange
 from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
-from qubo_prune_solvers._swaps import best_swap, coupling, descend, exchange
 
 
 @dataclass(frozen=True)

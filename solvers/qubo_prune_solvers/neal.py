@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from qubo_prune.clock import Deadline
 from qubo_prune.settings import setting
-from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
 from qubo_prune_solvers._interrupts import interruptible
 

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.dispatch import penalties
+from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.penalty import penalised
-from qubo_prune.problem import BlockQubo
-from qubo_prune.repair import repair
+from qubo_prune.problem.penalty import penalised
+from qubo_prune.problem.qubo import BlockQubo
+from qubo_prune.problem.repair import repair
 from qubo_prune.settings import setting
-from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.dispatch import penalties
+from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import small_seed
 from qubo_prune_solvers._qaoa_circuits import Ansatz, ising, mixer_pairs
 from qubo_prune_solvers._qaoa_device import Device

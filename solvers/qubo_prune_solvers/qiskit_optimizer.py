@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.conversions import to_quadratic_program
 from qubo_prune.errors import InputError
-from qubo_prune.problem import BlockQubo, binary
-from qubo_prune.registry import import_object
+from qubo_prune.formats.libraries import to_quadratic_program
+from qubo_prune.problem.qubo import BlockQubo, binary
 from qubo_prune.settings import check_settings
-from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.registry import import_object
 from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import small_seed
 

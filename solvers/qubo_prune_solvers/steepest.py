@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qubo_prune.clock import Deadline
 from qubo_prune.settings import setting
-from qubo_prune.solver import Capabilities, Deadline, Solver, SolveRequest, SolveResult, Status, ranked_answers
+from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._bqm import assignments_of, initial_states, model_of
 
 # descents between two looks at the clock

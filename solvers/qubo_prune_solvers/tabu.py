@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
 from qubo_prune.settings import setting
-from qubo_prune.solver import Deadline
+from qubo_prune.solver.swaps.kernels import below, best_swap, exchange
 from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
-from qubo_prune_solvers._swaps import below, best_swap, exchange
 
 # steps between two looks at the clock, well under a millisecond for a thousand variables
 _CHUNK = 1000

@@ -17,15 +17,16 @@ import torch
 
 from qubo_prune.bench.block_study import SWAPS, WANDA, BlockStudy, LeftOut, Point, default_layers, study_blocks
 from qubo_prune.bench.solvers import Entrant
-from qubo_prune.descent import Descent, descend, warm_start
+from qubo_prune.blocks.rows import Descent, descend
+from qubo_prune.data.text import token_windows
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
-from qubo_prune.layers import Layer, find_layers
+from qubo_prune.hessian.stream import Seconds, stream
 from qubo_prune.masks import Pattern
-from qubo_prune.network import Seconds, stream
-from qubo_prune.registry import make_solver
+from qubo_prune.methods.scores import warm_start
+from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
-from qubo_prune.text import token_windows
+from qubo_prune.solver.registry import make_solver
 
 QAOA = "qaoa(layers=1, maxiter=5)"
 #: They read the same input, so that neither sees what became of the other; 24 rows of 16 weights.

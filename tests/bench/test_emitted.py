@@ -15,9 +15,9 @@ from torch.nn import functional
 from qubo_prune.bench.emitted import RIDGE, Emitted, compensated_block, count_of, fisher_blocks, gram_block
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import Origin
-from qubo_prune.bounds import lower_bounds
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockBatch, FactorForm
+from qubo_prune.problem.bounds import lower_bounds
 
 D_OUT, D_IN = 6, 18
 DAMPING = 0.01

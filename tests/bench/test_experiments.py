@@ -20,8 +20,8 @@ from qubo_prune.bench.experiments import METHODS, Experiment, Score, Workload, m
 from qubo_prune.bench.networks import accuracy_and_loss
 from qubo_prune.data import Samples
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
 from qubo_prune.masks import Pattern
+from qubo_prune.models.layers import find_layers
 from qubo_prune.tables import rendered
 
 

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from qubo_prune.bench.instances import Source, capture, families
+from qubo_prune.data.text import token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.text import token_windows
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 

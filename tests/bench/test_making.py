@@ -17,8 +17,8 @@ from qubo_prune.bench.making import make, make_suite
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite, faults
 from qubo_prune.bench.suites import VERSION, Family, suite_families
 from qubo_prune.errors import InputError
-from qubo_prune.files import FORMATS, read_problem
-from qubo_prune.outputs import LISTING
+from qubo_prune.files.outputs import LISTING
+from qubo_prune.formats.text import FORMATS, read_problem
 from qubo_prune.problem import FactorForm
 
 needs_crepe = pytest.mark.skipif(

@@ -11,8 +11,8 @@ from torch import nn
 from qubo_prune.bench import networks
 from qubo_prune.bench.networks import accuracy_and_loss, garment_net, mlpnet, train, trained
 from qubo_prune.data import TensorSamples
+from qubo_prune.data.images import fashion_mnist, mnist
 from qubo_prune.errors import InputError
-from qubo_prune.images import fashion_mnist, mnist
 from qubo_prune.masks import Pattern, keep_highest
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from qubo_prune.bench.origins import ORIGINS, Origin, language_model
 from qubo_prune.errors import InputError
-from qubo_prune.gradients import Entries
+from qubo_prune.hessian.gradients import Entries
 
 
 def test_a_gram_is_that_of_what_the_layer_reads() -> None:

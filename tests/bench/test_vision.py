@@ -20,9 +20,9 @@ from qubo_prune.bench.vision import (
     garment_probe,
 )
 from qubo_prune.data import Subset, TensorSamples
+from qubo_prune.data.images import fashion_mnist
 from qubo_prune.errors import InputError
-from qubo_prune.images import fashion_mnist
-from qubo_prune.layers import find_layers
+from qubo_prune.models.layers import find_layers
 
 
 def _tiny_backbone() -> nn.Module:

@@ -31,11 +31,11 @@ from qubo_prune.bench.workloads import (
     load_checkpoint,
     tone_losses,
 )
+from qubo_prune.data.evaluation import perplexity
+from qubo_prune.data.images import fashion_mnist
+from qubo_prune.data.text import token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.evaluation import perplexity
-from qubo_prune.images import fashion_mnist
-from qubo_prune.layers import find_layers
-from qubo_prune.text import token_windows
+from qubo_prune.models.layers import find_layers
 
 QUICK: dict[str, Any] = {"block_size": 64, "samples": 200, "scoring_samples": 200, "max_blocks": 6}
 

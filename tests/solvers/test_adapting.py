@@ -7,7 +7,7 @@ import pytest
 from qubo_prune_solvers._adapting import argument_names, make, takes_any_name
 
 from qubo_prune.errors import InputError
-from qubo_prune.registry import make_solver
+from qubo_prune.solver.registry import make_solver
 
 LOCKED = """
 import threading

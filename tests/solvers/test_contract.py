@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubo_prune.registry import describe_solvers, make_solver
+from qubo_prune.solver.registry import describe_solvers, make_solver
 from qubo_prune.testing import check_names, run_check
 
 OURS = [info for info in describe_solvers() if info.distribution == "qubo-prune"]

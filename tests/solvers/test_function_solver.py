@@ -15,8 +15,8 @@ from reference import minimum, random_feasible, random_problem
 from qubo_prune import solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo
-from qubo_prune.registry import make_solver
 from qubo_prune.solver import SolveRequest, Status, ranked_answers
+from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
 

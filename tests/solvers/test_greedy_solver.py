@@ -18,9 +18,9 @@ from reference import (
     swaps,
 )
 
-from qubo_prune.dispatch import solve, solve_batch
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import BatchRequest, SolveRequest, Status
+from qubo_prune.solver.dispatch import solve, solve_batch
 
 both_kernels = pytest.mark.parametrize("kernel", ["compiled", "torch"])
 
@@ -257,5 +257,5 @@ def test_the_last_look_takes_some_columns_at_a_time(rng, monkeypatch):
     request = BatchRequest(batch, random_starts(rng, batch))
     solver = Greedy(kernel="torch", candidates=1)
     whole = solver.solve_batch(request).assignments
-    monkeypatch.setattr("qubo_prune_solvers.greedy._ENTRIES", 300)
+    monkeypatch.setattr("qubo_prune.solver.swaps.greedy._ENTRIES", 300)
     assert torch.equal(solver.solve_batch(request).assignments, whole)

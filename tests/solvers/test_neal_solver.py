@@ -7,11 +7,11 @@ import pytest
 from qubo_prune_solvers.neal import Neal
 from reference import minimum, random_feasible, random_problem
 
-from qubo_prune import registry, solve
+from qubo_prune import solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.registry import make_solver
-from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.solver import SolveRequest, Status, registry
+from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
 

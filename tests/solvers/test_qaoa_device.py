@@ -10,8 +10,8 @@ from qiskit.primitives import BackendSamplerV2, StatevectorSampler
 from qiskit.providers.basic_provider import BasicSimulator
 from qubo_prune_solvers._qaoa_device import Device
 
-from qubo_prune import registry
 from qubo_prune.errors import SolverError
+from qubo_prune.solver import registry
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from qiskit.primitives import StatevectorSampler
 from qubo_prune_solvers.qaoa import Qaoa
 from reference import energy, feasible_points, minimum, random_feasible, random_problem
 
-from qubo_prune import registry, solve
+from qubo_prune import solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.registry import make_solver
-from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.solver import SolveRequest, Status, registry
+from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
 

@@ -22,7 +22,7 @@ from reference import minimum, random_problem
 from qubo_prune import solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.registry import make_solver
+from qubo_prune.solver.registry import make_solver
 
 
 class Trying(OptimizationAlgorithm):

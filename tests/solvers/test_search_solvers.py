@@ -8,18 +8,26 @@ import numpy as np
 import pytest
 import torch
 from qubo_prune_solvers._relaxation import dual_bound, optimise, relaxed
-from qubo_prune_solvers._search import settle_form
 from qubo_prune_solvers._starts import starts_of
-from qubo_prune_solvers._swaps import best_swap, coupling, energy, exchange, flip_costs, form_of, forms_of
 from qubo_prune_solvers.anneal import Anneal
 from qubo_prune_solvers.local import Local
 from qubo_prune_solvers.tabu import Tabu
 from reference import minimum, random_batch, random_feasible, random_problem, random_starts, swaps
 
 from qubo_prune import solve
-from qubo_prune.dispatch import solve_batch
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import BatchRequest, SolveRequest, Status
+from qubo_prune.solver.dispatch import solve_batch
+from qubo_prune.solver.swaps.kernels import (
+    best_swap,
+    coupling,
+    energy,
+    exchange,
+    flip_costs,
+    form_of,
+    forms_of,
+    settle_form,
+)
 
 SEARCHES = [Tabu(threads=1), Local(threads=1), Anneal(threads=1)]
 by_name = pytest.mark.parametrize("search", SEARCHES, ids=lambda s: type(s).__name__)

@@ -1,0 +1,1 @@
+"""Blocks from the gradients of a loss, over any weights."""

@@ -1,0 +1,5 @@
+"""``python -m qubo_prune.cli``."""
+
+from qubo_prune.cli.app import main
+
+main()

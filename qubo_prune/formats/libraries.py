@@ -1,0 +1,203 @@
+"""Block QUBOs as problems of other libraries: dimod, Ising spins, qiskit-optimization.
+
+Every function is pure and reads Q as a dense matrix, so a problem in factor form is densified here.
+``x_i = 1`` means *prune* on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qubo_prune.errors import InputError
+from qubo_prune.problem.penalty import least_strength, multipliers, penalised
+from qubo_prune.problem.qubo import BlockQubo
+from qubo_prune.solver.dispatch import solve
+from qubo_prune.solver.swaps.greedy import Greedy
+
+if TYPE_CHECKING:
+    import dimod
+    import qiskit_optimization
+
+
+def to_cqm(problem: BlockQubo) -> dimod.ConstrainedQuadraticModel:
+    """A dimod model over binary variables 0 to n-1 that holds the counts as constraints.
+
+    The objective is ``E(x)`` exactly, the offset included; constraint g, labelled ``"group g"``, is
+    ``sum_{i in g} x_i == m_g``. Factor form is densified. :func:`from_cqm` is the way back.
+
+    >>> cqm = to_cqm(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))
+    >>> float(cqm.objective.energy({0: 0, 1: 1})), len(cqm.constraints)
+    (3.0, 1)
+    """
+    import dimod
+
+    cqm = dimod.ConstrainedQuadraticModel()
+    cqm.set_objective(to_bqm(problem, penalty=0.0))
+    for group, count in enumerate(problem.num_pruned):
+        members = np.flatnonzero(problem.labels == group)
+        cqm.add_constraint([(int(i), 1.0) for i in members], "==", rhs=count, label=f"group {group}")
+    return cqm
+
+
+def from_cqm(cqm: dimod.ConstrainedQuadraticModel) -> BlockQubo:
+    """The block QUBO of a model such as :func:`to_cqm` makes, in dense form.
+
+    Raises:
+        InputError: a variable is not binary or not one of 0 to n-1, a constraint is not
+            ``sum x_i == whole number``, or the constraints do not cover every variable exactly once.
+
+    >>> from_cqm(to_cqm(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))).energy([0, 1])
+    3.0
+    """
+    n = len(cqm.variables)
+    if set(cqm.variables) != set(range(n)):
+        raise InputError(f"The model's variables are {list(cqm.variables)[:8]}; name them 0 to {n - 1}.")
+    for i in range(n):
+        if cqm.vartype(i).name != "BINARY":
+            raise InputError(f"Variable {i} of the model is {cqm.vartype(i).name}; only binary ones are allowed.")
+    labels, counts = np.full(n, -1, dtype=np.int64), []
+    for group, (name, constraint) in enumerate(cqm.constraints.items()):
+        members, count = _count_constraint(name, constraint)
+        if (labels[members] >= 0).any():
+            raise InputError(f"Constraint {name!r} shares a variable with another; groups must be disjoint.")
+        labels[members] = group
+        counts.append(count)
+    if (labels < 0).any():
+        raise InputError(f"Variable {int(labels.argmin())} is in no constraint; give every variable a count.")
+    q = np.zeros((n, n))
+    for i, bias in cqm.objective.linear.items():
+        q[i, i] = bias
+    for (i, j), bias in cqm.objective.quadratic.items():
+        q[i, j] = q[j, i] = bias / 2
+    return BlockQubo(q, counts, cqm.objective.offset, labels)
+
+
+def _count_constraint(name: object, constraint: dimod.sym.Comparison) -> tuple[list[int], int]:
+    """Members and count of ``sum x_i == m``."""
+    lhs = constraint.lhs
+    count = constraint.rhs - lhs.offset
+    plain = constraint.sense.value == "==" and lhs.is_linear() and not lhs.is_soft()
+    if not plain or any(bias != 1 for bias in lhs.linear.values()) or count != round(count):
+        raise InputError(
+            f"Constraint {name!r} is {constraint.to_polystring()}; only hard constraints of the form "
+            "'x0 + x1 + ... == whole number' are allowed."
+        )
+    return list(lhs.variables), int(count)
+
+
+def to_ising(
+    problem: BlockQubo, penalty: float | None = None
+) -> tuple[dict[int, float], dict[tuple[int, int], float], float]:
+    """Fields h, couplings J and offset of the spins ``s = 2x - 1``, so ``s_i = +1`` prunes weight i.
+
+    ``sum_i h_i s_i + sum_{i<j} J_ij s_i s_j + offset`` is the energy of :func:`to_bqm` at
+    ``x = (1 + s) / 2``; every pair stands once. Factor form is densified.
+
+    Args:
+        problem: the block QUBO.
+        penalty: as in :func:`to_bqm`.
+
+    >>> to_ising(BlockQubo([[4.0]], num_pruned=1), penalty=0.0)
+    ({0: 2.0}, {}, 2.0)
+    """
+    linear, quadratic, offset = to_bqm(problem, penalty).to_ising()
+    fields = {int(i): float(linear[i]) for i in range(problem.num_variables)}
+    couplings = {(int(min(pair)), int(max(pair))): float(bias) for pair, bias in quadratic.items()}
+    return fields, couplings, float(offset)
+
+
+def assignment_from_spins(spins: ArrayLike | Mapping[int, int]) -> NDArray[np.bool_]:
+    """Assignments ``(n,)`` or ``(k, n)``, True = prune, from spins -1 and +1.
+
+    A mapping from variable to spin, such as a dimod sample, is read in the order 0 to n-1.
+
+    Raises:
+        InputError: a value is neither -1 nor +1, or a mapping's keys are not 0 to n-1.
+
+    >>> assignment_from_spins([1, -1, 1])
+    array([ True, False,  True])
+    """
+    if isinstance(spins, Mapping):
+        if set(spins) != set(range(len(spins))):
+            raise InputError(f"The spins are named {list(spins)[:8]}; name them 0 to {len(spins) - 1}.")
+        spins = [spins[i] for i in range(len(spins))]
+    values = np.asarray(spins)
+    if not np.isin(values, (-1, 1)).all():
+        raise InputError(f"The spins hold {np.unique(values)[:8].tolist()}; only -1 and +1 are allowed.")
+    return np.asarray(values == 1)
+
+
+def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticProgram:
+    """A qiskit-optimization program that minimises ``E(x)`` over binary ``x0`` to ``x{n-1}``.
+
+    The constant is the offset; the linear equality ``group_g`` is ``sum_{i in g} x_i == m_g`` for
+    each group that has variables. Factor form is densified.
+
+    >>> program = to_quadratic_program(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))
+    >>> float(program.objective.evaluate([0, 1]))
+    3.0
+    """
+    import qiskit_optimization
+
+    program = qiskit_optimization.QuadraticProgram("block_qubo")
+    names = [program.binary_var(f"x{i}").name for i in range(problem.num_variables)]
+    couplings = problem.dense() * (1 - np.eye(problem.num_variables))
+    program.minimize(constant=problem.offset, linear=problem.diagonal, quadratic=couplings)
+    for group, count in enumerate(problem.num_pruned):
+        members = {names[i]: 1 for i in np.flatnonzero(problem.labels == group)}
+        if members:
+            program.linear_constraint(members, "==", count, f"group_{group}")
+    return program
+
+
+def suggested_penalty(problem: BlockQubo) -> float:
+    """``2 mu`` in units of energy, where ``mu`` is what one more pruned weight costs near the optimum.
+
+    At a swap optimum x (greedy forward selection, then best swaps) the flip costs are
+    ``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j``. The multiplier of a count lies between the cheapest kept
+    weight and the dearest pruned one, ``mu = max over groups |min_kept K + max_pruned K| / 2``; a group
+    that is all kept or all pruned has one of the two, which stands for both. Always positive.
+
+    This is a heuristic scale. The usual safe rules, such as ``sum |Q_ij|``, are thousands of times
+    too large and drown the energies that matter. With this one a ground state can miss a count by
+    some weights, so answers need a repair.
+
+    >>> suggested_penalty(BlockQubo([[1.0, 0.0], [0.0, 3.0]], num_pruned=1))
+    4.0
+    """
+    x = solve(problem, Greedy()).assignment
+    mu = multipliers(problem, x)
+    return 2 * float(np.abs(mu).max(initial=0.0)) + 2 * least_strength(problem, mu, x)
+
+
+def to_bqm(problem: BlockQubo, penalty: float | None = None) -> dimod.BinaryQuadraticModel:
+    """A dimod model over variables 0 to n-1 whose counts are penalties.
+
+    Its energy is ``E(x) + penalty * sum_g (sum_{i in g} x_i - m_g)^2`` exactly, the offset included,
+    so a feasible assignment has the energy of the problem. Factor form is densified.
+
+    Args:
+        problem: the block QUBO.
+        penalty: in units of energy; :func:`suggested_penalty` if left out, whose answers may miss
+            a count and then need a repair. 0 leaves the counts out.
+
+    Raises:
+        InputError: the penalty is negative or not finite.
+
+    >>> bqm = to_bqm(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1), penalty=10.0)
+    >>> float(bqm.energy({0: 1, 1: 1}))
+    10.0
+    """
+    import dimod
+
+    strength = suggested_penalty(problem) if penalty is None and not problem.free else penalty or 0.0
+    free = penalised(problem, strength)
+    pairs = 2 * free.dense()
+    first, second = np.triu(pairs, 1).nonzero()
+    return dimod.BinaryQuadraticModel.from_numpy_vectors(
+        free.diagonal, (first, second, pairs[first, second]), free.offset, dimod.BINARY
+    )

@@ -1,0 +1,1 @@
+"""Methods: scores, published ones, budgets of layers, updates of kept weights."""

@@ -1,0 +1,96 @@
+"""Counts as penalties, for samplers that know none; and the temperatures that suit a problem.
+
+With ``s_g = sum_{i in g} x_i`` the penalised energy is::
+
+    E_pen(x) = E(x) + sum_g [ lambda_g (s_g - m_g)^2 - mu_g (s_g - m_g) ],
+
+which equals ``E(x)`` wherever the counts are met. ``mu_g``, what one more pruned weight costs near the
+optimum, is the multiplier of the count: the linear term takes the pull towards fewer pruned weights
+away, so that a small ``lambda_g`` is enough. The usual safe rules, such as ``sum |Q_ij|``, are
+thousands of times too large and drown the energies that matter. Samples can still miss a count by a
+weight or two and are repaired.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
+
+from qubo_prune.errors import InputError
+from qubo_prune.problem.qubo import BlockQubo, FactorForm
+
+
+def multipliers(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " g"]:
+    """``mu_g`` of every count, estimated at a swap optimum x.
+
+    There the multiplier lies between the flip cost of the cheapest kept weight of the group and that
+    of the dearest pruned one; the mean of the two is taken. A group that is all kept or all pruned
+    has one of the two, which stands for both; an empty group has 0.
+    """
+    costs = problem.flip_costs(x)
+    result = np.zeros(problem.num_groups)
+    for group in range(problem.num_groups):
+        inside = problem.labels == group
+        sides = (costs[inside & ~x].min(initial=np.inf), costs[inside & x].max(initial=-np.inf))
+        known = [side for side in sides if np.isfinite(side)]
+        result[group] = np.mean(known) if known else 0.0
+    return result
+
+
+def least_strength(problem: BlockQubo, mu: Float[np.ndarray, " g"], x: Bool[np.ndarray, " n"]) -> float:
+    """A penalty for problems whose counts cost next to nothing: the size of the flip costs, or 1."""
+    scale = float(np.abs(problem.flip_costs(x)).max(initial=0.0))
+    if np.abs(mu).max(initial=0.0) > 1e-9 * scale:
+        return 0.0
+    return scale if scale > 0 else 1.0
+
+
+def penalised(problem: BlockQubo, strength: ArrayLike, shift: ArrayLike = 0.0) -> BlockQubo:
+    """The free problem ``E_pen`` above; factor form stays factor form (one more column per group).
+
+    Args:
+        problem: the block QUBO.
+        strength: ``lambda``, one for all groups or one each, in units of energy.
+        shift: ``mu``, likewise.
+
+    Raises:
+        InputError: a strength is negative or not finite.
+
+    >>> free = penalised(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1), strength=10.0)
+    >>> free.energy([1, 0]), free.energy([1, 1])
+    (1.0, 10.0)
+    """
+    lam = np.broadcast_to(np.asarray(strength, dtype=np.float64), (problem.num_groups,))
+    mu = np.broadcast_to(np.asarray(shift, dtype=np.float64), (problem.num_groups,))
+    if not (np.isfinite(lam).all() and (lam >= 0).all()):
+        raise InputError(f"The penalty is {lam.tolist()}; pass a finite number from 0 on, or None to estimate it.")
+    counts = np.array(problem.num_pruned, dtype=np.float64)
+    member = (problem.labels[:, None] == np.arange(problem.num_groups)[None, :]).astype(np.float64)
+    # x_i^2 = x_i: the square's own diagonal, lambda, is in the matrix part of either form
+    own = member @ (-2 * lam * counts - mu)
+    offset = problem.offset + float(lam @ counts**2 + mu @ counts)
+    if isinstance(problem.q, FactorForm):
+        factor = np.concatenate([problem.q.factor, member * np.sqrt(lam)], axis=1)
+        return BlockQubo(FactorForm(problem.q.diagonal + own, factor), None, offset)
+    return BlockQubo(problem.dense() + (member * lam) @ member.T + np.diag(own), None, offset)
+
+
+def temperature_range(problem: BlockQubo, x: Bool[np.ndarray, " n"], seed: int = 0) -> tuple[float, float]:
+    """Hot and cold temperature of an annealing, in units of energy.
+
+    Hot is the median ``|energy change|`` of random swaps at x (of flips, if no swap exists), cold a
+    thousandth of it.
+    """
+    costs, rng = problem.flip_costs(x), np.random.default_rng(seed)
+    changes = []
+    for group in range(problem.num_groups):
+        inside = problem.labels == group
+        kept, pruned = np.flatnonzero(inside & ~x), np.flatnonzero(inside & x)
+        if len(kept) and len(pruned):
+            for u in rng.choice(kept, min(16, len(kept)), replace=False):
+                changes.append(np.abs(costs[u] - costs[pruned] - problem.couplings(int(u))[pruned]))
+    values = np.concatenate(changes) if changes else np.abs(costs)
+    hot = float(np.median(values)) if len(values) else 0.0
+    hot = hot or float(np.abs(problem.diagonal).max(initial=0.0)) or 1.0
+    return hot, hot / 1000

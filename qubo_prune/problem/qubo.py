@@ -1,0 +1,431 @@
+"""The block QUBO: what a layer emits and what a solver decides.
+
+``x_i = 1`` means *prune* weight i, everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from qubo_prune.errors import InputError
+from qubo_prune.tables import Shown, Table
+
+
+def _float64(values: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Copy ``values`` to a read-only float64 array, refusing what is not finite."""
+    array = np.array(values, dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise InputError(f"{what} holds NaN or infinite values; only finite numbers are allowed.")
+    array.flags.writeable = False
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class FactorForm:
+    """``Q = diag(diagonal) + factor @ factor.T`` without the n x n matrix.
+
+    ``diagonal`` has shape ``(n,)``, ``factor`` ``(n, rank)``; both are copied to float64.
+    """
+
+    diagonal: NDArray[np.float64]
+    factor: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "diagonal", _float64(self.diagonal, "FactorForm.diagonal"))
+        object.__setattr__(self, "factor", _float64(self.factor, "FactorForm.factor"))
+        if self.diagonal.ndim != 1 or self.factor.ndim != 2 or len(self.factor) != len(self.diagonal):
+            raise InputError(
+                f"FactorForm got diagonal {self.diagonal.shape} and factor {self.factor.shape}; "
+                "pass shapes (n,) and (n, rank)."
+            )
+
+    def apply(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``Q v`` for one vector ``(n,)``."""
+        return np.asarray(self.diagonal * vector + self.factor @ (self.factor.T @ vector))
+
+
+def is_binary(values: NDArray[Any]) -> bool:
+    """True if all are 0 or 1, of whatever type of numbers."""
+    # most are bool already, and this is asked several times for each small block
+    if values.dtype == np.bool_:
+        return True
+    return values.dtype.kind in "iufO" and bool(((values == 0) | (values == 1)).all())
+
+
+def binary(values: ArrayLike, who: str) -> NDArray[np.bool_]:
+    """Values 0 and 1, or bool, as bool.
+
+    Args:
+        values: of any shape; spins, fractions and NaN are rejected, since as bool they would all be 1.
+        who: how the sentence of the error begins, such as ``"it answered with"``.
+
+    Raises:
+        ValueError: something else is among them.
+    """
+    array = np.asarray(values)
+    if not is_binary(array):
+        raise ValueError(f"{who} {_some(array)}; only 0 and 1 are allowed, 1 = prune")
+    return array.astype(bool)
+
+
+def _some(values: NDArray[Any]) -> str:
+    """Some of the different values, or the type of what are no numbers."""
+    if values.dtype.kind not in "iuf":
+        return f"values of type {values.dtype}"
+    return str(np.unique(values)[:5].tolist())
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class BlockQubo(Shown):
+    """Minimise ``E(x) = offset + x' Q x`` over binary x, subject to exact counts.
+
+    ``sum(x[labels == g]) = num_pruned[g]`` for every group g; the groups are disjoint and cover
+    the n variables. Linear terms stand on the diagonal of Q. Energies are in the units of the
+    local Hessian's loss.
+
+    Args:
+        q: ``(n, n)`` matrix or :class:`FactorForm`. An unsymmetric matrix is replaced by
+            ``(Q + Q') / 2``, which has the same energies.
+        num_pruned: how many variables are 1: one integer for a single group, or one per group;
+            ``None`` for a free problem, in which every binary x is allowed.
+        offset: constant term of the energy.
+        labels: ``(n,)`` group number of each variable, 0 to g-1; one group if left out (-1 for all
+            variables of a free problem).
+
+    Raises:
+        InputError: shapes disagree, values are not finite, or a count cannot be met.
+
+    >>> problem = BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1)
+    >>> problem.energy([1, 0]), problem.energy([0, 1])
+    (1.0, 3.0)
+    """
+
+    q: NDArray[np.float64] | FactorForm
+    num_pruned: tuple[int, ...]
+    offset: float
+    labels: NDArray[np.int64]
+
+    def __init__(
+        self,
+        q: ArrayLike | FactorForm,
+        num_pruned: int | Sequence[int] | None,
+        offset: float = 0.0,
+        labels: ArrayLike | None = None,
+    ) -> None:
+        form = q if isinstance(q, FactorForm) else _symmetric(q)
+        n = len(form.diagonal) if isinstance(form, FactorForm) else len(form)
+        if num_pruned is None:
+            if labels is not None:
+                raise InputError("labels are given without num_pruned; pass a count for each group, or neither.")
+            groups = np.full(n, -1, dtype=np.int64)
+            counts: tuple[int, ...] = ()
+        else:
+            groups = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
+            counts = (num_pruned,) if isinstance(num_pruned, (int, np.integer)) else tuple(num_pruned)
+            _check_counts(n, groups, counts)
+        groups.flags.writeable = False
+        if not np.isfinite(offset):
+            raise InputError(f"offset is {offset}; only a finite number is allowed.")
+        _check_range(form, offset)
+        object.__setattr__(self, "q", form)
+        object.__setattr__(self, "num_pruned", tuple(int(m) for m in counts))
+        object.__setattr__(self, "offset", float(offset))
+        object.__setattr__(self, "labels", groups)
+
+    @property
+    def num_variables(self) -> int:
+        """n, the number of weights the block decides."""
+        return len(self.labels)
+
+    @property
+    def num_groups(self) -> int:
+        """How many counts the assignment must meet."""
+        return len(self.num_pruned)
+
+    @property
+    def free(self) -> bool:
+        """True if no count binds any variable."""
+        return not self.num_pruned
+
+    @cached_property
+    def diagonal(self) -> NDArray[np.float64]:
+        """``Q_ii``, shape ``(n,)``."""
+        if isinstance(self.q, FactorForm):
+            return np.asarray(self.q.diagonal + (self.q.factor**2).sum(axis=1))
+        return np.asarray(np.diagonal(self.q))
+
+    def dense(self) -> NDArray[np.float64]:
+        """Q as an ``(n, n)`` float64 matrix (built on each call for the factor form)."""
+        if isinstance(self.q, FactorForm):
+            matrix = np.asarray(self.q.factor @ self.q.factor.T)
+            np.einsum("ii->i", matrix)[:] += self.q.diagonal
+            return matrix
+        return self.q
+
+    def energy(self, x: ArrayLike) -> float | NDArray[np.float64]:
+        """``offset + x'Qx`` in float64: a float for one ``(n,)`` x, an array for ``(k, n)``.
+
+        Raises:
+            InputError: x is not of that shape, or holds anything but 0 and 1.
+        """
+        points = self._checked(x, 1, 2).astype(np.float64)
+        if isinstance(self.q, FactorForm):
+            projected = points @ self.q.factor
+            quadratic = (points * points) @ self.q.diagonal + (projected * projected).sum(axis=-1)
+        else:
+            quadratic = ((points @ self.q) * points).sum(axis=-1)
+        energies = quadratic + self.offset
+        return float(energies) if points.ndim == 1 else np.asarray(energies)
+
+    def flip_costs(self, x: ArrayLike) -> NDArray[np.float64]:
+        """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` at x ``(n,)``: what pruning i costs, kept or pruned as it is.
+
+        Flipping a kept weight changes the energy by ``K_i``, flipping a pruned one by ``-K_i``.
+        """
+        point = self._checked(x, 1).astype(np.float64)
+        pulled = self.q.apply(point) if isinstance(self.q, FactorForm) else self.q @ point
+        return np.asarray(self.diagonal * (1 - 2 * point) + 2 * pulled)
+
+    def couplings(self, i: int) -> NDArray[np.float64]:
+        """``2 Q_ij`` for every j, 0 at i itself: by how much pruning i changes the other flip costs."""
+        row = 2 * (self.q.factor @ self.q.factor[i] if isinstance(self.q, FactorForm) else self.q[i])
+        row[i] = 0.0
+        return np.asarray(row)
+
+    def couplings_among(self, places: ArrayLike) -> NDArray[np.float64]:
+        """``2 Q_ij`` for i, j of some variables ``(k,)`` as a ``(k, k)`` matrix, 0 on its diagonal; Q is not built."""
+        at = np.asarray(places, dtype=np.int64)
+        if isinstance(self.q, FactorForm):
+            among = 2 * (self.q.factor[at] @ self.q.factor[at].T)
+        else:
+            among = 2 * self.q[np.ix_(at, at)]
+        np.fill_diagonal(among, 0.0)
+        return np.asarray(among)
+
+    def counts(self, x: ArrayLike) -> NDArray[np.int64]:
+        """How many variables of each group are 1 in x ``(n,)``."""
+        chosen = self._checked(x, 1)
+        if self.free:
+            return np.zeros(0, dtype=np.int64)
+        return np.bincount(self.labels[chosen], minlength=self.num_groups)
+
+    def is_feasible(self, x: ArrayLike) -> bool:
+        """True if x is binary, has n entries and meets every count."""
+        point = np.asarray(x)
+        if point.shape != (self.num_variables,) or not is_binary(point):
+            return False
+        return bool((self.counts(point) == self.num_pruned).all())
+
+    def _checked(self, x: ArrayLike, *dimensions: int) -> NDArray[np.bool_]:
+        """x as bool, if it is one assignment or, with two dimensions, several."""
+        n, points = self.num_variables, np.asarray(x)
+        if points.ndim not in dimensions or points.shape[-1] != n:
+            allowed = f"({n},) or (k, {n})" if 2 in dimensions else f"({n},)"
+            raise InputError(f"x has shape {points.shape}; pass {allowed}.")
+        try:
+            return binary(points, "x holds")
+        except ValueError as error:
+            raise InputError(f"{error}.") from None
+
+    def __rich__(self) -> Table:
+        from qubo_prune.problem.table import problem_table
+
+        return problem_table(self)
+
+    def __repr__(self) -> str:
+        form = "factor form" if isinstance(self.q, FactorForm) else "dense"
+        count = {0: "any number", 1: f"{sum(self.num_pruned)}"}.get(self.num_groups, f"in {self.num_groups} groups")
+        return f"BlockQubo({self.num_variables} variables, prune {count}, {form}, offset {self.offset:.6g})"
+
+
+def _symmetric(q: ArrayLike) -> NDArray[np.float64]:
+    matrix = _float64(q, "Q")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"Q has shape {matrix.shape}; pass a square (n, n) matrix or a FactorForm.")
+    if np.array_equal(matrix, matrix.T):
+        return matrix
+    # halves first: the sum of two numbers near the end of the range is beyond it
+    symmetric = matrix / 2 + matrix.T / 2
+    symmetric.flags.writeable = False
+    return symmetric
+
+
+#: What the sizes of all entries of Q and the offset may add up to: so far no energy and no penalty overflows.
+LARGEST_SUM = 2.0**1020
+
+
+def _check_range(form: NDArray[np.float64] | FactorForm, offset: float) -> None:
+    if isinstance(form, FactorForm):
+        # every |F_i . F_j| is at most the product of two lengths
+        root = float(np.abs(form.factor).max(initial=0.0)) * max(1, form.factor.shape[1]) ** 0.5
+        largest = np.inf if root > 2.0**511 else root * root + float(np.abs(form.diagonal).max(initial=0.0))
+        n = len(form.diagonal)
+    else:
+        n = len(form)
+        largest = max(float(form.max(initial=0.0)), -float(form.min(initial=0.0)))
+    # below the range no sum is formed, for the sake of the many small problems of a run
+    if largest > LARGEST_SUM / max(1, n) ** 2 or abs(offset) > LARGEST_SUM:
+        raise InputError(
+            f"Q holds entries up to {largest:.3g} and the offset is {offset:.3g}, so that energies can leave the range "
+            "of float64; divide Q and the offset by a power of two, which changes no assignment."
+        )
+
+
+def _check_counts(n: int, labels: NDArray[np.int64], counts: Sequence[int]) -> None:
+    if labels.shape != (n,):
+        raise InputError(f"labels has shape {labels.shape}; pass one group number for each of {n} variables.")
+    if n and (labels.min() < 0 or labels.max() >= len(counts)):
+        raise InputError(f"labels go from {labels.min()} to {labels.max()}, but {len(counts)} counts are given.")
+    sizes = np.bincount(labels, minlength=len(counts))
+    for group, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        if count != int(count) or not 0 <= count <= size:
+            raise InputError(
+                f"num_pruned is {count} in group {group}, which has {size} variables; "
+                f"pass a whole number from 0 to {size}."
+            )
+
+
+def _as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Assignments of a batch as 0.0 and 1.0."""
+    if x.dtype != torch.bool:
+        raise InputError(f"x has the type {x.dtype}; pass torch.bool, True = prune.")
+    return x.to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockBatch:
+    """Many block QUBOs of one layer, one per weight row, sharing one Gram block or not.
+
+    Row r minimises ``E_r(x) = 1/2 (u*x)' H (u*x) + l'x + offset`` with ``u = values[r]``,
+    ``l = linear[r]``; that is ``Q_ij = 1/2 u_i H_ij u_j`` and ``Q_ii = 1/2 u_i^2 H_ii + l_i``.
+    Q itself is formed on demand by :meth:`problem`, so a thousand whole rows of 1024 weights take
+    8 MB where their matrices would take 8 GB.
+
+    Args:
+        hessian: ``(n, n)``, one block of the local Hessian shared by all rows, or ``(r, n, n)``.
+        values: ``(r, n)``, the value ``u`` that each weight takes if it is kept.
+        linear: ``(r, n)``.
+        offset: ``(r,)``.
+        labels: ``(n,)`` group number of each variable, 0 to g-1, the same in all rows.
+        num_pruned: ``(r, g)`` exact counts.
+    """
+
+    hessian: Float[Tensor, "n n"] | Float[Tensor, "r n n"]
+    values: Float[Tensor, "r n"]
+    linear: Float[Tensor, "r n"]
+    offset: Float[Tensor, " r"]
+    labels: Int[Tensor, " n"]
+    num_pruned: Int[Tensor, "r g"]
+
+    @property
+    def num_rows(self) -> int:
+        """r, the number of problems."""
+        return self.values.shape[0]
+
+    @property
+    def num_variables(self) -> int:
+        """n, the number of weights each problem decides."""
+        return self.values.shape[1]
+
+    @property
+    def num_groups(self) -> int:
+        """g, the number of counts each assignment must meet."""
+        return self.num_pruned.shape[1]
+
+    @property
+    def shared(self) -> bool:
+        """True if one ``(n, n)`` Hessian block serves all rows."""
+        return self.hessian.ndim == 2
+
+    def times_hessian(self, vectors: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """``H v`` for every row, in the dtype of the Hessian."""
+        vectors = vectors.to(self.hessian.dtype)
+        if self.shared:
+            return vectors @ self.hessian
+        return torch.bmm(self.hessian, vectors.unsqueeze(2)).squeeze(2)
+
+    @property
+    def own(self) -> Float[Tensor, "r n"]:
+        """``1/2 u_i^2 H_ii``, the diagonal of Q without the linear terms."""
+        return self.values * self.values * self.hessian.diagonal(dim1=-2, dim2=-1) / 2
+
+    def flip_costs(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, "r n"]:
+        """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` of every row at its x, as :meth:`BlockQubo.flip_costs`."""
+        now, own = _as_numbers(x, self.values.dtype), self.own
+        costs = torch.addcmul(self.linear, self.values, self.times_hessian(self.values * now)).add_(own)
+        return costs.addcmul_(own, now, value=-2)
+
+    def energy(self, x: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
+        """``E_r(x_r)`` of every row."""
+        x = _as_numbers(x, self.values.dtype)
+        masked = self.values * x
+        quadratic = (masked * self.times_hessian(masked)).sum(1) / 2
+        return quadratic + (self.linear * x).sum(1) + self.offset
+
+    def energy_change(self, old: Bool[Tensor, "r n"], new: Bool[Tensor, "r n"]) -> Float[Tensor, " r"]:
+        """``E_r(new) - E_r(old)``, without the cancellation of two large energies.
+
+        Uses ``y'Hy - z'Hz = (y - z)'H(y + z)`` with ``y = u*new`` and ``z = u*old``.
+        """
+        before, after = (_as_numbers(x, self.values.dtype) for x in (old, new))
+        sign = after - before
+        step, total = self.values * sign, self.values * after.add_(before)
+        return (total * self.times_hessian(step)).sum(1) / 2 + (self.linear * sign).sum(1)
+
+    def counts(self, x: Bool[Tensor, "r n"]) -> Int[Tensor, "r g"]:
+        """How many variables of each group are 1, row by row."""
+        if self.num_groups == 1:
+            return x.sum(1, keepdim=True)
+        result = torch.zeros(x.shape[0], self.num_groups, device=x.device)
+        return result.index_add_(1, self.labels, x.float()).long()
+
+    @classmethod
+    def of(cls, problem: BlockQubo) -> BlockBatch:
+        """A batch of one row that has the energies of a dense problem (``u = 1``, ``H = 2 Q``)."""
+        return cls(
+            hessian=torch.tensor(2 * problem.dense()),
+            values=torch.ones(1, problem.num_variables, dtype=torch.float64),
+            linear=torch.zeros(1, problem.num_variables, dtype=torch.float64),
+            offset=torch.tensor([problem.offset], dtype=torch.float64),
+            labels=torch.tensor(problem.labels),
+            num_pruned=torch.tensor([problem.num_pruned]),
+        )
+
+    def rows(self, selected: slice) -> BlockBatch:
+        """The problems of a slice of rows, as views."""
+        return dataclasses.replace(
+            self,
+            hessian=self.hessian if self.shared else self.hessian[selected],
+            values=self.values[selected],
+            linear=self.linear[selected],
+            offset=self.offset[selected],
+            num_pruned=self.num_pruned[selected],
+        )
+
+    def problem(self, row: int) -> BlockQubo:
+        """The dense :class:`BlockQubo` of one row."""
+        hessian = self.hessian if self.shared else self.hessian[row]
+        u = self.values[row]
+        q = (u[:, None] * hessian * u[None, :] / 2).double()
+        q.diagonal().add_(self.linear[row])
+        return BlockQubo(
+            q.cpu().numpy(), self.num_pruned[row].tolist(), float(self.offset[row]), self.labels.cpu().numpy()
+        )
+
+
+def group_counts(x: Float[Tensor, "r n"], labels: Int[Tensor, " n"], num_groups: int) -> Int[Tensor, "r g"]:
+    """How many of every group are pruned."""
+    if num_groups == 1:
+        return x.sum(1, keepdim=True).long()
+    counts = torch.zeros(len(x), num_groups, dtype=x.dtype, device=x.device)
+    return counts.index_add_(1, labels, x).long()

@@ -1,0 +1,1 @@
+"""Descent by swaps: the kernels that the framework polishes with and that back-ends share."""
