@@ -2,4 +2,5 @@
 
 from qubo_prune.cli.app import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ MAX_BYTES = 2**30
 #: Characters of a decimal number; the longest that is written here has some 330.
 MAX_DIGITS = 1000
 
-_SCHEMA = "qubo_prune.problem.qubo"
+_SCHEMA = "qubo_prune.problem"
 _VERSION = 1
 
 

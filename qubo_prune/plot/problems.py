@@ -29,8 +29,7 @@ from qubo_prune.plot.style import (
     whole_numbers,
     wrapped,
 )
-from qubo_prune.problem.qubo import BlockQubo
-from qubo_prune.problem.table import evenly_spread
+from qubo_prune.problem.qubo import BlockQubo, evenly_spread
 from qubo_prune.solver.interface import SolveResult, Status
 
 #: The unit of energies.

@@ -11,10 +11,8 @@ from typing import Any
 from rich.console import Group
 
 from qubo_prune.files.atomic import write_whole
-from qubo_prune.problem.qubo import BlockQubo, FactorForm
-from qubo_prune.problem.table import counts_told
-from qubo_prune.solver.interface import SolveResult
-from qubo_prune.solver.table import result_facts
+from qubo_prune.problem.qubo import BlockQubo, FactorForm, counts_told
+from qubo_prune.solver.interface import SolveResult, result_facts
 from qubo_prune.tables import Shown, Table, facts_table
 
 

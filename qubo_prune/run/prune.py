@@ -195,7 +195,8 @@ def prune(
         certify: how to prove for every layer a lower bound of the error that any mask of its counts has, where kept
             weights hold their values: ``plain``, ``eigenvalue``, ``trace`` or ``row`` (see
             :mod:`qubo_prune.problem.bounds`), the tighter the slower; and, for a few random blocks of each, the
-            optimum, within a second each (see :func:`qubo_prune.blocks.certificate.block_optima`). ``None`` for no proof.
+            optimum, within a second each (see :func:`qubo_prune.blocks.certificate.block_optima`). ``None`` for no
+            proof.
         block_size: weights per block; by default 64, with ``compensated`` 128, with ``fisher`` 1024, or the
             most that the solver takes if that is less.
         block_time: wall-clock limit of one block, in seconds or as ``"500ms"`` or ``"10s"``; a solver that

@@ -17,7 +17,7 @@ from torch import Tensor
 from qubo_prune.clock import Deadline
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, binary
 from qubo_prune.seeds import derive_seed as derive_seed
-from qubo_prune.tables import Shown, Table
+from qubo_prune.tables import Shown, Table, facts_table
 
 
 class Status(enum.Enum):
@@ -162,8 +162,6 @@ class SolveResult(Shown):
         return None if bound is None or energy == 0 else max(0.0, energy - bound) / abs(energy)
 
     def __rich__(self) -> Table:
-        from qubo_prune.solver.table import result_table
-
         return result_table(self)
 
     def __repr__(self) -> str:
@@ -290,3 +288,49 @@ def _answered(problem: BlockQubo, points: NDArray[Any]) -> NDArray[np.bool_]:
 def to_numpy_bool(x: Tensor) -> NDArray[np.bool_]:
     """A bool tensor as a numpy array on the host."""
     return np.asarray(x.to(torch.bool).cpu().numpy())
+
+
+#: Pruned variables that are listed.
+_LISTED = 12
+
+
+def result_facts(result: SolveResult) -> dict[str, str]:
+    """Who answered, how it ended, energies from the start to the end, and what the solver told."""
+    gap = "" if result.gap is None else f" (gap {100 * result.gap:.3g} %)"
+    facts = {
+        "solver": result.solver,
+        "status": f"{result.status.name}: {result.status.value}",
+        "energy": f"{result.energy:.9g}",
+        "bound": "none" if result.lower_bound is None else f"{result.lower_bound:.9g}{gap}",
+        "pruned": _pruned(result),
+    }
+    facts |= {} if result.ledger is None else _steps(result.ledger)
+    facts["seconds"] = f"{result.seconds:.3g}"
+    if result.info:
+        facts["told"] = "; ".join(f"{name}: {value}" for name, value in result.info.items())
+    return facts
+
+
+def result_table(result: SolveResult) -> Table:
+    """:func:`result_facts`, and how many answers there are."""
+    facts = result_facts(result)
+    if len(result.energies) > 1:
+        facts["answers"] = f"{len(result.energies):,}, energies up to {result.energies[-1]:.9g}"
+    return facts_table(facts, "result", "energies are in units of the layer's loss")
+
+
+def _pruned(result: SolveResult) -> str:
+    pruned = result.assignment.nonzero()[0].tolist()
+    more = ", ..." if len(pruned) > _LISTED else ""
+    return f"{len(pruned)} of {len(result.assignment)}: {', '.join(map(str, pruned[:_LISTED]))}{more}"
+
+
+def _steps(ledger: Ledger) -> dict[str, str]:
+    """Energies from the start to the end, whoever brought them."""
+    feasible = f"{100 * ledger.feasible:.3g} % of the answers met the counts"
+    steps = {} if ledger.start is None else {"  start": f"{ledger.start:.9g}"}
+    return steps | {
+        "  raw": f"none ({feasible})" if ledger.raw is None else f"{ledger.raw:.9g} ({feasible})",
+        "  repaired": f"{ledger.repaired:.9g}",
+        "  polished": f"{ledger.polished:.9g}",
+    }

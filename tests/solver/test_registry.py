@@ -211,5 +211,5 @@ def test_adapters_that_cannot_be_used_say_why(plug_ins, plug_in_module):
         make_solver("warp:package.module:Thing")
     with pytest.raises(SolverError, match=r"'wrap' .* cannot be loaded"):
         make_solver("wrap:package.module:Thing")
-    with pytest.raises(SolverError, match=r"'plain' .* not a subclass of qubo_prune\.registry\.Adapter"):
+    with pytest.raises(SolverError, match=r"'plain' .* not a subclass of qubo_prune\.solver\.registry\.Adapter"):
         make_solver("plain:package.module:Thing")

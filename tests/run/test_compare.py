@@ -15,7 +15,7 @@ import torch
 from qubo_prune.errors import InputError
 from qubo_prune.methods.chain import Entry
 from qubo_prune.models import load_model
-from qubo_prune.run.compare import compare
+from qubo_prune.run.compare import compare, parse_entry
 
 
 @pytest.fixture
@@ -136,9 +136,9 @@ def test_entries_have_settings_of_their_own(sources: tuple[str, str]) -> None:
     ],
 )
 def test_entries_are_read(text: str, entry: Entry, label: str) -> None:
-    assert Entry.parse(text) == entry
+    assert parse_entry(text) == entry
     assert entry.label == label
-    assert Entry.parse(str(entry)) == entry
+    assert parse_entry(str(entry)) == entry
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from qubo_prune import BlockQubo, FactorForm, SolveResult, Status, solve
-from qubo_prune.problem.table import evenly_spread, problem_table
+from qubo_prune.problem.qubo import evenly_spread, problem_table
 from qubo_prune.solver import Ledger
-from qubo_prune.solver.table import result_table
+from qubo_prune.solver.interface import result_table
 from qubo_prune.tables import rendered
 
 

@@ -197,6 +197,6 @@ def test_a_terminal_gets_colours_unless_they_are_not_wanted() -> None:
 
 
 def test_the_page_has_the_exit_codes() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\d+) \|", page.split("## Exit codes")[1].split("\n## ")[0], flags=re.M)
     assert [int(code) for code in listed] == list(EXIT_CODES)

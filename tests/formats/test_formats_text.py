@@ -11,10 +11,10 @@ import pytest
 from dimod.serialization import coo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from qubo_prune.problem.formats import text as files
 from reference import random_problem
 
 from qubo_prune.errors import InputError
+from qubo_prune.formats import text as files
 from qubo_prune.formats.libraries import to_bqm, to_ising
 from qubo_prune.formats.text import FORMATS, read_problem, write_problem
 from qubo_prune.problem import BlockQubo, FactorForm
@@ -444,7 +444,7 @@ def test_names_and_places_are_checked(rng, tmp_path):
 
 
 def test_the_examples_of_the_page_are_read_and_are_one_problem(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "problem-files.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "problem-files.md").read_text(encoding="utf-8")
     found = {}
     for format in FORMATS:
         example = page.split(f"```{format}\n")[1].split("```")[0]

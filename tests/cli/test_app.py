@@ -207,7 +207,7 @@ def test_solve_as_json_and_into_a_file(problem: Path, tmp_path: Path) -> None:
 
 
 def test_solve_lists_further_answers(problem: Path) -> None:
-    code, printed, _ = call("solve", problem, "--solver", "test_cli:Everything", "--answers", 3, "--no-polish")
+    code, printed, _ = call("solve", problem, "--solver", "test_app:Everything", "--answers", 3, "--no-polish")
     assert code == 0
     assert [line.split()[0] for line in printed.splitlines()[-4:]] == ["answer", "1", "2", "3"]
 
@@ -273,11 +273,11 @@ class Boasting(Solver):
 
 
 def test_check_solver_ends_with_code_1_where_something_is_wrong() -> None:
-    code, printed, _ = call("check-solver", "test_cli:Boasting")
+    code, printed, _ = call("check-solver", "test_app:Boasting")
     assert code == 1
     assert "an answer misses a count: [0] are pruned; the counts are [4]" in " ".join(printed.split())
     assert "checks failed" in printed.splitlines()[-1]
-    assert call("check-solver", "test_cli:Boasting", "--quiet") == (1, "", "")
+    assert call("check-solver", "test_app:Boasting", "--quiet") == (1, "", "")
     code, _, errors = call("check-solver", "gredy")
     assert (code, "did you mean 'greedy'" in errors) == (2, True)
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from qubo_prune.problem.formats import lp
 
 from qubo_prune.errors import InputError
+from qubo_prune.formats import lp
 from qubo_prune.formats.text import read_problem
 from qubo_prune.problem import BlockQubo
 

@@ -265,7 +265,7 @@ def test_a_cluster_without_workers_is_refused_and_lost_when_they_do_not_come_bac
 def on_dask(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``on_dask.py`` found out."""
     # apart, since distributed has entry points read by other classes for the rest of the process
-    command = [sys.executable, str(Path(__file__).with_name("on_dask.py")), str(tmp_path_factory.mktemp("dask"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "on_dask.py"), str(tmp_path_factory.mktemp("dask"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -425,7 +425,7 @@ assert away["same"] and away["solvers"] > 1, away
 @pytest.mark.skipif(util.find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.slow
 def test_masks_are_the_same_on_a_ray_cluster(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", ON_RAY, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -19,13 +19,13 @@ from damage import TOKENS, damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from qubo_prune.problem.formats import text as files
 from reference import random_problem
 
 from qubo_prune.data import images, text
 from qubo_prune.data.images import read_idx, read_image
 from qubo_prune.data.text import read_text
 from qubo_prune.errors import InputError
+from qubo_prune.formats import text as files
 from qubo_prune.formats.text import FORMATS, read_problem, write_problem
 from qubo_prune.masks.packed import load_masks, load_sparse, save_sparse, sizes
 from qubo_prune.problem import BlockQubo
