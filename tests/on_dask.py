@@ -11,6 +11,7 @@ import _thread
 import faulthandler
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -193,6 +194,7 @@ def main() -> None:
     problems = random_batch(rng, 4, 12, [6])
     rows = BatchRequest(problems, random_starts(rng, problems), seed=3)
     clusters.REACHING = 5.0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     # what hangs says where
     faulthandler.dump_traceback_later(300, exit=True)
     trial, dask, found = Trial(folder), Dask(folder, 2), {}
