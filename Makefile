@@ -62,7 +62,7 @@ test: install data
 	$(PYTEST) -m 'not slow'
 
 test-slow: install data
-	$(PYTEST) -m slow $(TYPED)
+	$(PYTEST) -m slow
 	$(PYTEST) -m 'not slow' --one-each $(TYPED)
 
 # The site in site/html/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.

@@ -93,10 +93,11 @@ def uses_of(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -
 
 
 def _check_repeated(first: Sequence[_Read], second: Sequence[_Read]) -> None:
-    for one, other in itertools.zip_longest(first, second):
-        if one is None or other is None or not one.same(other):
-            name = (one or other).layer
-            raise _keeps(f"gives the layer {name!r} other inputs when one batch goes through it again")
+    """Raise :class:`InputError` if two passes over one batch have not read the same."""
+    for one, other in itertools.zip_longest(_measured(first), _measured(second)):
+        if one is None or other is None or not _same(*one, *other):
+            read = (one or other)[0]
+            raise _keeps(f"gives the layer {read.layer!r} other inputs when one batch goes through it again")
 
 
 def _keeps(what: str) -> InputError:
@@ -106,34 +107,39 @@ def _keeps(what: str) -> InputError:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Read:
-    """What a layer read in one call, in three numbers."""
+    """What a layer read in one call: its shape, its sum and its norm, which stay where they are until all is read."""
 
     layer: str
     shape: torch.Size
-    total: float
-    norm: float
+    sums: Tensor
 
     @classmethod
     def of(cls, layer: str, tensor: Tensor | None) -> _Read:
         if tensor is None or not tensor.is_floating_point():
-            return cls(layer, torch.Size() if tensor is None else tensor.shape, 0.0, 0.0)
-        total, norm = tensor.sum(dtype=torch.float64), vector_norm(tensor, dtype=torch.float64)
-        return cls(layer, tensor.shape, float(total), float(norm))
-
-    def same(self, other: _Read) -> bool:
-        """True up to what the order of sums can change."""
-        if (self.layer, self.shape) != (other.layer, other.shape):
-            return False
-        if not math.isfinite(self.norm + other.norm):
-            return math.isfinite(self.norm) == math.isfinite(other.norm)
-        slack = _SLACK * max(self.norm, other.norm)
-        return abs(self.norm - other.norm) <= slack and abs(self.total - other.total) <= slack * _root(self.shape)
+            return cls(layer, torch.Size() if tensor is None else tensor.shape, torch.zeros(2, dtype=torch.float64))
+        sums = torch.stack([tensor.sum(dtype=torch.float64), vector_norm(tensor, dtype=torch.float64)])
+        return cls(layer, tensor.shape, sums)
 
 
-def _root(shape: torch.Size) -> float:
-    return math.sqrt(math.prod(shape))
+def _measured(reads: Sequence[_Read]) -> list[tuple[_Read, float, float]]:
+    """The reads with their numbers; each device is waited for once."""
+    numbers: dict[int, tuple[float, float]] = {}
+    for device in {read.sums.device for read in reads}:
+        own = [at for at, read in enumerate(reads) if read.sums.device == device]
+        numbers.update(zip(own, map(tuple, torch.stack([reads[at].sums for at in own]).tolist()), strict=True))
+    return [(read, *numbers[at]) for at, read in enumerate(reads)]
+
+
+def _same(one: _Read, total: float, norm: float, other: _Read, its_total: float, its_norm: float) -> bool:
+    """True up to what the order of sums can change."""
+    if (one.layer, one.shape) != (other.layer, other.shape):
+        return False
+    if not math.isfinite(norm + its_norm):
+        return math.isfinite(norm) == math.isfinite(its_norm)
+    slack = _SLACK * max(norm, its_norm)
+    return abs(norm - its_norm) <= slack and abs(total - its_total) <= slack * math.sqrt(math.prod(one.shape))
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
