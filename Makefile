@@ -56,7 +56,7 @@ test test-slow docs docs-fast: export OMP_WAIT_POLICY = PASSIVE
 
 # Two processes, each with a half of the tests, in their order, and what the other one leaves.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-# Shapes and types of all that the tests call are checked too; that takes twice the time.
+# Shapes and types of all calls are checked too; that takes twice the time, so one case of each test has to do.
 TYPED := --jaxtyping-packages=qubo_prune,typecheck.checked
 test: install data
 	$(PYTEST) -m 'not slow'

@@ -37,6 +37,47 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+SCRIPT = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from qubo_prune import BlockQubo, Capabilities, Report, SolveRequest, SolveResult, Solver, Status, prune, solve
+from qubo_prune.solver import single_answer
+from qubo_prune_solvers.tabu import Tabu
+
+
+@dataclass(frozen=True)
+class Mine(Solver):
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    sweeps: int = 10
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        assert request.warm_start is not None
+        return single_answer(request.problem, request.warm_start, Status.FEASIBLE)
+
+
+problem = BlockQubo([[1.0, 0.5], [0.5, 2.0]], num_pruned=1)
+energy: float = solve(problem, Mine(sweeps=3)).energy
+better: float = solve(problem, Tabu(steps=5), time_limit=1.0).energy
+report: Report = prune(torch.nn.Linear(4, 4), torch.zeros(2, 4), density=0.5, solver=Mine())
+"""
+
+
+@pytest.mark.slow
+def test_a_users_script_is_clean_under_strict_types_and_a_misspelt_keyword_is_found(tmp_path):
+    pytest.importorskip("mypy", reason="mypy is not installed; it comes with the extra 'lint'")
+    (tmp_path / "good.py").write_text(SCRIPT)
+    (tmp_path / "bad.py").write_text(SCRIPT.replace("density=0.5", "densty=0.5"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "good.py", "bad.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "good.py" not in done.stdout
+    assert 'Unexpected keyword argument "densty" for "prune"; did you mean "density"?' in done.stdout
+    assert done.stdout.strip().endswith("Found 1 error in 1 file (checked 2 source files)")
+
+
 def test_other_names_are_refused():
     with pytest.raises(AttributeError, match="no attribute 'prunee'"):
         _ = qubo_prune.prunee
