@@ -1,4 +1,4 @@
-"""Block QUBOs: the problem, its counts and bounds, its forms in files and in other libraries."""
+"""Block QUBOs: the problem, its counts and penalties, repair, reduction, certified bounds."""
 
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
 
