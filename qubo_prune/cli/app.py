@@ -41,6 +41,7 @@ from qubo_prune.cli.options import (
     Seed,
     Settings,
     SolverOption,
+    Sparsity,
     Text,
     Trust,
     Update,
@@ -52,6 +53,8 @@ from qubo_prune.cli.options import (
     in_output,
     in_run,
     in_what,
+    kept_share,
+    kept_shares,
     names,
     pairs,
     plain_errors,
@@ -125,6 +128,7 @@ def _image_classifier(model: str, images: Path, device: str) -> tuple[Any, Any, 
 
 @command(app, "prune", PRUNE)
 def prune_command(
+    context: typer.Context,
     model: Model,
     method: Method = "icbs",
     update: Update = None,
@@ -179,6 +183,7 @@ def prune_command(
     ] = None,
     loss_set: LossSet = None,
     density: Density = 0.5,
+    sparsity: Sparsity = None,
     pattern: PatternOption = "row",
     allocation: Annotated[
         str,
@@ -281,8 +286,8 @@ def prune_command(
         if images is not None:
             named, tokenizer, source = _image_classifier(model, images, device)
         report = (estimate_run if dry_run else prune)(
-            named, source, density, pattern=pattern, method=method, hessian=hessian, solver=solver,
-            update=update, damping=damping, correction=correction, guard=guard, allocation=allocation,
+            named, source, kept_share(context, density, sparsity), pattern=pattern, method=method, hessian=hessian,
+            solver=solver, update=update, damping=damping, correction=correction, guard=guard, allocation=allocation,
             densities=shares("--layer-density", layer_density), protect=protect, certify=certify,
             loss=None if images is None else "classification", loss_length=loss_length,
             loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
@@ -376,6 +381,7 @@ def eval_command(
 
 @command(app, "compare", PRUNE)
 def compare_command(
+    context: typer.Context,
     model: Model,
     methods: Annotated[
         str,
@@ -387,6 +393,9 @@ def compare_command(
         ),
     ] = "magnitude,wanda,sparsegpt,admm,icbs,icbs:compensated",
     density: Annotated[str, in_budgets(help="Kept share, or several: 0.5,0.4,2:4.")] = "0.5",
+    sparsity: Annotated[
+        str | None, in_budgets(help="Pruned share, or several, instead of densities.", show_default=False)
+    ] = None,
     pattern: PatternOption = "row",
     solver: SolverOption = "greedy",
     max_time: MaxTime = None,
@@ -417,7 +426,8 @@ def compare_command(
 
         hush_libraries()
         result = compare(
-            model, names(methods), calibration=calibration, text=names(text), density=names(density),
+            model, names(methods), calibration=calibration, text=names(text),
+            density=names(kept_shares(context, density, sparsity)),
             pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
             sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
             progress=not quiet,

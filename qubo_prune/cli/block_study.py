@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from qubo_prune.cli.options import (
     Calibration,
     Density,
@@ -20,6 +22,7 @@ from qubo_prune.cli.options import (
     Samples,
     Seed,
     Solvers,
+    Sparsity,
     Text,
     counts,
     hush_libraries,
@@ -28,6 +31,7 @@ from qubo_prune.cli.options import (
     in_output,
     in_run,
     in_what,
+    kept_share,
     names,
     plain_errors,
     show,
@@ -36,6 +40,7 @@ from qubo_prune.cli.options import (
 
 
 def blocks_command(
+    context: typer.Context,
     model: ModelOption = "smollm2-135m",
     solvers: Solvers = "greedy,tabu,neal,qaoa(layers=1)",
     sizes: Annotated[
@@ -45,6 +50,7 @@ def blocks_command(
         str, in_blocks(help="Comma-separated limits of one block, such as 10ms, 0.5s or none.")
     ] = "1ms,10ms,100ms",
     density: Density = 0.5,
+    sparsity: Sparsity = None,
     pattern: PatternOption = "row",
     max_time: Annotated[str, in_run(help="Wall-clock budget of each pruning, such as 60s; none for no limit.")] = "60s",
     max_sweeps: Annotated[int, in_blocks(help="Most blocks per row.")] = 1,
@@ -96,8 +102,9 @@ def blocks_command(
         needed = {"model": model, "calibration text": calibration, "held-out text": text}
         target = None if output is None else check_output(output, overwrite, needed)
         study = study_blocks(
-            model, solvers, counts(sizes) or (), names(block_times), density=density, pattern=pattern,
-            max_time=max_time, max_sweeps=max_sweeps, polish=polish, workers=workers, include=include or (),
+            model, solvers, counts(sizes) or (), names(block_times),
+            density=kept_share(context, density, sparsity), pattern=pattern, max_time=max_time,
+            max_sweeps=max_sweeps, polish=polish, workers=workers, include=include or (),
             exclude=exclude or (), calibration=calibration, text=text, samples=samples, eval_samples=eval_samples,
             sequence_length=sequence_length, seed=seed, dtype=dtype, device=device,
             progress=not quiet and not as_json,

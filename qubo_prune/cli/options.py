@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,6 +70,7 @@ _MODEL = "A hub id, a local folder, a .gguf file, or smollm2-135m."
 Model = Annotated[str, typer.Argument(help=_MODEL, autocompletion=model_names)]
 ModelOption = Annotated[str, in_what(help=_MODEL, autocompletion=model_names)]
 Density = Annotated[float, in_budgets(help="Kept share of each budget, above 0 and at most 1.")]
+Sparsity = Annotated[float | None, in_budgets(help="Pruned share, 1 - density, instead of that.", show_default=False)]
 Densities = Annotated[str, in_budgets(help="Comma-separated kept shares.")]
 PatternOption = Annotated[
     str,
@@ -289,6 +291,40 @@ def tell_losses(warnings: Sequence[str], all_lost: bool, shown: bool) -> None:
     if all_lost:
         say("Error: a solver lost all of its blocks; what was written is what the rest of the run made.")
         raise typer.Exit(FAILED)
+
+
+def kept_shares(context: typer.Context, density: str, sparsity: str | None) -> str:
+    """Densities, separated by commas, from what was given of ``--density`` and ``--sparsity``; n:m says both.
+
+    Raises:
+        InputError: both were given, or a pruned share is no number from 0 to below 1.
+    """
+    from qubo_prune.errors import InputError
+
+    if sparsity is None:
+        return density
+    source = context.get_parameter_source("density")
+    if source is not None and source.name != "DEFAULT":
+        raise InputError(f"Both --density {density} and --sparsity {sparsity} are given; give one of the two.")
+    return ",".join(text if ":" in text else _kept(text) for text in names(sparsity))
+
+
+def _kept(text: str) -> str:
+    """What a pruned share leaves, in decimals, so that 0.9 leaves 0.1 and not 0.09999999999999998."""
+    from qubo_prune.errors import InputError
+
+    try:
+        share = Decimal(text)
+    except InvalidOperation:
+        share = Decimal("nan")
+    if not (share.is_finite() and 0 <= share < 1):
+        raise InputError(f"--sparsity {text!r} is not understood; give a pruned share from 0 to below 1, such as 0.5.")
+    return str(1 - share)
+
+
+def kept_share(context: typer.Context, density: float, sparsity: float | None) -> float:
+    """A density from what was given of ``--density`` and ``--sparsity``, as :func:`kept_shares` has it."""
+    return density if sparsity is None else float(kept_shares(context, str(density), str(sparsity)))
 
 
 def names(text: str) -> list[str]:

@@ -30,12 +30,14 @@ class LoadedModel:
 
     Attributes:
         disk: where its weights are, if not in memory.
+        source: the file that they were read from, and what became of them, if they were stored quantised.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
     disk: Shelf | None = None
+    source: str = ""
 
     @property
     def shelf(self) -> Shelf:
@@ -81,7 +83,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu", trust_remote
         ) from error
     if gguf is not None:
         _forget_quantisation(model)
-    return LoadedModel(model.to(where).eval(), tokenizer, name)
+    source = "" if gguf is None else f"{gguf}, de-quantised"
+    return LoadedModel(model.to(where).eval(), tokenizer, name, source=source)
 
 
 def _check_language_model(name: str, folder: str) -> None:

@@ -172,6 +172,8 @@ class Report(Shown):
         left_dense: layers of the run that were not pruned, with the reason: no calibration input reached them.
         coverage: the weights of the whole model, and large parameters that are in no layer of the run; ``None`` where
             that is not known.
+        model_source: the file that the weights were read from, if they were stored quantised and are no longer; else
+            empty.
         peak_memory_bytes: highest resident memory of the process so far.
         versions: of Python and the packages that matter.
         machine: processor and operating system.
@@ -188,6 +190,7 @@ class Report(Shown):
     memory_estimate_bytes: int | None = None
     left_dense: tuple[LeftDense, ...] = ()
     coverage: Coverage | None = None
+    model_source: str = ""
     peak_memory_bytes: int = field(default_factory=lambda: peak_memory())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     machine: dict[str, Any] = field(default_factory=lambda: machine())
@@ -297,6 +300,7 @@ class Report(Shown):
         """Everything but the masks, as plain data for JSON."""
         return {
             "model": self.model,
+            "model_source": self.model_source,
             "settings": self.settings,
             "calibration": self.calibration,
             "seconds": self.seconds,

@@ -295,7 +295,7 @@ def prune(
             seconds = vars(run.seconds) | {"total": run.elapsed, "checkpoints": folder.seconds if folder else 0.0}
             report = Report(
                 tuple(run.reports), loaded.name, plan.settings(), data.described, seconds, run.masks, trace, judged,
-                None if foreseen is None else foreseen.total, tuple(run.left_dense), coverage,
+                None if foreseen is None else foreseen.total, tuple(run.left_dense), coverage, loaded.source,
             )  # fmt: skip
             if target is not None:
                 save_pruned(loaded, target, report)

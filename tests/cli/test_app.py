@@ -515,3 +515,45 @@ def test_quiet_runs_say_what_was_lost_and_comparisons_too(
     )
     assert (code, printed) == (0, "")
     assert "iCBS blocks, 0.5 row: callable:losers:once lost" in errors
+
+
+def test_a_sparsity_is_what_a_density_leaves(model: Path, text: Path, tmp_path: Path) -> None:
+    some = ["--calibration", text, "--method", "wanda", "--include", "*.0.mlp.*", *SMALL]
+    for option, value in (("--density", 0.1), ("--sparsity", 0.9)):
+        code, _, errors = call(
+            "prune", model, *some, option, value, "--output", tmp_path / option.strip("-"), "--quiet"
+        )
+        assert code == 0, errors
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("density", "sparsity")]
+    assert reports[0]["settings"] == reports[1]["settings"]
+    assert reports[1]["settings"]["density"] == 0.1
+    settings = [row["setting"] for row in compared(model, text, "--sparsity", "0.9,2:4")["rows"]]
+    assert settings == ["", "0.1 row", "2:4"]
+
+
+def compared(model: Path, text: Path, *options: str) -> dict[str, Any]:
+    code, printed, errors = call(
+        "compare", model, "--calibration", text, "--text", text, "--eval-samples", 2, "--methods", "wanda", "--json",
+        *options, *SMALL,
+    )  # fmt: skip
+    assert code == 0, errors
+    found: dict[str, Any] = json.loads(printed)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--density", "0.5", "--sparsity", "0.5"],
+            "Both --density 0.5 and --sparsity 0.5 are given; give one",
+        ),
+        (["--sparsity", "1"], "--sparsity '1.0' is not understood; give a pruned share from 0 to below 1"),
+        (["--sparsity", "nan"], "--sparsity 'nan' is not understood"),
+    ],
+)
+def test_a_sparsity_that_cannot_be_is_one_sentence(model: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    code, printed, errors = call("prune", model, *options, "--output", tmp_path / "out")
+    assert (code, printed) == (2, "")
+    assert said in " ".join(errors.split())
+    assert not (tmp_path / "out").exists()

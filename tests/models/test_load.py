@@ -125,7 +125,9 @@ def write_gguf(path: Path) -> Path:
 
 
 def test_a_model_from_gguf_is_like_any_other(tmp_path: Path) -> None:
-    model = load_model(str(write_gguf(tmp_path / "tiny.gguf"))).model
+    loaded = load_model(str(write_gguf(tmp_path / "tiny.gguf")))
+    assert loaded.source == "tiny.gguf, de-quantised"
+    model = loaded.model
     assert model.lm_head.weight.dtype == torch.float32
     model.save_pretrained(tmp_path / "saved")
     assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text()
