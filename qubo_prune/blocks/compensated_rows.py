@@ -22,7 +22,7 @@ from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
 from qubo_prune.hessian.compensated import DAMPING, Blocks, Curvature, Support, Swaps, sufficient
 from qubo_prune.hessian.gram import Gram
-from qubo_prune.hessian.threads import in_threads
+from qubo_prune.hessian.linalg import in_threads
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.precision import pinned
 from qubo_prune.problem.qubo import BlockBatch

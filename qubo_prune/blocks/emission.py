@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from qubo_prune.hessian.submatrices import square
+from qubo_prune.hessian.linalg import square
 from qubo_prune.precision import pinned
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm, group_counts
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from qubo_prune.errors import InputError
 from qubo_prune.hessian.gram import Gram
-from qubo_prune.hessian.submatrices import inverse_of, padded_columns, padded_square, square, unit_diagonal
+from qubo_prune.hessian.linalg import inverse_of, padded_columns, padded_square, square, unit_diagonal
 from qubo_prune.problem.qubo import BlockBatch, group_counts
 
 #: Share of the mean diagonal that is added to the diagonal of a Gram before it is inverted.

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qubo_prune.hessian.gram import Gram
-from qubo_prune.methods.update import cholesky, fitting, with_damping
+from qubo_prune.hessian.linalg import cholesky, fitting, with_damping
 from qubo_prune.precision import pinned
 
 #: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.

@@ -49,8 +49,9 @@ from qubo_prune.methods.allocation import (
     predicted_rise,
     protected,
 )
+from qubo_prune.methods.base import Choice
 from qubo_prune.methods.correction import corrected
-from qubo_prune.methods.registry import PEERS, Choice, choose
+from qubo_prune.methods.registry import PEERS, choose
 from qubo_prune.methods.scores import warm_start
 from qubo_prune.methods.update import update as update_weights
 from qubo_prune.models.coverage import Coverage, LeftDense

@@ -11,11 +11,13 @@ from reference import Layer, random_layer
 
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
+from qubo_prune.hessian.linalg import UNSEEN
 from qubo_prune.masks import Pattern, keep_highest
 from qubo_prune.methods import registry as peers
-from qubo_prune.methods.registry import PEERS, Choice, Task, choose
+from qubo_prune.methods.base import Choice, Task
+from qubo_prune.methods.registry import PEERS, choose
 from qubo_prune.methods.scores import score
-from qubo_prune.methods.update import UNSEEN, update
+from qubo_prune.methods.update import update
 
 PATTERNS = [("row", 0.4), ("layer", 0.35), ("2:4", 0.5)]
 UPDATING = [name for name, peer in PEERS.items() if peer.updates]

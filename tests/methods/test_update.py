@@ -9,8 +9,9 @@ from reference import Layer, random_layer
 
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
+from qubo_prune.hessian.linalg import UNSEEN
 from qubo_prune.methods import update as module
-from qubo_prune.methods.update import UNSEEN, UPDATES, update
+from qubo_prune.methods.update import UPDATES, update
 
 PATTERNS = ["row", "layer", "2:4"]
 ADAPTING = [kind for kind in UPDATES if kind != "none"]

@@ -1,0 +1,145 @@
+"""The least-squares weights of a fixed mask."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from qubo_prune.hessian.linalg import (
+    cholesky,
+    in_threads,
+    padded_columns,
+    padded_square,
+)
+
+#: Inputs up to which a row is refitted by a Cholesky factorisation, by conjugate gradients beyond.
+CHOLESKY_LIMIT = 4096
+
+
+def refit(
+    weight: Float[Tensor, "r d"], hessian: Float[Tensor, "d d"], keep: Bool[Tensor, "r d"], notes: Counter[str]
+) -> Float[Tensor, "r d"]:
+    """``v_F = w_F + (H_FF)^-1 (H (w - w_F))_F``, which is ``(H_FF)^-1 (H w)_F``, of every row.
+
+    By Cholesky factorisations, of as many rows at once as suits the memory, or by conjugate gradients if
+    ``d`` is above :data:`CHOLESKY_LIMIT`. The factors are of single precision and the residuals of float64,
+    which refine the solution to that; rows where they do not fall are factored in float64.
+
+    Raises:
+        NotPositiveDefinite: an ``H_FF`` is singular.
+    """
+    masked = weight.masked_fill(~keep, 0)
+    if weight.shape[1] > CHOLESKY_LIMIT:
+        values, open_rows = conjugate_gradients(weight, hessian, keep, masked, 2000, 1e-9)
+        if open_rows:
+            notes["The conjugate gradients of a row stopped before they converged."] += open_rows
+        return values
+    pull = (weight - masked) @ hessian
+    counts = keep.sum(1)
+
+    single = hessian.float()
+
+    def solve(rows: Tensor) -> None:
+        columns, valid = padded_columns(keep[rows])
+
+        def whole(step: Tensor) -> Tensor:
+            return torch.zeros_like(masked[rows]).scatter_(1, columns, step * valid)
+
+        wanted = pull[rows].gather(1, columns) * valid
+        step = _refined(
+            padded_square(single, columns, valid), wanted,
+            lambda step: (whole(step) @ hessian).gather(1, columns) * valid,
+        )  # fmt: skip
+        if step is None:
+            step = torch.cholesky_solve(wanted[:, :, None], cholesky(padded_square(hessian, columns, valid)))[:, :, 0]
+        masked[rows] += whole(step)
+
+    in_threads(solve, list(_chunks(counts)), weight.device)
+    return masked
+
+
+def _refined(
+    single: Float[Tensor, "r n n"], wanted: Float[Tensor, "r n"], times: Callable[[Tensor], Tensor],
+    most: int = 6, accuracy: float = 1e-10,
+) -> Float[Tensor, "r n"] | None:  # fmt: skip
+    """``matrix^-1 wanted`` by refinement on factors of single precision; ``None`` if it does not converge.
+
+    ``times`` is the product with the matrices in float64, ``single`` those in float32.
+    """
+    factor, failed = torch.linalg.cholesky_ex(single)
+    if failed.any():
+        return None
+    step, limit = torch.zeros_like(wanted), accuracy * wanted.abs().amax(1)
+    for _ in range(most):
+        residual = wanted - times(step)
+        size = residual.abs().amax(1)
+        if bool((size <= limit).all()):
+            return step
+        scale = size[:, None].clamp(min=1e-300)
+        step = step + scale * torch.cholesky_solve((residual / scale).float()[:, :, None], factor)[:, :, 0]
+    return None
+
+
+def _chunks(counts: Int[Tensor, " r"]) -> Iterator[Int[Tensor, " _"]]:
+    """Rows of nearly equal counts, ascending, whose matrices ``(count, count)`` fit the memory together."""
+    on_cpu = counts.device.type == "cpu"
+    budget = 2**23 if on_cpu else 2**27  # float64 entries
+    most_rows = max(1, math.ceil(len(counts) / (torch.get_num_threads() if on_cpu else 1)))
+    order = counts.argsort(stable=True)
+    sizes = counts[order].tolist()
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        last = stop == len(sizes)
+        if last or (
+            stop - start == most_rows
+            or (stop + 1 - start) * sizes[stop] ** 2 > budget
+            or sizes[stop] > 1.1 * sizes[start] + 8
+        ):
+            if sizes[stop - 1]:
+                yield order[start:stop]
+            start = stop
+
+
+def conjugate_gradients(
+    weight: Float[Tensor, "r d"],
+    hessian: Float[Tensor, "d d"],
+    keep: Bool[Tensor, "r d"],
+    start: Float[Tensor, "r d"],
+    iterations: int,
+    tolerance: float,
+) -> tuple[Float[Tensor, "r d"], int]:
+    """Minimise ``1/2 (v - w)'H(v - w)`` over v on the support of every row, from ``start``, zero outside.
+
+    Preconditioned by the diagonal; a row stops once its residual has fallen to ``tolerance`` times that of
+    the masked dense weights.
+
+    Returns:
+        the weights, and how many rows did not get there.
+    """
+    diagonal = hessian.diagonal()
+
+    def residual(values: Tensor) -> Tensor:
+        return (((weight - values) @ hessian) / diagonal.sqrt()).masked_fill(~keep, 0)
+
+    # in the variables v * sqrt(diag H), in which the preconditioner is the identity
+    limit = tolerance * residual(weight * keep).norm(dim=1)
+    values, left = start.clone(), residual(start)
+    direction, square_left = left.clone(), left.square().sum(1)
+    for _ in range(iterations):
+        active = square_left.sqrt() > limit
+        if not active.any():
+            break
+        move = direction / diagonal.sqrt()
+        pushed = ((move @ hessian) / diagonal.sqrt()).masked_fill(~keep, 0)
+        curvature = (direction * pushed).sum(1)
+        length = torch.where(active & (curvature > 0), square_left / curvature, 0)
+        values += length[:, None] * move
+        left -= length[:, None] * pushed
+        before, square_left = square_left, left.square().sum(1)
+        direction = left + torch.where(before > 0, square_left / before, 0)[:, None] * direction
+    return values, int((square_left.sqrt() > limit).sum())

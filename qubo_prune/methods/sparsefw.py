@@ -1,0 +1,35 @@
+"""SparseFW: masks by Frank-Wolfe on their relaxation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qubo_prune.hessian.linalg import (
+    work_dtype,
+)
+from qubo_prune.masks.keep import keep_highest
+from qubo_prune.methods.base import Masked, Task, share_of_budget
+
+
+def sparsefw(task: Task, alpha: float = 0.9, iterations: int = 200) -> Masked:
+    """Roux et al., "Don't be greedy, just relax! Pruning LLMs via Frank-Wolfe" (arXiv 2510.13713).
+
+    Minimises ``1/2 ((1-m)*w)'H((1-m)*w)`` over keep masks m relaxed to [0, 1] with the pattern's sums, from
+    Wanda's mask: ``m = m + 2/(t+2) (v - m)``, t = 0, 1, ..., where v is the mask of the highest negative
+    gradients ``w * (H ((1-m)*w))``. The ``alpha`` share of each budget with the highest Wanda scores stays
+    kept throughout. In the end the highest m stay.
+    """
+    scores = task.wanda()
+    dtype = work_dtype(task.weight)
+    weight, hessian = task.weight.to(dtype), task.gram.matrix.to(dtype)
+    fixed = keep_highest(scores, *share_of_budget(task, alpha))
+
+    def highest(values: Tensor) -> Tensor:
+        return task.highest(values.masked_fill(task.gram.dead, -torch.inf).masked_fill(fixed, torch.inf))
+
+    relaxed = task.highest(scores).to(dtype)
+    for t in range(iterations):
+        downhill = weight * (((1 - relaxed) * weight) @ hessian)
+        relaxed = relaxed.lerp(highest(downhill).to(dtype), 2 / (t + 2))
+    return highest(relaxed), None
