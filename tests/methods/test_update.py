@@ -10,7 +10,7 @@ from reference import Layer, random_layer
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.hessian.linalg import UNSEEN
-from qubo_prune.methods import update as module
+from qubo_prune.methods import refit as module
 from qubo_prune.methods.update import UPDATES, update
 
 PATTERNS = ["row", "layer", "2:4"]
