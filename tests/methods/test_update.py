@@ -9,8 +9,9 @@ from reference import Layer, random_layer
 
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
-from qubo_prune.hessian.linalg import UNSEEN
+from qubo_prune.hessian.linalg import UNSEEN, inverse_factor
 from qubo_prune.methods import refit as module
+from qubo_prune.methods.sparsegpt import sweep
 from qubo_prune.methods.update import UPDATES, update
 
 PATTERNS = ["row", "layer", "2:4"]
@@ -94,9 +95,9 @@ def test_updates_equal_slow_ones_written_from_the_formulas(layer, kind, pattern,
 def test_sparsegpt_does_not_depend_on_its_slabs(layer, slab):
     keep = layer.random_keep("row", 0.5)
     hessian = damped(layer.gram, 0.01)
-    upper = module.inverse_factor(hessian)
+    upper = inverse_factor(hessian)
     np.testing.assert_allclose((upper.T @ upper).numpy(), np.linalg.inv(hessian.numpy()), rtol=1e-8, atol=1e-10)
-    found, mask = module.sweep(layer.weight, upper, lambda j, w, own: keep[:, j : j + w.shape[1]], slab, slab)
+    found, mask = sweep(layer.weight, upper, lambda j, w, own: keep[:, j : j + w.shape[1]], slab, slab)
     assert torch.equal(mask, keep)
     torch.testing.assert_close(found, brain_surgeon(layer, keep, 0.01), rtol=1e-8, atol=1e-9)
 
