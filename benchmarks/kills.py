@@ -4,7 +4,7 @@
 
 The model is CREPE's tiny network, a real one, of which three convolutions and the linear layer are pruned, on
 synthetic tones. A kill is ``kill -9`` after a time drawn evenly from that of a whole run; each time another process
-goes on to the end. What it leaves must be that of the run which nobody killed: masks and weights to the last bit.
+goes on to the end. What it leaves must be that of the run which nobody killed: masks and weights bit-identical.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def main() -> None:
                 same += found == wanted
                 said = "the same bits" if found == wanted else "OTHER BITS"
                 say(f"  killed after {after:5.2f} s with {layers} layers done: {said}")
-    say(f"{same} of {options.kills} results are the same to the last bit.")
+    say(f"{same} of {options.kills} results are the same bit-identical.")
     sys.exit(same != options.kills)
 
 

@@ -34,7 +34,7 @@ from qubo_prune.blocks.rows import TracePoint
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.text import Windows, check_length, token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.outputs import check_output, written_aside
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.models.layers import Layer, find_layers, within
@@ -244,8 +244,8 @@ class BlockStudy(Shown):
             InputError: it holds something else, or cannot be written.
         """
         with written_aside(check_output(folder, True)) as target:
-            write_whole(target / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
-            write_whole(target / "table.txt", f"{self}\n")
+            atomic_write(target / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+            atomic_write(target / "table.txt", f"{self}\n")
             with (target / "points.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, [f.name for f in fields(Point)])
                 writer.writeheader()

@@ -25,7 +25,7 @@ from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
 from qubo_prune.clock import Stopwatch
 from qubo_prune.errors import InputError, did_you_mean
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.outputs import check_output, written_aside
 from qubo_prune.masks.keep import KeepMasks, Pattern, keep_highest, keep_highest_together
 from qubo_prune.models.layers import find_layers
@@ -407,8 +407,8 @@ class Experiment(Shown):
             InputError: it holds something else, or cannot be written.
         """
         with written_aside(check_output(folder, True)) as target:
-            write_whole(target / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
-            write_whole(target / "table.txt", f"{self}\n")
+            atomic_write(target / "results.json", json.dumps(self.to_dict(), indent=1) + "\n")
+            atomic_write(target / "table.txt", f"{self}\n")
             with (target / "curves.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["method", "density", "seed", "blocks", "seconds", "loss", "accuracy"])

@@ -15,7 +15,7 @@ from qubo_prune.bench import run_plots
 from qubo_prune.bench.metrics import SUCCESS, Results, gap_of
 from qubo_prune.bench.runs import BASELINES, SIGN
 from qubo_prune.errors import InputError
-from qubo_prune.files.atomic import write_whole, written_whole
+from qubo_prune.files.atomic import atomic_write, written_whole
 from qubo_prune.files.outputs import check_added, list_files
 
 _TEMPLATE = Path(__file__).with_name("run_report.html.j2")
@@ -106,8 +106,8 @@ def verdict(results: Results) -> list[str]:
     said = results.failures()
     if easy:
         said.append(
-            f"Easy: {', '.join(easy)}. Every optimum is proven; a solver that is good on these only is good on "
-            "nothing that is hard, and nothing here speaks for special hardware."
+            f"Easy: {', '.join(easy)}. Every optimum is proven; these instances are too easy to rank solvers, "
+            "and nothing here speaks for special hardware."
         )
     between = table[(table.proven < table["how many"]) & (table.proven >= table["how many"] / 2)]
     for _, line in between.iterrows():
@@ -215,9 +215,9 @@ def write_report(results: Results, folder: str | Path) -> list[Path]:
         raise InputError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
     list_files(target, FILES)
     html, markdown, qoblib, picture = (Path(folder, name) for name in FILES)
-    write_whole(html, page(results))
-    write_whole(markdown, as_markdown(results))
-    write_whole(qoblib, results.qoblib().to_csv(index=False))
+    atomic_write(html, page(results))
+    atomic_write(markdown, as_markdown(results))
+    atomic_write(qoblib, results.qoblib().to_csv(index=False))
     with written_whole(picture) as aside:
         run_plots.anytime(results, classes_in(results)).savefig(aside, dpi=110, format="png")
     return [html, markdown, qoblib, picture]

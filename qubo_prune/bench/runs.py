@@ -34,7 +34,7 @@ from threadpoolctl import threadpool_limits
 from qubo_prune.bench.solvers import Entrant
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.outputs import check_added, list_files
 from qubo_prune.files.parsing import is_plain, limited_text, one_line, short, strict_json
 from qubo_prune.precision import pinned
@@ -557,6 +557,6 @@ def _describe(
             "workers": workers, "backend": backend, "machine": machine(), "versions": versions(),
         }
     )  # fmt: skip
-    write_whole(file, json.dumps({"format": "qubo_prune.run", "calls": calls}, indent=1) + "\n")
+    atomic_write(file, json.dumps({"format": "qubo_prune.run", "calls": calls}, indent=1) + "\n")
     # the manifest as it was, so that the run can be read without the suite
-    write_whole(folder / MANIFEST, (suite.folder / MANIFEST).read_text(encoding="utf-8"))
+    atomic_write(folder / MANIFEST, (suite.folder / MANIFEST).read_text(encoding="utf-8"))

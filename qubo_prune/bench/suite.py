@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError, did_you_mean, near_entry
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.parsing import is_plain, limited_text, short, strict_json
 from qubo_prune.formats.text import MAX_VARIABLES, read_problem
 from qubo_prune.problem.qubo import BlockQubo
@@ -205,8 +205,8 @@ class Suite:
             "families": [dict(family) for family in self.families],
             "instances": [asdict(instance) for instance in self.instances],
         }  # fmt: skip
-        write_whole(self.folder / MANIFEST, json.dumps(data, indent=1) + "\n")
-        write_whole(self.folder / "README.md", self.page())
+        atomic_write(self.folder / MANIFEST, json.dumps(data, indent=1) + "\n")
+        atomic_write(self.folder / "README.md", self.page())
 
     @property
     def digest(self) -> str:

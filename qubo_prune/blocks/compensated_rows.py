@@ -103,7 +103,7 @@ def descend_compensated(
                 return descent.result()
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 # rounding made a part of the inverse indefinite
-                tried = descent.steadier()
+                tried = descent.with_more_precision()
 
     return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
 
@@ -136,7 +136,7 @@ class _Descent:
         self._weight = scaled.to(dtype)
         self._energy = torch.full((len(weight),), torch.nan, dtype=torch.float64, device=self._device)
 
-    def steadier(self) -> CompensatedDescent:
+    def with_more_precision(self) -> CompensatedDescent:
         """Settings for another attempt where a factorisation failed: more digits, then more damping."""
         assert self._curvature is not None
         if self._weight.dtype != torch.float64:

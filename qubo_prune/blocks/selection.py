@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # added to the cost of a weight of the wrong kind; finite, since inf * 0 is not a number
-_BARRED = 1e280
+_EXCLUDED = 1e280
 
 
 def borderline_weights(
@@ -39,7 +39,7 @@ def borderline_weights(
 
 def _barrier(x: Float[Tensor, "r d"]) -> Float[Tensor, "r d"]:
     """Zero where x is 0, prohibitive where it is 1."""
-    return x * _BARRED
+    return x * _EXCLUDED
 
 
 def _best(
@@ -52,7 +52,7 @@ def _best(
     pool = keys.topk(widest, dim=1, largest=False)
     draw = torch.rand(pool.indices.shape, generator=generator).to(keys.device)
     place = torch.arange(widest, device=keys.device)
-    allowed = (place < count * (misses[:, None] + 1)) & (pool.values < _BARRED / 2)
+    allowed = (place < count * (misses[:, None] + 1)) & (pool.values < _EXCLUDED / 2)
     chosen = draw.masked_fill(~allowed, 2.0).topk(count, dim=1, largest=False).indices
     return pool.indices.gather(1, chosen)
 

@@ -281,7 +281,7 @@ def choose_loss(loss: str | Loss | LossFunction | None, source: Source) -> Loss:
     return NextToken() if isinstance(source, str) or tokens else Classification()
 
 
-def judged_by(samples: Samples, held_out: Source | None, most: int, seed: int) -> tuple[Samples, Samples]:
+def split_held_out(samples: Samples, held_out: Source | None, most: int, seed: int) -> tuple[Samples, Samples]:
     """Samples to draw from, and held-out ones; by default a fifth of the data, ``most`` at most."""
     if held_out is not None:
         if isinstance(held_out, str):

@@ -76,7 +76,7 @@ def is_stream(path: Path) -> bool:
     return beginning in (("dev",), ("proc",)) or (path.exists() and not path.is_file() and not path.is_dir())
 
 
-def write_whole(path: str | Path, text: str) -> None:
+def atomic_write(path: str | Path, text: str) -> None:
     """A text file, in UTF-8, that appears only once complete; what UTF-8 cannot say of a file's name is escaped."""
     with written_whole(path) as aside:
         aside.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qubo_prune.errors import InputError
-from qubo_prune.files.atomic import disk_full, flush_all, is_stream, write_whole
+from qubo_prune.files.atomic import atomic_write, disk_full, flush_all, is_stream
 from qubo_prune.files.parsing import limited_text, short, strict_json
 
 #: The list of files in a folder that was written here.
@@ -172,7 +172,7 @@ def _listed(folder: Path) -> frozenset[str]:
 def list_files(folder: Path, names: Iterable[str]) -> None:
     """Add files to a folder's list."""
     text = json.dumps({"format": _FORMAT, "files": sorted(_listed(folder) | set(names))}, indent=1)
-    write_whole(folder / LISTING, text + "\n")
+    atomic_write(folder / LISTING, text + "\n")
 
 
 def check_added(folder: str | Path, names: Iterable[str], sign: tuple[str, str] | None = None) -> Path:

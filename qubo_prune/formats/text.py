@@ -3,10 +3,10 @@
 =========  ==================================================  ==========  =========================
 format     what                                                counts      there and back
 =========  ==================================================  ==========  =========================
-``json``   everything, factor form included                    yes         to the last bit
-``coo``    dimod's coordinate list, binary                     in comment  to the last bit
-``qubo``   qbsolv                                              in comment  to the last bit
-``lp``     CPLEX LP, see :mod:`qubo_prune.formats.lp`                   yes         to the last bit
+``json``   everything, factor form included                    yes         bit-identical
+``coo``    dimod's coordinate list, binary                     in comment  bit-identical
+``qubo``   qbsolv                                              in comment  bit-identical
+``lp``     CPLEX LP, see :mod:`qubo_prune.formats.lp`          yes         bit-identical
 ``ising``  dimod's coordinate list, spins ``s = 2x - 1``       in comment  to rounding
 =========  ==================================================  ==========  =========================
 
@@ -164,7 +164,7 @@ def _with_counts(parts: _Parts, num_pruned: int | Sequence[int]) -> _Parts:
 
 
 def _write_json(problem: BlockQubo) -> Iterator[str]:
-    """One line per key, and per row of a matrix; floats by ``repr``, which reads back to the last bit."""
+    """One line per key, and per row of a matrix; floats by ``repr``, which reads back bit-identical."""
     head: dict[str, Any] = {
         "format": _SCHEMA,
         "version": _VERSION,

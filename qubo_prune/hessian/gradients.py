@@ -256,7 +256,7 @@ def block_gradients(
 
 
 @pinned()
-def told_apart(objective: Objective, samples: Samples, layers: Sequence[Layer], seed: int) -> bool:
+def separable(objective: Objective, samples: Samples, layers: Sequence[Layer], seed: int) -> bool:
     """Whether two samples have the same gradients together as each alone, at random weights of every layer.
 
     They have not where a model puts another dimension first, as some sequence models do, or regroups

@@ -163,7 +163,7 @@ def inverse_factor(hessian: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
 _SINGLE = (1e-6, 1e6)
 
 
-def roomy(weight: Float[Tensor, "r d"], gram: Gram) -> Float[Tensor, "r d"]:
+def promote_range(weight: Float[Tensor, "r d"], gram: Gram) -> Float[Tensor, "r d"]:
     """The weights, as float64 where squares of weights and inputs may leave the range of float32.
 
     Methods iterate in :func:`work_dtype`, and bfloat16 holds numbers whose squares float32 does not.
@@ -172,7 +172,7 @@ def roomy(weight: Float[Tensor, "r d"], gram: Gram) -> Float[Tensor, "r d"]:
     return weight if all(size == 0 or _SINGLE[0] < size < _SINGLE[1] for size in sizes) else weight.double()
 
 
-def fitting(
+def cast_back(
     updated: Float[Tensor, "r d"], dense: Float[Tensor, "r d"], keep: Bool[Tensor, "r d"], notes: Counter[str]
 ) -> Float[Tensor, "r d"]:
     """Updated weights in the dtype of the dense ones; a row that overflows it keeps its masked dense weights.

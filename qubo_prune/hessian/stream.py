@@ -27,7 +27,7 @@ from qubo_prune.models.layers import Layer, within
 from qubo_prune.models.load import evaluating, hooked
 from qubo_prune.models.replay import alike, draws, fresh, is_mutable, spoilt, trace
 from qubo_prune.models.stack import find_stack
-from qubo_prune.models.storage import InMemory, Shelf, States
+from qubo_prune.models.storage import InMemory, States, WeightStorage
 from qubo_prune.precision import pinned
 
 
@@ -83,7 +83,7 @@ class _Pass:
     counted: int
     dense: Mapping[str, Tensor] | None
     needs_gram: Callable[[Layer], bool]
-    shelf: Shelf
+    shelf: WeightStorage
     gram_devices: tuple[str, ...] = ()
     settle: Settle = _settle_nothing
     devices: tuple[torch.device, ...] = ()
@@ -107,7 +107,7 @@ class _Pass:
 def stream(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
     held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
-    needs_gram: Callable[[Layer], bool] = lambda layer: True, shelf: Shelf | None = None,
+    needs_gram: Callable[[Layer], bool] = lambda layer: True, shelf: WeightStorage | None = None,
     gram_devices: tuple[str, ...] = (), settle: Settle = _settle_nothing,
 ) -> None:  # fmt: skip
     """Visit every layer with its Gram, in the order in which the layers run.
@@ -174,7 +174,7 @@ def _behind(
     return [layer for layer in layers if layer not in ran.ahead]
 
 
-def _check_whole(shelf: Shelf) -> None:
+def _check_whole(shelf: WeightStorage) -> None:
     """Refuse to take a model as one block whose blocks are not in memory all at once."""
     if not shelf.in_memory:
         raise InputError(
@@ -209,7 +209,7 @@ class Sampled:
 @pinned()
 def sample(
     model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, held_out: Sequence[Any] = (),
-    paired: bool = False, shelf: Shelf | None = None, gram_devices: tuple[str, ...] = (),
+    paired: bool = False, shelf: WeightStorage | None = None, gram_devices: tuple[str, ...] = (),
 ) -> Sampled:  # fmt: skip
     """Do of a :func:`stream` what the first block with layers takes, and nothing behind it; say how long that took.
 
@@ -300,7 +300,7 @@ def _timed(seconds: Seconds, devices: Sequence[torch.device], run: Callable[[], 
 
 
 def _ahead_of(
-    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], shelf: Shelf
+    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], shelf: WeightStorage
 ) -> list[Layer] | None:
     """The layers that run before the first block of a stack, in their order.
 
@@ -388,7 +388,9 @@ class _Recording:
     calls: list[list[Call]]
 
 
-def _record_stack(blocks: list[nn.Module], model: nn.Module, calls: Sequence[Call], shelf: Shelf) -> _Recording | None:
+def _record_stack(
+    blocks: list[nn.Module], model: nn.Module, calls: Sequence[Call], shelf: WeightStorage
+) -> _Recording | None:
     """Capture the calls of every block; ``None`` if the blocks are not a chain of like maps.
 
     The first batch runs in full to learn the order of the blocks, the form of their outputs, and the arguments that

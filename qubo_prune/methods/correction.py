@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qubo_prune.hessian.gram import Gram
-from qubo_prune.hessian.linalg import cholesky, fitting, with_damping
+from qubo_prune.hessian.linalg import cast_back, cholesky, with_damping
 from qubo_prune.precision import pinned
 
 #: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.
@@ -53,4 +53,4 @@ def corrected(
             continue
         step, _ = with_damping(part, damping, lambda h, aim=aim: torch.cholesky_solve(aim.mT, cholesky(h)), notes)  # type: ignore[misc]
         parts.append(own + share * step.mT)
-    return fitting(torch.cat(parts), weight.detach(), torch.ones_like(weight, dtype=torch.bool), notes)
+    return cast_back(torch.cat(parts), weight.detach(), torch.ones_like(weight, dtype=torch.bool), notes)

@@ -20,9 +20,9 @@ from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.linalg import (
     UNSEEN,
+    cast_back,
     check_layer,
-    fitting,
-    roomy,
+    promote_range,
 )
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.admm import admm_masks
@@ -70,11 +70,11 @@ def choose(
     unseen = int(gram.dead.all(-1).sum())
     if unseen:
         notes[UNSEEN] = unseen
-    given = roomy(weight.detach().to(gram.matrix.device), gram)
+    given = promote_range(weight.detach().to(gram.matrix.device), gram)
     keep, updated = PEERS[name].method(Task(given, gram, pattern, density, damping, notes))
     keep = keep.to(weight.device)
     if updated is not None:
-        updated = fitting(updated, weight.detach(), keep, notes).masked_fill(~keep, 0)
+        updated = cast_back(updated, weight.detach(), keep, notes).masked_fill(~keep, 0)
     return Choice(keep, updated, dict(notes))
 
 

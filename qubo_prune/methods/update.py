@@ -21,10 +21,10 @@ from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.linalg import (
     UNSEEN,
+    cast_back,
     check_layer,
-    fitting,
     inverse_factor,
-    roomy,
+    promote_range,
     with_damping,
 )
 from qubo_prune.methods.admm import admm
@@ -84,7 +84,7 @@ def update(
     device, notes, largest, parts = gram.matrix.device, Counter[str](), damping, []
     masks = gram.split(keep.to(device))
     # detached: threads of this module would record gradients
-    given = roomy(weight.detach().to(device), gram)
+    given = promote_range(weight.detach().to(device), gram)
     for dense, part, mask in zip(gram.split(given), gram.parts(), masks, strict=True):
         if part.dead.all():
             parts.append(dense.masked_fill(~mask, 0).double())
@@ -93,7 +93,7 @@ def update(
         result, used = with_damping(part, damping, _attempt(kind, dense, mask, notes), notes)
         parts.append(result.double().masked_fill(~mask, 0))
         largest = max(largest, used)
-    return Updated(fitting(torch.cat(parts), weight.detach(), keep, notes), largest, dict(notes))
+    return Updated(cast_back(torch.cat(parts), weight.detach(), keep, notes), largest, dict(notes))
 
 
 def _attempt(

@@ -22,13 +22,13 @@ from qubo_prune.files.states import StateFile
 from qubo_prune.models.layers import Layer, every_layer, within
 from qubo_prune.models.load import LoadedModel, usable_device
 from qubo_prune.models.stack import find_stack
-from qubo_prune.models.storage import Change, Shelf, States
+from qubo_prune.models.storage import Change, States, WeightStorage
 
 #: Files of a checkpoint's folder that belong to a model besides its weights.
 _BESIDES = {".json", ".txt", ".model", ".jinja", ".py", ".md", ".tiktoken"}
 
 
-class OnDisk(Shelf):
+class OnDisk(WeightStorage):
     """A model whose parameters are on the ``meta`` device but for those outside its decoder layers.
 
     The forward pass of a decoder layer loads what it needs and drops it again, unless it is :meth:`resident`.

@@ -399,7 +399,7 @@ def check_finite(layers: Sequence[Layer], resident: Resident | None = None) -> N
 
     Args:
         layers: to look at.
-        resident: has a module's weights in memory for the time being, if they are not.
+        resident: has a module's weights in memory temporarily, if they are not.
     """
     for layer in layers:
         with nullcontext() if resident is None else resident(layer.module):

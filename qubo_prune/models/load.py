@@ -19,7 +19,7 @@ from qubo_prune.errors import InputError, did_you_mean, near_entry
 from qubo_prune.files.outputs import written_aside
 from qubo_prune.files.parsing import expanded, limited_text, one_line, strict_json
 from qubo_prune.models.padding import looking_within
-from qubo_prune.models.storage import InMemory, Shelf
+from qubo_prune.models.storage import InMemory, WeightStorage
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,11 +36,11 @@ class LoadedModel:
     model: nn.Module
     tokenizer: Any
     name: str
-    disk: Shelf | None = None
+    disk: WeightStorage | None = None
     source: str = ""
 
     @property
-    def shelf(self) -> Shelf:
+    def shelf(self) -> WeightStorage:
         """Where its weights are."""
         return self.disk or InMemory(self.model)
 

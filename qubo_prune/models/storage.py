@@ -30,7 +30,7 @@ class States(Protocol):
 Change = Callable[[Tensor], Tensor]
 
 
-class Shelf(abc.ABC):
+class WeightStorage(abc.ABC):
     """Gives a model's weights when they are needed, and keeps what a run must not lose."""
 
     #: All weights are in memory, so what was changed can be taken back there.
@@ -44,7 +44,7 @@ class Shelf(abc.ABC):
 
     @abc.abstractmethod
     def resident(self, module: nn.Module) -> AbstractContextManager[None]:
-        """The module's weights are in memory for the time being."""
+        """The module's weights are in memory temporarily."""
 
     @abc.abstractmethod
     def changed(self, layer: Layer, change: Change) -> None:
@@ -67,7 +67,7 @@ class Shelf(abc.ABC):
         """Writes the pruned weights and what belongs to them into a folder; ``None`` if the model itself can."""
 
 
-class InMemory(Shelf):
+class InMemory(WeightStorage):
     """Everything is in the model.
 
     Args:

@@ -24,7 +24,7 @@ from qubo_prune.blocks.loss.trace import LossTrace
 from qubo_prune.blocks.notes import folded_notes
 from qubo_prune.blocks.rows import TracePoint
 from qubo_prune.errors import InputError
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.parsing import limited_text, one_line, strict_json
 from qubo_prune.masks.keep import KeepMasks
 from qubo_prune.models.coverage import Coverage, LeftDense, percent, sentences
@@ -318,7 +318,7 @@ class Report(Shown):
 
     def save(self, path: str | Path) -> None:
         """Write ``report.json``."""
-        write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        atomic_write(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def table(self, full: bool = False) -> Table:
         """A table of all layers, or by kind of layer (numbers in names folded together)."""
@@ -357,7 +357,7 @@ class Report(Shown):
         judged = self.held_out_perplexity
         loss += f"held-out perplexity {judged[0]:.2f} to {judged[1]:.2f}\n" if judged else ""
         if self.gap is not None:
-            loss += f"no masks of these counts have an error {self.gap:.1%} or more below this (proven)\n"
+            loss += f"proven: no masks of these counts have an error below {1 - self.gap:.1%} of this\n"
         loss += f"{_told(self.block_optima)}\n" if self.block_optima else ""
         loss += "".join(f"{line}\n" for line in sentences(self.coverage, self.left_dense))
         return (

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Group
 
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.problem.qubo import BlockQubo, FactorForm, counts_told
 from qubo_prune.solver.interface import SolveResult, result_facts
 from qubo_prune.tables import Shown, Table, facts_table
@@ -18,7 +18,7 @@ from qubo_prune.tables import Shown, Table, facts_table
 
 @dataclass(frozen=True, eq=False)
 class Answer(Shown):
-    """One solve, for people and for JSON.
+    """One solve, human-readable and as JSON.
 
     Attributes:
         problem: what was solved.
@@ -63,7 +63,7 @@ class Answer(Shown):
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`to_dict` as JSON."""
-        write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        atomic_write(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @staticmethod
     def is_saved(plain: Any) -> bool:

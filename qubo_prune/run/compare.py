@@ -18,7 +18,7 @@ from qubo_prune.choices import METHODS
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.text import check_length, check_source, check_windows, token_windows
 from qubo_prune.errors import InputError
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.outputs import check_output
 from qubo_prune.methods.chain import Entry
 from qubo_prune.models.load import LoadedModel, check_name, load_model
@@ -166,7 +166,7 @@ def _add_to(result: Comparison, folder: Path) -> None:
     """Write ``comparison.json`` and ``comparison.png`` beside a model."""
     from qubo_prune.plot import comparison
 
-    write_whole(folder / "comparison.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    atomic_write(folder / "comparison.json", json.dumps(result.to_dict(), indent=1) + "\n")
     comparison(result, folder / "comparison.png")
 
 

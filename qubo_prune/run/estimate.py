@@ -1,4 +1,4 @@
-"""What a run would do, take and need, told without doing it: a dry run.
+"""Estimate a run's layers, time and memory without running it.
 
 Sizes and counts follow from the model's shapes, memory from :mod:`qubo_prune.run.memory`. Time is measured here and now
 on a small part of the run: one decoder layer sees a few windows, and some rows of each kind of its layers are pruned
@@ -44,9 +44,9 @@ from qubo_prune.run.prune import (
     check_arguments,
     check_fits,
     densities_of,
-    lay_out,
     named_in_full,
     nothing_reached,
+    plan_layers,
     prune,
     prune_alone,
 )
@@ -281,7 +281,7 @@ def estimate_run(
         began = time.perf_counter()
         loaded = _looked_at(given)
         loading = time.perf_counter() - began
-        plan, layers, _, data = lay_out(given, checked, loaded)
+        plan, layers, _, data = plan_layers(given, checked, loaded)
         coverage = Coverage.of(loaded.model, layers, given["include"], given["exclude"])
         left = _left_dense(plan, loaded, layers, data, given["include"])
         names = {layer.name for layer in left}

@@ -1,4 +1,4 @@
-"""The folder of a long run: who it is, what was decided so far, what happened; one process at a time has it.
+"""The folder of a long run: its owner and lock, what was decided so far, and what happened.
 
 ``run.json`` says what the run was begun with. ``records/*.safetensors`` hold what was decided, each with a checksum
 and written whole or not at all, so that a run may be killed at any moment. ``events.jsonl`` tells what happened.
@@ -18,7 +18,7 @@ import filelock
 from torch import Tensor
 
 from qubo_prune.errors import InputError, near_entry
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.checksummed import Damaged, Sealed, read_sealed, write_sealed
 from qubo_prune.files.parsing import expanded, limited_text, strict_json
 
@@ -77,7 +77,7 @@ class RunFolder:
             return
         self._identity[part] = plain
         text = json.dumps({"format": _FORMAT, "parts": self._identity}, indent=1)
-        write_whole(self.path / MANIFEST, text + "\n")
+        atomic_write(self.path / MANIFEST, text + "\n")
 
     def put(self, name: str, info: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep plain data and tensors under a name, in place of what was there."""

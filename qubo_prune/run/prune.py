@@ -24,7 +24,7 @@ from qubo_prune.blocks.loss.trace import LossTrace
 from qubo_prune.blocks.rows import DescentResult, descend
 from qubo_prune.choices import WEIGHTS
 from qubo_prune.clock import Deadline
-from qubo_prune.data.calibration import Calibration, Source, choose_loss, drawn_from, judged_by, read_calibration
+from qubo_prune.data.calibration import Calibration, Source, choose_loss, drawn_from, read_calibration, split_held_out
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.losses import Loss, LossFunction, Objective
 from qubo_prune.data.samples import Samples
@@ -67,7 +67,7 @@ from qubo_prune.models.load import (
     save_model,
 )
 from qubo_prune.models.names import kinds
-from qubo_prune.models.storage import InMemory, Shelf
+from qubo_prune.models.storage import InMemory, WeightStorage
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
@@ -243,7 +243,7 @@ def prune(
         run_folder: where to keep what is decided, after every layer and every two minutes within one, and what
             happens, for ``qubo-prune watch``.
         resume: go on with the run that the folder holds, if it holds one; the result is that of a run that was never
-            interrupted, to the last bit, unless a time limit cut it.
+            interrupted, bit-identical, unless a time limit cut it.
         weights: where they are: ``memory``, or ``disk`` for a model that is larger than it. Then one decoder layer is
             loaded at a time, hidden states are in a file, and ``output`` is written shard by shard; ``model`` is a
             folder of safetensors. The result is the same.
@@ -265,7 +265,7 @@ def prune(
         loaded = _loaded(
             model, tokenizer, dtype, device, trust_remote_code, target, bars, folder if weights == "disk" else None
         )
-        plan, layers, reading, data = lay_out(given, checked, loaded)
+        plan, layers, reading, data = plan_layers(given, checked, loaded)
         _identify(folder, "model", lambda: {"sha256": loaded.shelf.digest()})
         _identify(folder, "calibration", lambda: data.described | {"sha256": data.digest()})
         foreseen = estimate(
@@ -398,7 +398,7 @@ def _needed(given: Mapping[str, Any]) -> Needed:
     }  # fmt: skip
 
 
-def lay_out(
+def plan_layers(
     given: Mapping[str, Any], checked: Checked, loaded: LoadedModel
 ) -> tuple[Plan, list[Layer], Loss | None, Calibration]:
     """What the model says of a run: its plan, layers, what reads batches, and what it draws from.
@@ -459,7 +459,7 @@ def taken(
     Args:
         run_folder: the folder, if one was named.
         resume: go on with the run in it.
-        beside: a run that needs a folder gets one for the time being beside this.
+        beside: a run that needs a folder gets a temporary one beside this.
         passing: it is such a folder.
     """
     if run_folder is None:
@@ -580,7 +580,7 @@ class _Run:
     """One pass over the layers: what was decided, how to take it back, where the time went."""
 
     def __init__(
-        self, plan: Plan, layers: Sequence[Layer], began: float, records: Records, shelf: Shelf,
+        self, plan: Plan, layers: Sequence[Layer], began: float, records: Records, shelf: WeightStorage,
         include: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._plan, self._layers, self._records, self._shelf = plan, layers, records, shelf
@@ -629,7 +629,7 @@ class _Run:
         assert data.samples is not None
         task, seed = self._plan.task, derive_seed(self._plan.seed, len(self._layers))
         check_devices(self._layers, task.settings)
-        self._samples = judged_by(data.samples, held_out, task.settings.held_out, seed)
+        self._samples = split_held_out(data.samples, held_out, task.settings.held_out, seed)
         self._objective = Objective(model, task.loss, task.settings.micro_batch)
         count = min(task.settings.samples, len(self._samples[0]))
         batch = torch.randperm(len(self._samples[0]), generator=torch.Generator().manual_seed(seed))[:count]

@@ -21,7 +21,7 @@ from qubo_prune.tables import Shown, Table, facts_table
 
 
 class Status(enum.Enum):
-    """How a solve ended. The values are sentences for people."""
+    """How a solve ended. The values are human-readable sentences."""
 
     OPTIMAL = "The assignment is a proven optimum."
     LOCAL_OPTIMUM = "No swap of the solver's neighbourhood improves the assignment."
@@ -104,7 +104,7 @@ class SolveRequest:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Whose merit an answer is: best energies as the solver gave it and after what dispatch did.
+    """Who gets credit for an answer: best energies as the solver gave it and after what dispatch did.
 
     Attributes:
         start: energy of the warm start, if there was one.

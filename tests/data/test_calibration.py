@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.data import Subset, TensorSamples
-from qubo_prune.data.calibration import as_samples, choose_loss, judged_by, read_calibration
+from qubo_prune.data.calibration import as_samples, choose_loss, read_calibration, split_held_out
 from qubo_prune.data.losses import Classification, Given, Loss, NextToken
 from qubo_prune.errors import InputError
 from qubo_prune.models import LoadedModel
@@ -200,17 +200,17 @@ def test_the_loss_follows_from_the_source_unless_it_is_given() -> None:
 @pytest.mark.parametrize("count", [5, 9, 100, 1234])
 def test_a_fifth_is_held_out_and_no_sample_is_on_both_sides(count: int) -> None:
     samples = TensorSamples(torch.arange(count))
-    kept, judges = judged_by(samples, None, 5000, seed=3)
+    kept, judges = split_held_out(samples, None, 5000, seed=3)
     assert len(judges) == count // 5
     both = [part.batch(torch.arange(len(part))).tolist() for part in (kept, judges)]
     assert sorted(both[0] + both[1]) == list(range(count))
-    again = judged_by(samples, None, 5000, seed=3)
+    again = split_held_out(samples, None, 5000, seed=3)
     assert all(torch.equal(a.indices, b.indices) for a, b in zip(again, (kept, judges), strict=True))
-    assert count < 9 or not torch.equal(judged_by(samples, None, 5000, seed=4)[1].indices, judges.indices)
+    assert count < 9 or not torch.equal(split_held_out(samples, None, 5000, seed=4)[1].indices, judges.indices)
 
 
 def test_judges_are_not_more_than_asked() -> None:
-    kept, judges = judged_by(TensorSamples(torch.arange(100)), None, 7, seed=0)
+    kept, judges = split_held_out(TensorSamples(torch.arange(100)), None, 7, seed=0)
     assert (len(kept), len(judges)) == (93, 7)
 
 
@@ -220,22 +220,22 @@ def batches_of_two(count: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def test_given_judges_leave_the_calibration_whole() -> None:
     samples, own = TensorSamples(torch.arange(3)), Subset(TensorSamples(torch.arange(9)), torch.tensor([4, 2]))
-    assert judged_by(samples, own, 1, 0) == (samples, own)
-    kept, judges = judged_by(samples, batches_of_two(3), 1, 0)
+    assert split_held_out(samples, own, 1, 0) == (samples, own)
+    kept, judges = split_held_out(samples, batches_of_two(3), 1, 0)
     assert kept is samples
     assert judges.batch(torch.tensor([5, 0]))[1].tolist() == [2, 0]
-    assert judged_by(samples, tiny.tokens(6, 4), 1, 0)[1].batch(torch.tensor([1])).shape == (1, 4)
+    assert split_held_out(samples, tiny.tokens(6, 4), 1, 0)[1].batch(torch.tensor([1])).shape == (1, 4)
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_too_few_samples_to_hold_some_out(count: int) -> None:
     with pytest.raises(InputError, match=f"holds {count} samples, too few to hold a fifth out; give at least 5"):
-        judged_by(TensorSamples(torch.arange(count)), None, 100, 0)
+        split_held_out(TensorSamples(torch.arange(count)), None, 100, 0)
 
 
 def test_a_text_cannot_judge() -> None:
     with pytest.raises(InputError, match="held_out is 'pydoc'; give samples or batches"):
-        judged_by(TensorSamples(torch.arange(10)), "pydoc", 100, 0)
+        split_held_out(TensorSamples(torch.arange(10)), "pydoc", 100, 0)
 
 
 def test_samples_from_whatever_there_is() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from qubo_prune.errors import InputError
-from qubo_prune.files.atomic import disk_full, write_whole, written_whole
+from qubo_prune.files.atomic import atomic_write, disk_full, written_whole
 
 
 def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", "old")
-    write_whole(tmp_path / "file", "nëw")
+    atomic_write(tmp_path / "file", "old")
+    atomic_write(tmp_path / "file", "nëw")
     assert (tmp_path / "file").read_text(encoding="utf-8") == "nëw"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -28,7 +28,7 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path, error: type[BaseEx
             aside.write_text("half", encoding="utf-8")
             raise error
 
-    write_whole(tmp_path / "file", "old")
+    atomic_write(tmp_path / "file", "old")
     with pytest.raises(error):
         fail()
     assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
@@ -38,7 +38,7 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path, error: type[BaseEx
 def test_the_umask_holds(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        write_whole(tmp_path / "file", "")
+        atomic_write(tmp_path / "file", "")
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
@@ -49,14 +49,14 @@ def test_a_full_disk_is_told_and_the_file_stays(tmp_path: Path) -> None:
     script = f"""
 import resource, signal, sys
 from pathlib import Path
-from qubo_prune.files.atomic import write_whole
+from qubo_prune.files.atomic import atomic_write
 from qubo_prune.errors import InputError
 file = Path({str(tmp_path / "file")!r})
-write_whole(file, "old")
+atomic_write(file, "old")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    write_whole(file, "x" * 5000)
+    atomic_write(file, "x" * 5000)
 except (InputError, OSError) as error:
     print(type(error).__name__)
 print(file.read_text(encoding="utf-8"), [path.name for path in file.parent.iterdir()])

@@ -1,4 +1,4 @@
-"""Files of strangers: any bytes give an object that is whole, or one sentence; in bounded time, in no other folder."""
+"""Untrusted files: any bytes give an object that is whole, or one sentence; in bounded time, in no other folder."""
 
 from __future__ import annotations
 

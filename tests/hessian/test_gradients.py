@@ -23,7 +23,7 @@ from qubo_prune.blocks.emission import emit_factor
 from qubo_prune.data import TensorSamples
 from qubo_prune.data.losses import Classification, Given, Loss, NextToken, Objective
 from qubo_prune.errors import InputError
-from qubo_prune.hessian.gradients import Entries, Moments, block_gradients, moments, told_apart, without_gradient
+from qubo_prune.hessian.gradients import Entries, Moments, block_gradients, moments, separable, without_gradient
 from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver.swaps.kernels import form_of
@@ -473,9 +473,9 @@ def test_samples_that_a_model_mixes_are_told_of() -> None:
     torch.manual_seed(0)
     mixed = FeaturesFirst().double()
     samples = TensorSamples(torch.randn(6, 2, 4).double(), torch.randint(0, 3, (6,)))
-    assert not told_apart(Objective(mixed, Classification(), 6), samples, find_layers(mixed), 0)
+    assert not separable(Objective(mixed, Classification(), 6), samples, find_layers(mixed), 0)
     case = CASES["mlp"]()
-    assert told_apart(case.objective(), case.samples, case.layers, 0)
+    assert separable(case.objective(), case.samples, case.layers, 0)
 
 
 class Largest(TorchDispatchMode):

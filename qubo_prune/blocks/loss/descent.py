@@ -37,7 +37,7 @@ from qubo_prune.data.samples import Fresh, Samples
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.events import event
 from qubo_prune.files.checksummed import Sealed
-from qubo_prune.hessian.gradients import BlockGradients, Moments, block_gradients, moments, told_apart
+from qubo_prune.hessian.gradients import BlockGradients, Moments, block_gradients, moments, separable
 from qubo_prune.masks.keep import Pattern, packed_bits, unpacked_bits
 from qubo_prune.models.layers import Layer
 from qubo_prune.precision import caller_defaults, pinned
@@ -417,7 +417,7 @@ class _Descent:
         self._steps: list[LossStep] = []
         self.stopped = ""
         self._losses = self._first_losses()
-        if objective.micro_batch > 1 and not told_apart(objective, train, layers, derive_seed(settings.seed, 5)):
+        if objective.micro_batch > 1 and not separable(objective, train, layers, derive_seed(settings.seed, 5)):
             self._objective = dataclasses.replace(objective, micro_batch=1)
             self._notes["Samples cannot be told apart in a batch, so they go through the model one by one."] = 1
         self._start_loss = self._best_loss = float(self._losses.mean())
