@@ -84,6 +84,8 @@ def uses_of(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -
         watch.inputs = []
         try:
             as_call(batches[0]).run(model)
+        except InputError:  # the memory is used up
+            raise
         except Exception as error:  # whatever it says when it meets what it has kept
             raise _keeps(f"fails when one batch goes through it again ({type(error).__name__}: {error})") from error
     # what random numbers change is looked at block by block

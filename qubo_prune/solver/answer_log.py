@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -40,6 +40,7 @@ class Answers:
         return [int(row) for row in (~self.done).nonzero()[:, 0]]
 
 
+@runtime_checkable
 class AnswerLog(Protocol):
     """Where the answers to the batches of one descent are kept, in their order, which is always the same."""
 

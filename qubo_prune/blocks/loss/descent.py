@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -213,6 +213,7 @@ OnStep = Callable[[LossStep], None]
 
 
 @pinned()
+@runtime_checkable
 class Keeper(Protocol):
     """Keeps the state of a descent that may be interrupted.
 
