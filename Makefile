@@ -56,14 +56,13 @@ test test-slow docs docs-fast: export OMP_WAIT_POLICY = PASSIVE
 
 # Two processes, each with a half of the tests, in their order, and what the other one leaves.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-# Shapes and types of all calls are checked too; that takes twice the time, so one case of each test has to do.
-TYPED := --jaxtyping-packages=qubo_prune,typecheck.checked
 test: install data
 	$(PYTEST) -m 'not slow'
 
 test-slow: install data
 	$(PYTEST) -m slow
-	$(PYTEST) -m 'not slow' --one-each $(TYPED)
+	@# the types and shapes of all calls are checked too, in twice the time: one case of each test has to do
+	$(PYTEST) -m 'not slow' --one-each --typed
 
 # The site in site/html/, every warning an error; notebooks are executed. `make docs-fast` leaves their outputs out.
 SPHINX := $(BIN)/sphinx-build -c docs . site/html -b html --fail-on-warning --keep-going --quiet

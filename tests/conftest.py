@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 
 @pytest.fixture
@@ -22,6 +25,20 @@ def _one_thread() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--one-each", action="store_true", help="run one case of each test function")
+    parser.addoption("--typed", action="store_true", help="check the types and shapes of all calls, in twice the time")
+
+
+#: Modules whose calls are not checked: numba compiles the first, and Typer gives the others a context of its own class.
+UNCHECKED = ("qubo_prune.solver.swaps.kernels", "qubo_prune.cli.app", "qubo_prune.cli.block_study")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have annotations checked from here on, before any of our modules is imported."""
+    if config.getoption("--typed"):
+        assert "qubo_prune" not in sys.modules
+        finder: Any = install_import_hook("qubo_prune", "typecheck.checked").hook
+        checks = finder.should_instrument
+        finder.should_instrument = lambda name: name not in UNCHECKED and checks(name)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

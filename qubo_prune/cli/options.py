@@ -293,8 +293,13 @@ def tell_losses(warnings: Sequence[str], all_lost: bool, shown: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def kept_shares(context: typer.Context, density: str, sparsity: str | None) -> str:
+def kept_shares(context: Any, density: str, sparsity: str | None) -> str:
     """Densities, separated by commas, from what was given of ``--density`` and ``--sparsity``; n:m says both.
+
+    Args:
+        context: of the command, which knows what was given.
+        density: with its default.
+        sparsity: the pruned shares, or ``None``.
 
     Raises:
         InputError: both were given, or a pruned share is no number from 0 to below 1.
@@ -322,7 +327,7 @@ def _kept(text: str) -> str:
     return str(1 - share)
 
 
-def kept_share(context: typer.Context, density: float, sparsity: float | None) -> float:
+def kept_share(context: Any, density: float, sparsity: float | None) -> float:
     """A density from what was given of ``--density`` and ``--sparsity``, as :func:`kept_shares` has it."""
     return density if sparsity is None else float(kept_shares(context, str(density), str(sparsity)))
 
