@@ -1,12 +1,10 @@
-"""Time of a run, wall clock and processor, without its pauses."""
+"""Deadlines, and the time of a run without its pauses."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from qubo_prune.seeds import derive_seed as derive_seed
 
 
 class Stopwatch:
