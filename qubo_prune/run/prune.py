@@ -154,15 +154,15 @@ def prune(
             takes (then ``output`` is where the result goes).
         calibration: what the layers' inputs come from:
 
-            ==================================== ============================================================
-            a text source                        windows of tokens, see :func:`qubo_prune.data.text.read_text`
-            a tensor or array                    token ids ``(windows, length)``, or inputs of any model
-            texts, or lists of ids               one after another, of any length; texts need ``tokenizer``
-            a dict, a ``BatchEncoding``          one batch of named inputs
-            batches (a list, a data loader)      tensors, tuples of positional or dicts of named inputs
-            a data set                           rows of ``datasets`` or PyTorch, by the model's arguments
-            :class:`~qubo_prune.data.samples.Samples`    drawn one by one
-            ==================================== ============================================================
+            ========================================= ============================================================
+            a text source                             windows of tokens, see :func:`qubo_prune.data.text.read_text`
+            a tensor or array                         token ids ``(windows, length)``, or inputs of any model
+            texts, or lists of ids                    one after another, of any length; texts need ``tokenizer``
+            a dict, a ``BatchEncoding``               one batch of named inputs
+            batches (a list, a data loader)           tensors, tuples of positional or dicts of named inputs
+            a data set                                rows of ``datasets`` or PyTorch, by the model's arguments
+            :class:`~qubo_prune.data.samples.Samples` drawn one by one
+            ========================================= ============================================================
 
             Labels among them are left out; ``hessian="fisher"`` needs them (or what ``loss`` takes). Padding that a
             mask marks counts nowhere: padded samples go one by one, by their real positions.
