@@ -145,16 +145,13 @@ def run_case(arguments: dict[str, Any]) -> dict[str, str]:
             if type(error).__name__ != "InputError":
                 raise
             return {"refused": type(error).__name__, "message": str(error)}
-        if arguments.get("weights") == "disk":
-            return {"masks": _hash(report.masks.items()), "weights": _hash_of_files(Path(folder) / "pruned")}
-        held = [(name, weight) for name, weight in (model.state_dict() if place is model else {}).items()]
         if place is not model:
             return {"masks": _hash(report.masks.items()), "weights": _hash_of_files(Path(folder) / "pruned")}
         errors = json.dumps(
             [(layer.name, layer.kept, layer.error_before, layer.error_after) for layer in report.layers]
         )
         return {
-            "masks": _hash(report.masks.items()), "weights": _hash(held),
+            "masks": _hash(report.masks.items()), "weights": _hash(model.state_dict().items()),
             "errors": hashlib.sha256(errors.encode()).hexdigest(),
         }  # fmt: skip
 

@@ -140,6 +140,7 @@ class Results(Shown):
         table["success"] = table.gap <= SUCCESS
         return table
 
+    @cached_property
     def _counts(self) -> dict[str, BlockCounts]:
         """What became of each solver's solves."""
         counts = {}
@@ -156,14 +157,14 @@ class Results(Shown):
         # a limit is what a solve is given here, so that it was reached is no news
         return [
             sentence
-            for solver, counts in self._counts().items()
+            for solver, counts in self._counts.items()
             for sentence in dataclasses.replace(counts, cut={}).sentences(solver)
         ]
 
     @property
     def all_lost(self) -> bool:
         """True if some solver lost all of its solves."""
-        return any(counts.all_lost for counts in self._counts().values())
+        return any(counts.all_lost for counts in self._counts.values())
 
     def at(self, limit: float | None = None) -> pd.DataFrame:
         """The solves of one limit; the longest if left out."""
