@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qubo_prune.blocks.gram_rows import LayerState
-from qubo_prune.blocks.rows import _everything
 from qubo_prune.choices import SCORES
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian.gram import Gram
@@ -57,5 +56,5 @@ def warm_start(
 
 def _selected(state: LayerState) -> Bool[Tensor, "d_out d_in"]:
     """The mask of forward selection, each row with the count it has."""
-    state.x = forward_selection(state.emit_whole(_everything(state))).to(state.x.dtype)
+    state.x = forward_selection(state.emit_whole(state.everything())).to(state.x.dtype)
     return state.keep_mask()
