@@ -408,7 +408,7 @@ def test_the_energy_never_rises_over_a_hundred_thousand_accepted_blocks(
             pruned = ~self.keep_mask().numpy()
             seen.append(float(((inputs @ (weight.astype(np.float64) * pruned).T) ** 2).sum()) / len(inputs))
 
-    monkeypatch.setattr("qubo_prune.blocks.rows.LayerState", Watched)
+    monkeypatch.setattr("qubo_prune.blocks.gram_rows.LayerState", Watched)
     keep = warm_start("random", torch.tensor(weight), gram, Pattern("row"), 0.5, 0)
     settings = Descent(Nudge(), block_size=16, max_sweeps=150, patience=3, handling=Handling(polish=False))
     found = descend(torch.tensor(weight), gram, keep, Pattern("row"), settings)

@@ -228,7 +228,11 @@ class RowState(Protocol):
 
     @abstractmethod
     def energy(self) -> float | None:
-        """The energy of the mask as it is, summed over all rows; ``None`` as long as it is not known."""
+        """The energy of the mask as it is, summed over all rows; ``None`` as long as it is not known.
+
+        Asked for often, so booked rather than measured. A sweep after which it is not known is the last one: the time
+        was over before every row had its block.
+        """
 
     @abstractmethod
     def keep_mask(self) -> Bool[Tensor, "d_out d_in"]:
@@ -299,7 +303,7 @@ def descend_rows(
         pattern: where counts must hold.
         settings: solver, block size, limits.
         deadline: anytime limit; the best mask so far is returned when it expires.
-        stays: weights of the warm start that no block may prune.
+        stays: weights of the warm start that no block may prune; not every state can hold them.
     """
     deadline = deadline or Deadline(None)
     frozen: Sequence[Tensor | None] = [None] * gram.groups if stays is None else gram.split(stays)
