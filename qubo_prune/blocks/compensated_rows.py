@@ -269,7 +269,7 @@ class CompensatedRows(RowState):
         some = (counts > 0) & (counts < d) & (self._curvature is not None)
         return some.nonzero()[:, 0]
 
-    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " p"]]:
+    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " _"]]:
         """Rows of like counts together, as many at once as the memory takes."""
         counts = self._x[rows].sum(1)
         limit = _ENTRIES.get(self._device.type, _ENTRIES["cpu"])

@@ -194,7 +194,7 @@ class GramRows(RowState):
         """All rows; those that are dense or empty find no block."""
         return self.layer.everything() if self.layer.x.shape[1] else self.layer.everything()[:0]
 
-    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " p"]]:
+    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " _"]]:
         """As many rows at once as suits the memory."""
         # the Hessian of each row's block fills the memory, but most steps read only rows of it
         return in_parts(rows, self._settings.block_size**2 // 4)

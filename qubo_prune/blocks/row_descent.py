@@ -205,7 +205,7 @@ class RowState(Protocol):
         """
 
     @abstractmethod
-    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " p"]]:
+    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " _"]]:
         """Rows, at least one, as parts, each of so many rows as fit into the memory at once; see :func:`in_parts`."""
 
     @abstractmethod
@@ -270,7 +270,7 @@ class RowState(Protocol):
 MakeState: TypeAlias = Callable[[Tensor, Gram, Tensor, Tensor | None, Pattern, Descent], RowState]
 
 
-def in_parts(rows: Int[Tensor, " r"], entries: int) -> Sequence[Int[Tensor, " p"]]:
+def in_parts(rows: Int[Tensor, " r"], entries: int) -> Sequence[Int[Tensor, " _"]]:
     """Rows in their order, as many at once as suits the memory if each holds so many float64 entries."""
     limit = max(16, (2**20 if rows.device.type == "cpu" else 2**27) // max(1, entries))
     return torch.split(rows, limit)
@@ -426,7 +426,7 @@ class RowDescent:
 
     def round(
         self,
-        parts: Sequence[Int[Tensor, " p"]],
+        parts: Sequence[Int[Tensor, " _"]],
         emit: Callable[[Tensor, int], Sequence[RowBlocks]],
         accept: Callable[[Tensor, Sequence[tuple[RowBlocks, BatchResult]]], Moved],
         solver: Solver | None = None,
