@@ -46,7 +46,8 @@ from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
 from qubo_prune.report.report import LayerReport, Report, machine
-from qubo_prune.run.plan import Blocks, Plan
+from qubo_prune.request import PruneRequest
+from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
 from qubo_prune.solver.dispatch import workers_for
@@ -317,11 +318,17 @@ class _Asked:
 
     def check(self, entrant: Entrant, size: int, block_time: float | None) -> None:
         """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this combination."""
-        blocks = Blocks(entrant.name, entrant.settings, size, block_time, self.polish)
-        Plan.checked(
-            density=self.density, pattern=self.pattern, method="icbs", warm_start="wanda", blocks=blocks,
-            workers=self.workers, max_sweeps=self.max_sweeps, max_time=self.max_time, seed=self.seed,
-        )  # fmt: skip
+        settings = self.arguments() | {
+            "solver": entrant.name,
+            "solver_settings": entrant.settings,
+            "block_size": size,
+            "block_time": block_time,
+            "polish": self.polish,
+            "workers": self.workers,
+            "max_sweeps": self.max_sweeps,
+        }
+        density = settings.pop("density")
+        Plan.of(PruneRequest.of(None, density=density, settings=settings))
 
     def arguments(self) -> dict[str, Any]:
         """For :func:`qubo_prune.prune`, but for what the blocks are and who decides them."""

@@ -17,13 +17,14 @@ import tiny
 from reference import feasible_points
 from typer.testing import CliRunner
 
+from qubo_prune import plugins
 from qubo_prune import KeepMasks
 from qubo_prune.cli import app
 from qubo_prune.formats.text import read_problem, write_problem
 from qubo_prune.models.classifiers import load_classifier
 from qubo_prune.problem import BlockQubo
 from qubo_prune.run.compare import COMPARED
-from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers, registry
+from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune.solver.dispatch import solve
 
 SMALL = ["--samples", "4", "--sequence-length", "16"]
@@ -157,8 +158,8 @@ def test_solvers_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_solver_that_cannot_be_used_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [EntryPoint("cold", "no_such_package:Cold", registry.GROUP)]
-    monkeypatch.setattr(registry, "_entry_points", lambda group=registry.GROUP: entries)
+    entries = [EntryPoint("cold", "no_such_package:Cold", plugins.SOLVERS)]
+    monkeypatch.setattr(plugins, "_entry_points", lambda group=plugins.SOLVERS: entries)
     code, printed, _ = call("solvers")
     assert code == 0
     assert "not usable" in printed

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from qiskit.primitives import StatevectorSampler
+from qubo_prune import plugins
 from qubo_prune_solvers.qaoa import Qaoa
 from reference import energy, feasible_points, minimum, random_feasible, random_problem
 
@@ -241,7 +242,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 
 def test_the_packages_to_install_are_named(monkeypatch):
-    found = registry._importable
+    found = plugins._importable
     monkeypatch.setattr(
         registry, "_importable", lambda module: module not in ("qiskit", "qiskit_aer") and found(module)
     )
