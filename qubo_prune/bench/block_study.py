@@ -63,9 +63,17 @@ MAX_TIME = "60s"
 #: Names of the two baselines.
 WANDA, SWAPS = "Wanda", "whole-row swaps"
 _COLUMNS = (
-    "\nsolver", "\nblock", "block\nlimit", "blocks\ns", "search\ns", "\nsteps", "\naccepted", "blocks\nerror",
-    "end\nerror", "end\nppl",
-)  # fmt: skip
+    "\nsolver",
+    "\nblock",
+    "block\nlimit",
+    "blocks\ns",
+    "search\ns",
+    "\nsteps",
+    "\naccepted",
+    "blocks\nerror",
+    "end\nerror",
+    "end\nppl",
+)
 #: Fields of a point in which less is better, with the digits that the table shows.
 _QUALITIES = {"block_error": 4, "layer_error": 4, "perplexity": 3}
 #: Energies that agree to this share of the first one are the same but for rounding.
@@ -161,10 +169,15 @@ class BlockStudy(Shown):
     def table(self) -> Table:
         """One line per point, the best of a column of errors or perplexities in bold."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
-            title=escape(f"{self.model}, {self.date}"), title_justify="left",
-            caption=escape(self._caption()), caption_justify="left",
-        )  # fmt: skip
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            header_style="bold",
+            title=escape(f"{self.model}, {self.date}"),
+            title_justify="left",
+            caption=escape(self._caption()),
+            caption_justify="left",
+        )
         for column in _COLUMNS:
             first = column.strip() == "solver"
             table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
@@ -175,11 +188,15 @@ class BlockStudy(Shown):
                 table.add_row()
             before = point.solver
             table.add_row(
-                escape(point.solver), str(point.block_size or ""), _limit(point) if point.block_size else "",
-                f"{point.block_seconds:.2f}", f"{point.search_seconds:.2f}",
-                f"{point.steps}{'*' if point.stopped_early else ''}", str(point.accepted),
+                escape(point.solver),
+                str(point.block_size or ""),
+                _limit(point) if point.block_size else "",
+                f"{point.block_seconds:.2f}",
+                f"{point.search_seconds:.2f}",
+                f"{point.steps}{'*' if point.stopped_early else ''}",
+                str(point.accepted),
                 *(_told(getattr(point, name), best[name], digits) for name, digits in _QUALITIES.items()),
-            )  # fmt: skip
+            )
         return table
 
     def _caption(self) -> str:
@@ -273,15 +290,21 @@ class BlockStudy(Shown):
 
         def errors(ax: Axes) -> Axes:
             return trade_offs(
-                panel(lambda p: p.block_seconds, lambda p: p.block_error), ax=ax, levels={WANDA: 1.0},
-                x_label="seconds of the blocks", y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
-            )  # fmt: skip
+                panel(lambda p: p.block_seconds, lambda p: p.block_error),
+                ax=ax,
+                levels={WANDA: 1.0},
+                x_label="seconds of the blocks",
+                y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
+            )
 
         def perplexities(ax: Axes) -> Axes:
             return trade_offs(
-                panel(lambda p: p.search_seconds, lambda p: p.perplexity), ax=ax, levels={WANDA: wanda.perplexity},
-                x_label="seconds of the search", y_label="perplexity, after whole-row swaps",
-            )  # fmt: skip
+                panel(lambda p: p.search_seconds, lambda p: p.perplexity),
+                ax=ax,
+                levels={WANDA: wanda.perplexity},
+                x_label="seconds of the search",
+                y_label="perplexity, after whole-row swaps",
+            )
 
         save_panels(path, [errors, perplexities], height=4.2, shared_legend=True)
 
@@ -319,9 +342,16 @@ class _Asked:
         """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this combination."""
         blocks = Blocks(entrant.name, entrant.settings, size, block_time, self.polish)
         Plan.checked(
-            density=self.density, pattern=self.pattern, method="icbs", warm_start="wanda", blocks=blocks,
-            workers=self.workers, max_sweeps=self.max_sweeps, max_time=self.max_time, seed=self.seed,
-        )  # fmt: skip
+            density=self.density,
+            pattern=self.pattern,
+            method="icbs",
+            warm_start="wanda",
+            blocks=blocks,
+            workers=self.workers,
+            max_sweeps=self.max_sweeps,
+            max_time=self.max_time,
+            seed=self.seed,
+        )
 
     def arguments(self) -> dict[str, Any]:
         """For :func:`qubo_prune.prune`, but for what the blocks are and who decides them."""
@@ -417,9 +447,14 @@ def study_blocks(
         "held_out": held_out.describe() | {"tokens": held_out.tokens[:, 1:].numel()},
     }
     return BlockStudy(
-        model, tuple(layer.name for layer in layers), tuple(runner.points), tuple(left_out), dense,
-        runner.wanda_error, settings,
-    )  # fmt: skip
+        model,
+        tuple(layer.name for layer in layers),
+        tuple(runner.points),
+        tuple(left_out),
+        dense,
+        runner.wanda_error,
+        settings,
+    )
 
 
 def default_layers(model: nn.Module) -> list[Layer]:
@@ -498,10 +533,15 @@ def _warm_up(entrant: Entrant, workers: int | None, device: str) -> None:
     module = nn.Linear(16, rows, bias=False)
     module.weight.detach().copy_(torch.randn(rows, 16, generator=draw))
     prune(
-        module.to(device), torch.randn(64, 16, generator=draw).to(device), 0.5, solver=entrant.name,
-        solver_settings=entrant.settings, block_size=min(8, solver.capabilities.max_variables or 8), polish=False,
+        module.to(device),
+        torch.randn(64, 16, generator=draw).to(device),
+        0.5,
+        solver=entrant.name,
+        solver_settings=entrant.settings,
+        block_size=min(8, solver.capabilities.max_variables or 8),
+        polish=False,
         workers=workers,
-    )  # fmt: skip
+    )
 
 
 class _Runner:
@@ -532,16 +572,27 @@ class _Runner:
         """One combination."""
         asked = self._asked
         self._run(
-            entrant.label, size, limit, solver=entrant.name, solver_settings=entrant.settings, block_size=size,
-            block_time=limit, max_sweeps=asked.max_sweeps, polish=asked.polish, workers=asked.workers,
-        )  # fmt: skip
+            entrant.label,
+            size,
+            limit,
+            solver=entrant.name,
+            solver_settings=entrant.settings,
+            block_size=size,
+            block_time=limit,
+            max_sweeps=asked.max_sweeps,
+            polish=asked.polish,
+            workers=asked.workers,
+        )
 
     def _run(self, label: str, size: int | None = None, limit: float | None = None, **arguments: Any) -> None:
         try:
             report = prune(
-                self._model, self._windows.tokens, include=[layer.name for layer in self._layers],
-                **self._asked.arguments(), **arguments,
-            )  # fmt: skip
+                self._model,
+                self._windows.tokens,
+                include=[layer.name for layer in self._layers],
+                **self._asked.arguments(),
+                **arguments,
+            )
             value = self.perplexity()
         finally:
             for layer, weight in zip(self._layers, self._dense, strict=True):
@@ -551,9 +602,14 @@ class _Runner:
         point = self._point(label, size, limit, report, value)
         self.points.append(point)
         logger.info(
-            "%s, blocks of %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s", label, size,
-            point.block_error, point.layer_error, value, point.search_seconds,
-        )  # fmt: skip
+            "%s, blocks of %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s",
+            label,
+            size,
+            point.block_error,
+            point.layer_error,
+            value,
+            point.search_seconds,
+        )
 
     def _point(self, label: str, size: int | None, limit: float | None, report: Report, value: float) -> Point:
         notes = Counter[str]()
@@ -568,11 +624,22 @@ class _Runner:
             error = sum(_error_after_blocks(layer) for layer in report.layers)
             seconds = sum(_blocks_end(layer, self._asked.max_sweeps).seconds for layer in report.layers)
         return Point(
-            label, size, limit, self._share(error), self._share(after), value, seconds,
-            report.seconds["search"], report.seconds["total"], sum(layer.steps for layer in report.layers),
-            sum(layer.accepted for layer in report.layers), sum(layer.stopped_early for layer in report.layers),
-            dict(notes), tuple(report.warnings()), report.all_blocks_lost,
-        )  # fmt: skip
+            label,
+            size,
+            limit,
+            self._share(error),
+            self._share(after),
+            value,
+            seconds,
+            report.seconds["search"],
+            report.seconds["total"],
+            sum(layer.steps for layer in report.layers),
+            sum(layer.accepted for layer in report.layers),
+            sum(layer.stopped_early for layer in report.layers),
+            dict(notes),
+            tuple(report.warnings()),
+            report.all_blocks_lost,
+        )
 
     def _share(self, error: float) -> float:
         """Of Wanda's error; 1 if there is none."""

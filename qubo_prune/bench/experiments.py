@@ -39,9 +39,12 @@ from qubo_prune.seeds import checked_seed
 from qubo_prune.tables import Shown, Table, rendered
 
 _LABELS = {
-    "magnitude": "magnitude", "wanda": "Wanda", "gram": "Gram blocks", "icbs": "iCBS",
+    "magnitude": "magnitude",
+    "wanda": "Wanda",
+    "gram": "Gram blocks",
+    "icbs": "iCBS",
     "icbs-paper": "iCBS as published",
-}  # fmt: skip
+}
 
 
 class Workload(abc.ABC):
@@ -147,10 +150,15 @@ class Outcome:
 
 @pinned()
 def run(
-    workload: Workload, methods: str | Sequence[str], densities: Sequence[float], seeds: Sequence[int],
-    settings: Mapping[str, Any] | None = None, max_time: float | str | None = None, marks: Sequence[int] = (),
+    workload: Workload,
+    methods: str | Sequence[str],
+    densities: Sequence[float],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any] | None = None,
+    max_time: float | str | None = None,
+    marks: Sequence[int] = (),
     progress: bool = False,
-) -> Experiment:  # fmt: skip
+) -> Experiment:
     """Prune a workload's model by every method, density and seed.
 
     Args:
@@ -228,9 +236,14 @@ class _Runner:
             share, times = sum(kept) / sum(sizes), (clock.wall, clock.cpu)
             return Outcome(method, share, density, seed, workload.score(model), *times)
         arguments: dict[str, Any] = {
-            "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
-            "exclude": workload.excluded, "loss": workload.loss, **workload.arguments,
-        }  # fmt: skip
+            "calibration": workload.train,
+            "density": density,
+            "pattern": workload.pattern,
+            "seed": seed,
+            "exclude": workload.excluded,
+            "loss": workload.loss,
+            **workload.arguments,
+        }
         if method == "wanda":
             arguments["method"] = method
         elif start is not None:
@@ -241,9 +254,12 @@ class _Runner:
                     points.append(Point(points[-1].blocks + step.blocks, step.seconds, workload.score(model)))
 
             arguments |= {
-                "hessian": "fisher", "warm_start": self._masks[start.method, density, seed], "on_step": on_step,
-                "loss_settings": self._descent(method), "max_time": self._max_time,
-            }  # fmt: skip
+                "hessian": "fisher",
+                "warm_start": self._masks[start.method, density, seed],
+                "on_step": on_step,
+                "loss_settings": self._descent(method),
+                "max_time": self._max_time,
+            }
         report = prune(model, **arguments)
         self._masks[method, density, seed] = report.masks
         seconds, cpu_seconds = clock.wall, clock.cpu
@@ -251,9 +267,18 @@ class _Runner:
             seconds, cpu_seconds = seconds + start.seconds, cpu_seconds + start.cpu_seconds
         score = workload.score(model)
         return Outcome(
-            method, report.density, density, seed, score, seconds, cpu_seconds, tuple(points), report.loss,
-            tuple(report.warnings()), report.all_blocks_lost,
-        )  # fmt: skip
+            method,
+            report.density,
+            density,
+            seed,
+            score,
+            seconds,
+            cpu_seconds,
+            tuple(points),
+            report.loss,
+            tuple(report.warnings()),
+            report.all_blocks_lost,
+        )
 
     def _descent(self, method: str) -> dict[str, Any]:
         if method == "icbs":
@@ -337,26 +362,38 @@ class Experiment(Shown):
     def table(self) -> Table:
         """Means over the seeds."""
         table = Table(
-            title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            show_edge=False, padding=0,
-        )  # fmt: skip
+            title=f"{self.name}, {self.date}",
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
         table.caption = self._caption()
         for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):
             table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
         dense = self.of("dense")
         table.add_row(
-            "dense", "1.0000", "", self._shown([o.score for o in dense]), "",
+            "dense",
+            "1.0000",
+            "",
+            self._shown([o.score for o in dense]),
+            "",
             f"{fmean(o.score.loss for o in dense):.4f}",
-        )  # fmt: skip
+        )
         for method, density, blocks, entries in self.lines():
             gaps = [self.recovered(score, density, outcome.seed) for outcome, score, _, _ in entries]
             cpu = fmean(entry[3] for entry in entries)
             table.add_row(
-                _LABELS[method], f"{fmean(o.density for o, *_ in entries):.4f}", str(blocks or ""),
-                self._shown([score for _, score, _, _ in entries]), _percent(fmean(gaps)),
+                _LABELS[method],
+                f"{fmean(o.density for o, *_ in entries):.4f}",
+                str(blocks or ""),
+                self._shown([score for _, score, _, _ in entries]),
+                _percent(fmean(gaps)),
                 f"{fmean(score.loss for _, score, _, _ in entries):.4f}",
-                f"{fmean(entry[2] for entry in entries):.1f}", "" if math.isnan(cpu) else f"{cpu:.1f}",
-            )  # fmt: skip
+                f"{fmean(entry[2] for entry in entries):.1f}",
+                "" if math.isnan(cpu) else f"{cpu:.1f}",
+            )
         return table
 
     def _shown(self, scores: Sequence[Score]) -> str:

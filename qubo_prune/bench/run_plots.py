@@ -71,8 +71,12 @@ def gap_distribution(results: Results, *, ax: Axes | None = None) -> Axes:
     """Empirical distribution function of the gaps at the longest limit."""
     ax = axes(ax)
     _draw_steps(results, ax, {solver: results.ecdf(solver) for solver in results.solvers})
-    dress(ax, title="share of solves with at most this gap", x_label="gap to the best known, relative",
-          y_label="share of solves")  # fmt: skip
+    dress(
+        ax,
+        title="share of solves with at most this gap",
+        x_label="gap to the best known, relative",
+        y_label="share of solves",
+    )
     ax.set(xlim=(0, 0.3), ylim=(0, 1.02))
     legend(ax)
     return ax
@@ -82,8 +86,9 @@ def performance_profile(results: Results, *, ax: Axes | None = None) -> Axes:
     """Share of the instances that a solver brings to within 1 % of the best known, by its time over the fastest's."""
     ax = axes(ax)
     _draw_steps(results, ax, {solver: results.profile(solver) for solver in results.solvers})
-    dress(ax, title="performance profile: within 1 %", x_label="seconds / fastest solver's",
-          y_label="share of instances")  # fmt: skip
+    dress(
+        ax, title="performance profile: within 1 %", x_label="seconds / fastest solver's", y_label="share of instances"
+    )
     ax.set(xscale="log", ylim=(0, 1.02))
     legend(ax)
     return ax

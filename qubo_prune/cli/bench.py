@@ -37,7 +37,7 @@ from qubo_prune.cli.options import (
     plain_errors,
     show,
     tell_losses,
-)  # fmt: skip
+)
 from qubo_prune.cli.solver_bench import report_command, solvers_command
 
 SOLVERS, METHODS = "Solvers", "Methods on a model"
@@ -251,10 +251,19 @@ def _shares(text: str) -> list[float]:
 
 
 def _experiment(
-    workload: Any, methods: str, densities: str, seeds: int, blocks: int, marks: tuple[int, ...],
-    loss_set: list[str] | None, max_time: str | None, output: Path | None, quiet: bool, as_json: bool,
+    workload: Any,
+    methods: str,
+    densities: str,
+    seeds: int,
+    blocks: int,
+    marks: tuple[int, ...],
+    loss_set: list[str] | None,
+    max_time: str | None,
+    output: Path | None,
+    quiet: bool,
+    as_json: bool,
     needed: Mapping[str, str | Path | None],
-) -> None:  # fmt: skip
+) -> None:
     """Run an experiment, save it in place of an earlier one, and show its table; ``needed`` is what it reads."""
     from qubo_prune.bench.experiments import run
     from qubo_prune.errors import InputError
@@ -265,9 +274,15 @@ def _experiment(
     target = None if output is None else check_output(output, True, needed)
     settings = {"max_blocks": blocks} | pairs("--loss-set", loss_set)
     result = run(
-        workload, names(methods), _shares(densities), range(seeds), settings, max_time,
-        tuple(mark for mark in marks if mark < blocks), not quiet and not as_json,
-    )  # fmt: skip
+        workload,
+        names(methods),
+        _shares(densities),
+        range(seeds),
+        settings,
+        max_time,
+        tuple(mark for mark in marks if mark < blocks),
+        not quiet and not as_json,
+    )
     if target is not None:
         result.save(target)
     show(result, as_json, quiet)

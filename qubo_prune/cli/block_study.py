@@ -36,7 +36,7 @@ from qubo_prune.cli.options import (
     plain_errors,
     show,
     tell_losses,
-)  # fmt: skip
+)
 
 
 def blocks_command(
@@ -102,13 +102,28 @@ def blocks_command(
         needed = {"model": model, "calibration text": calibration, "held-out text": text}
         target = None if output is None else check_output(output, overwrite, needed)
         study = study_blocks(
-            model, solvers, counts(sizes) or (), names(block_times),
-            density=kept_share(context, density, sparsity), pattern=pattern, max_time=max_time,
-            max_sweeps=max_sweeps, polish=polish, workers=workers, include=include or (),
-            exclude=exclude or (), calibration=calibration, text=text, samples=samples, eval_samples=eval_samples,
-            sequence_length=sequence_length, seed=seed, dtype=dtype, device=device,
+            model,
+            solvers,
+            counts(sizes) or (),
+            names(block_times),
+            density=kept_share(context, density, sparsity),
+            pattern=pattern,
+            max_time=max_time,
+            max_sweeps=max_sweeps,
+            polish=polish,
+            workers=workers,
+            include=include or (),
+            exclude=exclude or (),
+            calibration=calibration,
+            text=text,
+            samples=samples,
+            eval_samples=eval_samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            dtype=dtype,
+            device=device,
             progress=not quiet and not as_json,
-        )  # fmt: skip
+        )
         if target is not None:
             study.save(target)
         show(study, as_json, quiet)

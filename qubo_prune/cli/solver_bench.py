@@ -24,7 +24,7 @@ from qubo_prune.cli.options import (
     plain_errors,
     show,
     tell_losses,
-)  # fmt: skip
+)
 
 
 def solvers_command(
@@ -89,9 +89,16 @@ def solvers_command(
         chosen = _suite(suite, bars)
         instances = chosen.select(names(families) if families is not None else None, widths)
         run_suite(
-            chosen, entrants, output, instances=instances, time_limits=limits, seeds=seeds, workers=workers,
-            backend=backend, progress=bars,
-        )  # fmt: skip
+            chosen,
+            entrants,
+            output,
+            instances=instances,
+            time_limits=limits,
+            seeds=seeds,
+            workers=workers,
+            backend=backend,
+            progress=bars,
+        )
         results = Results.read(output)
         run_report.write_report(results, output)
         show(results, as_json, quiet)

@@ -116,9 +116,13 @@ class Comparison(Shown):
         """The comparison as a table of at most 80 columns."""
         several, many = len(self.evaluation) > 1, len(self.evaluation) > 2
         table = Table(
-            title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left",
-            box=box.SIMPLE_HEAD, show_edge=False, padding=0,
-        )  # fmt: skip
+            title=escape(f"{self.model}, {self.date}"),
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = escape(
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
@@ -146,9 +150,11 @@ class Comparison(Shown):
                     )
                     search = () if several else (f"{row.search_seconds:.0f}",)
                     numbers = (
-                        shown(row.relative_error, 5), f"{row.seconds:.0f}", *search,
+                        shown(row.relative_error, 5),
+                        f"{row.seconds:.0f}",
+                        *search,
                         f"{row.peak_memory_bytes / 2**30:.1f}",
-                    )  # fmt: skip
+                    )
                     table.add_row(
                         setting, Entry.parse(row.method).label, *itertools.chain(*values), *(() if many else numbers)
                     )
