@@ -16,8 +16,6 @@ from typing import Any, ClassVar, Literal
 
 from matplotlib.axes import Axes
 from rich import box
-from rich.console import Group
-from rich.text import Text
 from torch import nn
 
 from qubo_prune.arguments import as_names
@@ -33,10 +31,11 @@ from qubo_prune.plot import quality, save_panels
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
+from qubo_prune.report.prunings import Prunings
 from qubo_prune.report.report import machine
 from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
-from qubo_prune.tables import Shown, Table, rendered
+from qubo_prune.tables import Table, rendered
 
 _LABELS = {
     "magnitude": "magnitude",
@@ -142,6 +141,11 @@ class Outcome:
     trace: LossTrace | None = None
     warnings: tuple[str, ...] = ()
     all_lost: bool = False
+
+    @property
+    def title(self) -> str:
+        """Method, density and seed, for people."""
+        return f"{_LABELS[self.method]}, density {self.asked:g}, seed {self.seed}"
 
     def after(self, blocks: int) -> Point | None:
         """The curve's first point with at least so many blocks."""
@@ -303,7 +307,7 @@ def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> Kee
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment(Shown):
+class Experiment(Prunings):
     """All outcomes of an experiment.
 
     Attributes:
@@ -321,6 +325,11 @@ class Experiment(Shown):
     settings: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=machine)
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+    @property
+    def prunings(self) -> tuple[Outcome, ...]:
+        """The outcomes."""
+        return self.outcomes
 
     def of(self, method: str, density: float | None = None) -> list[Outcome]:
         """The outcomes of a method at a density that was asked for, one for each seed."""
@@ -412,22 +421,6 @@ class Experiment(Shown):
 
     def __str__(self) -> str:
         return rendered(self.__rich__(), 100)
-
-    def __rich__(self) -> Group:
-        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
-
-    def warnings(self) -> list[str]:
-        """How many blocks solvers lost and how many the clock cut, as sentences with the outcomes they are of."""
-        return [
-            f"{_LABELS[o.method]}, density {o.asked:g}, seed {o.seed}: {sentence}"
-            for o in self.outcomes
-            for sentence in o.warnings
-        ]
-
-    @property
-    def all_lost(self) -> bool:
-        """True if a solver lost every block of an outcome."""
-        return any(o.all_lost for o in self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without masks."""

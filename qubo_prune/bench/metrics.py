@@ -152,7 +152,7 @@ class Results(Shown):
             )
         return counts
 
-    def failures(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """How many solves each solver lost, and why, a sentence for each that lost any."""
         # a limit is what a solve is given here, so that it was reached is no news
         return [
@@ -283,14 +283,14 @@ class Results(Shown):
         return table
 
     def __rich__(self) -> Group:
-        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.failures()))
+        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, the curves and the calls as plain data; not finite numbers are ``None``."""
         return {
             "calls": list(self.calls),
             "summary": _plain(self.summary()),
-            "failures": self.failures(),
+            "failures": self.warnings(),
             "anytime": _plain(self.anytime().reset_index()),
         }
 

@@ -108,7 +108,7 @@ def verdict(results: Results) -> list[str]:
     table = hardness(results)
     easy = table[table.proven == table["how many"]]["instances"].tolist()
     open_ = table[table.proven < table["how many"] / 2]
-    said = results.failures()
+    said = results.warnings()
     if easy:
         said.append(
             f"Easy: {', '.join(easy)}. Every optimum is proven; these instances are too easy to rank solvers, "
