@@ -46,7 +46,7 @@ from qubo_prune.plot.series import Mark
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
-from qubo_prune.report.prunings import Prunings
+from qubo_prune.report.prunings import Pruning, Prunings
 from qubo_prune.report.report import LayerReport, Report, machine
 from qubo_prune.run.plan import Blocks, Plan
 from qubo_prune.run.prune import prune
@@ -83,7 +83,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Pruning):
     """One pruning of the model.
 
     Errors are mean squared output errors, summed over the pruned layers, as shares of those of Wanda's masks; a

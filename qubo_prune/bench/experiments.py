@@ -31,7 +31,7 @@ from qubo_prune.plot import quality, save_panels
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
-from qubo_prune.report.prunings import Prunings
+from qubo_prune.report.prunings import Pruning, Prunings
 from qubo_prune.report.report import machine
 from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
@@ -113,7 +113,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Outcome(Pruning):
     """One pruned model.
 
     Attributes:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.chain import Entry
-from qubo_prune.report.prunings import Prunings
+from qubo_prune.report.prunings import Pruning, Prunings
 from qubo_prune.tables import Table, rendered, shown
 
 
@@ -40,7 +40,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
+class ComparisonRow(Pruning):
     """One model of a comparison.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Protocol
 
 from rich.console import Group
 from rich.text import Text
@@ -12,18 +11,21 @@ from rich.text import Text
 from qubo_prune.tables import Shown, Table
 
 
-class Pruning(Protocol):
+class Pruning(abc.ABC):
     """One pruned model of a result."""
 
     @property
+    @abc.abstractmethod
     def title(self) -> str:
         """What its warnings begin with."""
 
     @property
+    @abc.abstractmethod
     def warnings(self) -> tuple[str, ...]:
         """How many blocks the solver lost and how many the clock cut, as sentences."""
 
     @property
+    @abc.abstractmethod
     def all_lost(self) -> bool:
         """True if the solver lost every block."""
 
