@@ -43,6 +43,7 @@ def option(
     *,
     read: Read | None = None,
     flag: str | None = None,
+    off: str | None = None,
     metavar: str | None = None,
     words: str | Sequence[str] = (),
     shown: str | None = None,
@@ -56,6 +57,7 @@ def option(
         panel: of the help that lists it; empty if the command line does not have it.
         read: brings other forms of the value into its own; ``None`` is left alone.
         flag: the option, where it is not the field's name in kebab case.
+        off: the help of a flag that turns the setting off.
         metavar: of the value in the help.
         words: what a shell completes: words, or the name of a function of :mod:`qubo_prune.cli.complete`.
         shown: the default in words, where it follows from other settings.
@@ -63,7 +65,7 @@ def option(
         entry: a method of a comparison may have it of its own, as in ``compensated@max_sweeps=2``.
     """
     metadata = {
-        "panel": panel, "read": read, "flag": flag, "metavar": metavar, "words": words, "shown": shown, "same": same,
+        "panel": panel, "read": read, "flag": flag, "off": off, "metavar": metavar, "words": words, "shown": shown, "same": same,
         "entry": entry,
     }  # fmt: skip
     if isinstance(default, Mapping):
@@ -199,46 +201,46 @@ class MethodSettings:
             them. From Python also an object of :mod:`qubo_prune.methods`, or a chain of them.
         update: Kept weights on the final mask: none, refit, admm or sparsegpt. By default what the method itself does
             to them, refit with compensated blocks.
-        method_settings: Fields of the method by their names.
-        hessian: Old word for the blocks of the method icbs: gram, compensated, or fisher for those of the loss.
+        method_settings: A setting of the method, a field of its class.
         solver: Who decides: a name, package.module:Class, or adapter:package.module:Thing. From Python also a
             :class:`~qubo_prune.Solver`.
         solver_settings: A setting of the solver, its value as JSON or as text.
-        warm_start: What blocks begin with: a score or a published method (wanda, with compensated blocks admm), or a
-            masks.safetensors; with blocks of the loss also gradient, or gram. ``gradient`` ranks by ``|w g|`` of the
+        warm_start: What blocks begin with: a score, a published method or a masks.safetensors; with blocks of the loss also
+            gradient, or gram. ``gradient`` ranks by ``|w g|`` of the
             dense model, ``gram`` takes the masks of the method gram. From Python also keep masks by parameter name.
-        block_size: Weights per block; 64 (compensated: 128, loss: 1024), or less if the solver takes less.
+        block_size: Weights per block, or less if the solver takes less.
         block_time: Most time for one block such as 500ms or 10s; none for no limit. A solver that ignores it is ended
             and loses that block.
-        max_sweeps: Most blocks per row, 1; without compensated blocks, swaps over the whole row follow.
+        max_sweeps: Most blocks per row; after blocks from a Gram, swaps over the whole row follow.
         polish: Swap within the blocks that the solver has decided. What the solver brought and what the swaps did
             stand apart in the report.
-        damping: Share of a Gram's mean diagonal added to its diagonal by updates and compensated blocks; 0.01, with a
-            correction 0.3.
-        correction: How far layers make up for those pruned before, 0 to 1; 0, with compensated blocks 0.5. With 0 a
-            layer keeps its outputs on the inputs that it has now, with 1 it gives the dense model's outputs; see
+        damping: Share of a Gram's mean diagonal added to its diagonal by updates and compensated blocks.
+        correction: How far layers make up for those pruned before, 0 to 1. With 0 a layer keeps its outputs on the inputs that it has now, with 1 it gives the dense model's outputs; see
             :mod:`qubo_prune.methods.correction`.
-        loss_settings: A setting of the descent on the loss, a field of
-            :class:`~qubo_prune.blocks.loss.descent.LossDescent`. ``preset`` chooses where the others start from:
+        loss_settings: A setting of blocks of the loss. It is a field of
+            :class:`~qubo_prune.blocks.loss.descent.LossDescent`; ``preset`` chooses where the others start from:
             ``measured`` or ``paper``.
+        hessian: Old word for the blocks of the method icbs: gram, compensated, or fisher for those of the loss.
     """
 
     method: Any = option("gram", WHAT, words="method_names")
     update: str | None = option(None, WHAT, words="update_names", shown="the method's own")
     method_settings: Mapping[str, Any] | None = option(None, WHAT, flag="--method-set", metavar="NAME=VALUE")
-    hessian: str | None = option(None, BLOCKS, words=("gram", "compensated", "fisher"))
     solver: Any = option("greedy", BLOCKS, words="solver_names", entry=True)
     solver_settings: Mapping[str, Any] | None = option(None, BLOCKS, flag="--set", metavar="NAME=VALUE")
     warm_start: str | Mapping[str, Tensor] | None = option(
         None, BLOCKS, words="start_names", metavar="TEXT", shown="wanda, with compensated admm", entry=True
     )
-    block_size: int | None = option(None, BLOCKS, read=as_count, shown="64, 128 or 1024", entry=True)
+    block_size: int | None = option(None, BLOCKS, read=as_count, shown="64, compensated 128, loss 1024", entry=True)
     block_time: float | str | None = option("60s", BLOCKS, read=as_time, metavar="TEXT")
     max_sweeps: int | None = option(None, BLOCKS, read=as_count, shown="1", entry=True)
-    polish: bool = option(True, BLOCKS, flag="--no-polish", entry=True)
+    polish: bool = option(
+        True, BLOCKS, flag="--no-polish", off="Leave out the swaps on the solver's answers.", entry=True
+    )
     damping: float | None = option(None, BLOCKS, read=as_number, shown="0.01, with a correction 0.3", entry=True)
     correction: float | None = option(None, BLOCKS, read=as_number, shown="0, with compensated 0.5", entry=True)
     loss_settings: Mapping[str, Any] | None = option(None, BLOCKS, flag="--loss-set", metavar="NAME=VALUE")
+    hessian: str | None = option(None, BLOCKS, words=("gram", "compensated", "fisher"))
 
 
 class PruneSettings(TypedDict, total=False):
@@ -289,11 +291,11 @@ class PruneSettings(TypedDict, total=False):
 
 #: The groups of settings, by the name of the argument of :func:`qubo_prune.prune` and the field of a request.
 GROUPS: Mapping[str, type[Any]] = {
+    "how": MethodSettings,
     "budget": Budget,
     "data": DataSettings,
     "place": Placement,
     "run": RunSettings,
-    "how": MethodSettings,
 }
 #: The group of each setting.
 HOME = {each.name: group for group, owner in GROUPS.items() for each in fields(owner)}

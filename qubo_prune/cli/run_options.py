@@ -37,7 +37,7 @@ def of_field(name: str) -> Any:
     return typer.Option(
         flag_of(name),
         metavar=None if given["metavar"] == "TEXT" else given["metavar"],
-        help=_plain(first_sentence(sentences_of(owner)[name])),
+        help=given["off"] or _plain(first_sentence(sentences_of(owner)[name])),
         rich_help_panel=given["panel"],
         show_default=given["shown"] or default not in (None, False, ""),
         autocompletion=one_of(known) if known else None,

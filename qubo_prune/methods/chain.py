@@ -270,18 +270,16 @@ def _starts(how: MethodSettings, main: Method, words: Mapping[str, Any]) -> list
     if not isinstance(given, str):
         loose = isinstance(main, ModelMethod) and main.moves_between_layers
         return [GivenMasks(given, exact=not loose)]
-    names = start_names()
-    if isinstance(main, ModelMethod):
-        names += [name for name in ("gram", "compensated") if name not in names]
-    else:
-        names.remove("gradient")
+    loss = isinstance(main, ModelMethod)
+    names = [name for name in start_names() if loss or method_class(name).traits.reads != "samples"]
+    names += ["gram", "compensated"] if loss else []
     if given not in names and ":" not in given:
         raise InputError(
             f"There is no warm start {given!r}{did_you_mean(given, names)} for the method {main.traits.label!r}; use "
             f"one of {', '.join(names)}, or keep masks by parameter name."
         )
     found = method_class(given)
-    if found.traits.starts:
+    if found.traits.starts or not loss:
         return [make_method(given)]
     # what was said of blocks and their solver is of those of the loss
     own = {name: words[name] for name in ("block_time", "max_sweeps", "workers") if name in words}
