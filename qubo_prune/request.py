@@ -65,9 +65,16 @@ def option(
         entry: a method of a comparison may have it of its own, as in ``compensated@max_sweeps=2``.
     """
     metadata = {
-        "panel": panel, "read": read, "flag": flag, "off": off, "metavar": metavar, "words": words, "shown": shown, "same": same,
+        "panel": panel,
+        "read": read,
+        "flag": flag,
+        "off": off,
+        "metavar": metavar,
+        "words": words,
+        "shown": shown,
+        "same": same,
         "entry": entry,
-    }  # fmt: skip
+    }
     if isinstance(default, Mapping):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -205,9 +212,9 @@ class MethodSettings:
         solver: Who decides: a name, package.module:Class, or adapter:package.module:Thing. From Python also a
             :class:`~qubo_prune.Solver`.
         solver_settings: A setting of the solver, its value as JSON or as text.
-        warm_start: What blocks begin with: a score, a published method or a masks.safetensors; with blocks of the loss also
-            gradient, or gram. ``gradient`` ranks by ``|w g|`` of the
-            dense model, ``gram`` takes the masks of the method gram. From Python also keep masks by parameter name.
+        warm_start: What blocks begin with: a score, a published method or a masks.safetensors; with blocks of the loss
+            also gradient, or gram. ``gradient`` ranks by ``|w g|`` of the dense model, ``gram`` takes the masks of the
+            method gram. From Python also keep masks by parameter name.
         block_size: Weights per block, or less if the solver takes less.
         block_time: Most time for one block such as 500ms or 10s; none for no limit. A solver that ignores it is ended
             and loses that block.
@@ -215,7 +222,8 @@ class MethodSettings:
         polish: Swap within the blocks that the solver has decided. What the solver brought and what the swaps did
             stand apart in the report.
         damping: Share of a Gram's mean diagonal added to its diagonal by updates and compensated blocks.
-        correction: How far layers make up for those pruned before, 0 to 1. With 0 a layer keeps its outputs on the inputs that it has now, with 1 it gives the dense model's outputs; see
+        correction: How far layers make up for those pruned before, 0 to 1. With 0 a layer keeps its outputs on the
+            inputs that it has now, with 1 it gives the dense model's outputs; see
             :mod:`qubo_prune.methods.correction`.
         loss_settings: A setting of blocks of the loss. It is a field of
             :class:`~qubo_prune.blocks.loss.descent.LossDescent`; ``preset`` chooses where the others start from:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from qubo_prune.errors import InputError, did_you_mean
 
+#: What blocks are emitted from: a Gram, a Gram for weights that adapt, the Fisher matrix of a loss.
+HESSIANS = ("gram", "compensated", "fisher")
 #: Of the suites: raised whenever an instance of theirs changes.
 VERSION = 1
 
@@ -20,7 +22,7 @@ class Family:
         origin: one of :data:`qubo_prune.bench.origins.ORIGINS`.
         layer: its full name in the model.
         short: its name in the names of instances.
-        hessian: one of :data:`qubo_prune.choices.HESSIANS`.
+        hessian: one of :data:`HESSIANS`.
         sizes: block sizes n by density, the kept share.
         about: what is special about it, one sentence.
     """

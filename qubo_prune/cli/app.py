@@ -12,12 +12,11 @@ from rich.console import Console
 
 from qubo_prune.choices import FORMATS
 from qubo_prune.cli.bench import bench
-from qubo_prune.cli.complete import method_names, one_of, solver_names, some_of
+from qubo_prune.cli.complete import method_names, one_of, some_of
 from qubo_prune.cli.help import Group, command, heading, say, unwrapped
 from qubo_prune.cli.instances import instances
 from qubo_prune.cli.options import (
     EXIT_CODES,
-    FAILED,
     Calibration,
     Density,
     Device,
@@ -52,6 +51,7 @@ from qubo_prune.cli.options import (
     show,
     tell_losses,
 )
+from qubo_prune.cli.plugins import check_method_command, check_solver_command, methods_command, solvers_command
 from qubo_prune.cli.run_options import run_settings, with_settings
 
 PRUNE, SOLVE, MEASURE = "Prune", "Solve", "Measure"
@@ -360,80 +360,10 @@ def solve_command(
         show(answer, as_json, quiet)
 
 
-@command(app, "solvers", SOLVE)
-def solvers_command(as_json: Json = False) -> None:
-    """List the solvers, what they can do, and why one cannot be used here.
-
-    Examples:
-    qubo-prune solvers
-    qubo-prune solvers --json
-    """
-    from dataclasses import asdict
-
-    from qubo_prune.solver.registry import available_adapters, describe_solvers
-
-    infos = describe_solvers()
-    if as_json:
-        sys.stdout.write(json.dumps([asdict(info) for info in infos], indent=1) + "\n")
-        return
-    Console().print(infos.table())
-    for line in infos.broken():
-        Console(soft_wrap=True).print(line, markup=False, highlight=False)
-    typer.echo(f"Adapters (NAME:package.module:Thing): {', '.join(available_adapters()) or 'none'}")
-
-
-@command(app, "check-solver", SOLVE)
-def check_solver_command(
-    solver: Annotated[
-        str,
-        typer.Argument(
-            help="A name, package.module:Class, or adapter:package.module:Thing.", autocompletion=one_of(solver_names)
-        ),
-    ],
-    set_: Settings = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Check that a solver keeps to the contract; exit code 1 if it does not.
-
-    Examples:
-    qubo-prune check-solver tabu --set steps=5
-    qubo-prune check-solver my_package.my_module:MySolver
-    """
-    with plain_errors("nothing was changed."):
-        from dataclasses import asdict
-
-        from rich.text import Text
-
-        from qubo_prune.progress import Progress
-        from qubo_prune.solver.registry import make_solver
-        from qubo_prune.tables import Table
-        from qubo_prune.testing import check_names, run_check
-
-        made, outcomes = make_solver(solver, **settings_of(solver, set_)), []
-        with Progress(not quiet and not as_json).task(f"checking {solver}", len(check_names())) as advance:
-            for name in check_names():
-                outcomes.append(run_check(name, made))
-                advance(1, name)
-        failed = sum(outcome.passed is False for outcome in outcomes)
-        if as_json:
-            sys.stdout.write(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-        elif not quiet:
-            table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-            for column in ("check", "result", "seconds", ""):
-                number = column in ("result", "seconds")
-                table.add_column(
-                    column, justify="right" if column == "seconds" else "left", no_wrap=number, overflow="fold"
-                )
-            for outcome in outcomes:
-                state = {True: "passed", False: "FAILED", None: "n/a"}[outcome.passed]
-                table.add_row(outcome.name.replace("_", " "), state, f"{outcome.seconds:.2f}", Text(outcome.message))
-            Console().print(table)
-            typer.echo(f"{solver}: {failed} of {len(outcomes)} checks failed." if failed else f"{solver}: passed.")
-        if failed:
-            raise typer.Exit(FAILED)
-
-
+command(app, "solvers", SOLVE)(solvers_command)
+command(app, "check-solver", SOLVE)(check_solver_command)
+command(app, "methods", PRUNE)(methods_command)
+command(app, "check-method", PRUNE)(check_method_command)
 app.add_typer(bench, name="bench", rich_help_panel=MEASURE)
 app.add_typer(instances, name="instances", rich_help_panel=MEASURE)
 

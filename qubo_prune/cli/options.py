@@ -69,6 +69,7 @@ AllSolvers = Annotated[
 ]
 Settings = Annotated[list[str] | None, of_field("solver_settings")]
 Exclude = Annotated[list[str] | None, of_field("exclude")]
+MethodSettings = Annotated[list[str] | None, of_field("method_settings")]
 LossSet = Annotated[list[str] | None, of_field("loss_settings")]
 NoPolish = Annotated[bool, of_field("polish")]
 Calibration = Annotated[

@@ -24,6 +24,7 @@ from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, Traits, Update
 from qubo_prune.plugins import METHODS, by_name, import_object, only, origin
 from qubo_prune.precision import pinned
+from qubo_prune.request import HOME
 from qubo_prune.settings import Kind, checked, kinds_of
 from qubo_prune.tables import Shown, Table
 
@@ -93,6 +94,14 @@ def make_method(name: str, **settings: Any) -> Method:
         InputError: no such name.
     """
     return _made(name, method_class(name), settings, "method")
+
+
+def make_any(name: str, **settings: Any) -> Method:
+    """A method or, as ``update.NAME``, an update of that name."""
+    if name.startswith(UPDATE):
+        short_name = name.removeprefix(UPDATE)
+        return _made(short_name, update_class(short_name), settings, "update")
+    return make_method(name, **settings)
 
 
 def make_update(name: str) -> Update:
@@ -233,6 +242,12 @@ def describe_methods() -> MethodList:
             infos.append(dataclasses.replace(info, error=str(error)))
             continue
         role = info.role if updates else "start" if found.traits.starts else "blocks"
-        settings = tuple(each.name for each in dataclasses.fields(found)) if dataclasses.is_dataclass(found) else ()
+        settings = _own_settings(found)
         infos.append(dataclasses.replace(info, role=role, traits=found.traits, settings=settings))
     return MethodList(infos)
+
+
+def _own_settings(cls: type[Method]) -> tuple[str, ...]:
+    """The fields of a method that are its own, apart from those that every run has."""
+    every = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return tuple(each.name for each in every if each.repr and each.name not in HOME)

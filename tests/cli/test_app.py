@@ -17,8 +17,7 @@ import tiny
 from reference import feasible_points
 from typer.testing import CliRunner
 
-from qubo_prune import plugins
-from qubo_prune import KeepMasks
+from qubo_prune import KeepMasks, plugins
 from qubo_prune.cli import app
 from qubo_prune.formats.text import read_problem, write_problem
 from qubo_prune.models.classifiers import load_classifier

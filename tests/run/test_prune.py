@@ -16,10 +16,11 @@ import pytest
 import tiny
 import torch
 import unseen
+from published import LAYERWISE, LOSS_STARTS, STARTS
 from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
-import qubo_prune.run.plan as plan
+import qubo_prune.methods.loss_blocks as loss_blocks
 import qubo_prune.run.prune as pruning
 from qubo_prune import InputError, KeepMasks, prune
 from qubo_prune.arguments import parse_seconds
@@ -30,7 +31,6 @@ from qubo_prune.data.losses import Classification, Objective
 from qubo_prune.hessian.gradients import moments
 from qubo_prune.masks import Pattern
 from qubo_prune.models.layers import find_layers
-from qubo_prune.run.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 
 
@@ -69,7 +69,7 @@ def test_every_group_holds_exactly_its_count(make: Any, pattern: str, density: f
 
 
 @pytest.mark.gate(10)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LAYERWISE)
 @pytest.mark.parametrize(("pattern", "density"), [("row", 0.5), ("row", 0.3), ("layer", 0.37)])
 def test_convolutions_hold_exactly_their_counts(tmp_path: Path, method: str, pattern: str, density: float) -> None:
     model = tiny.cnn()
@@ -105,7 +105,7 @@ def test_blocks_lower_the_error_of_convolutions_and_the_trace_adds_up() -> None:
         assert len(entry.trace) == 3
 
 
-@pytest.mark.parametrize("start", [*WARM_STARTS, "masks"])
+@pytest.mark.parametrize("start", [*STARTS, "masks"])
 def test_grouped_convolutions_take_every_warm_start(start: str) -> None:
     given = prune(tiny.cnn(), tiny.images(), method="magnitude").masks if start == "masks" else start
     report = prune(tiny.cnn(), tiny.images(), warm_start=given)
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_masks() -> None:
 
 
 @pytest.mark.gate(4)
-@pytest.mark.parametrize("start", WARM_STARTS)
+@pytest.mark.parametrize("start", STARTS)
 def test_every_warm_start_is_improved_or_kept(start: str) -> None:
     report = run(tiny.llama(), warm_start=start)
     assert all(layer.error_after <= layer.error_before * (1 + 1e-9) for layer in report.layers)
@@ -424,7 +424,7 @@ def swapped(start: Mapping[str, torch.Tensor], report: Any) -> list[int]:
 
 
 @pytest.mark.gate(6)
-@pytest.mark.parametrize("start", [*WARM_STARTS, *LOSS_WARM_STARTS, "masks"])
+@pytest.mark.parametrize("start", [*LOSS_STARTS, "masks"])
 @pytest.mark.parametrize(("pattern", "density"), [("layer", 0.2), ("row", 0.2), ("2:4", 0.5)])
 def test_the_loss_falls_from_every_warm_start_in_every_pattern(start: str, pattern: str, density: float) -> None:
     shape = {"pattern": pattern, "density": density, "seed": 3}
@@ -619,7 +619,7 @@ def test_large_models_and_language_models_have_settings_of_their_own(monkeypatch
         return int(report.settings["loss_settings"]["micro_batch"])
 
     found = [micro_batch(digits.reader()), micro_batch(tiny.llama(), tiny.tokens(10))]
-    monkeypatch.setattr(plan, "LARGE", 2000)
+    monkeypatch.setattr(loss_blocks, "LARGE", 2000)
     found.append(micro_batch(digits.reader()))
     kinds = ("classifier", "language", "large")
     assert found == [LossDescent.preset(kind).micro_batch for kind in kinds]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from published import PUBLISHED, UPDATES
 from torch import nn
 
 import qubo_prune.run.prune as pruning
@@ -16,9 +17,7 @@ from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.text import token_windows
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.methods.registry import PEERS
 from qubo_prune.methods.scores import score
-from qubo_prune.methods.update import UPDATES
 from qubo_prune.models.layers import find_layers
 
 SHAPES = [("row", 0.5), ("layer", 0.37), ("2:4", 0.5)]
@@ -63,7 +62,7 @@ def test_compensated_blocks_hold_their_counts_and_beat_their_warm_start(
 
 @pytest.mark.gate(12)
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("method", ["wanda", "admm", "icbs", *(name for name in PEERS if name != "admm")])
+@pytest.mark.parametrize("method", ["wanda", "admm", "icbs", *(name for name in PUBLISHED if name != "admm")])
 def test_every_method_takes_every_update(method: str, update: str) -> None:
     model, inputs = linear(), correlated()
     dense = model.weight.detach().clone()
@@ -87,13 +86,13 @@ def test_a_refit_is_the_least_squares_fit() -> None:
 
 
 def test_published_methods_update_weights_as_they_do_by_default() -> None:
-    for name, peer in PEERS.items():
+    for name, peer in PUBLISHED.items():
         model = linear()
         dense = model.weight.detach().clone()
         report = prune(model, correlated(), method=name)
         changed = not torch.equal(model.weight.detach(), dense * report.masks["weight"])
-        assert changed == peer.updates
-        assert report.settings["update"] == ("own" if peer.updates else "none")
+        assert changed == peer.traits.updates
+        assert report.settings["update"] == ("own" if peer.traits.updates else "none")
 
 
 def test_the_model_gets_its_weights_back_if_an_update_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import qubo_prune_solvers
-from qubo_prune import plugins
 from qubo_prune_solvers.greedy import Greedy
 
+from qubo_prune import plugins
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.settings import check_settings
 from qubo_prune.solver import Capabilities, Solver

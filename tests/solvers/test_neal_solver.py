@@ -4,11 +4,10 @@ import time
 
 import numpy as np
 import pytest
-from qubo_prune import plugins
 from qubo_prune_solvers.neal import Neal
 from reference import minimum, random_feasible, random_problem
 
-from qubo_prune import solve
+from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import SolveRequest, Status

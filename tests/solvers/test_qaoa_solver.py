@@ -5,11 +5,10 @@ import time
 import numpy as np
 import pytest
 from qiskit.primitives import StatevectorSampler
-from qubo_prune import plugins
 from qubo_prune_solvers.qaoa import Qaoa
 from reference import energy, feasible_points, minimum, random_feasible, random_problem
 
-from qubo_prune import solve
+from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import SolveRequest, Status, registry
