@@ -313,8 +313,8 @@ RUNS: list[dict[str, Any]] = [
     {},
     {"warm_start": "greedy", "pattern": "layer", "certify": "eigenvalue"},
     {"pattern": "2:4", "solver": "tabu", "max_sweeps": 3},
-    {"hessian": "compensated", "damping": 0.0},
-    {"hessian": "compensated", "pattern": "layer", "correction": 1.0, "damping": 1e-10, "protect": 0.05},
+    {"method": "compensated", "damping": 0.0},
+    {"method": "compensated", "pattern": "layer", "correction": 1.0, "damping": 1e-10, "protect": 0.05},
     {"method": "sparsegpt", "damping": 0.0},
     {"method": "alps", "pattern": "layer"},
     {"update": "refit", "damping": 0.0, "guard": 1, "allocation": "owl", "pattern": "layer"},
@@ -340,12 +340,12 @@ def test_a_run_on_odd_features_has_exact_counts_and_finite_outputs(number: int, 
         assert torch.isfinite(model(batches(dtype)[0])).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"hessian": "compensated"}, {"hessian": "fisher"}, {"method": "sparsegpt"}])
+@pytest.mark.parametrize("settings", [{}, {"method": "compensated"}, {"method": "loss"}, {"method": "sparsegpt"}])
 def test_activations_that_overflow_are_named_with_their_layer_and_nothing_changes(settings: dict[str, Any]) -> None:
     model, data = net(torch.float16, stretch=60_000.0), [8 * inputs for inputs in batches(torch.float16)]
     before = [parameter.clone() for parameter in model.parameters()]
     calibration: Any = data
-    if settings.get("hessian") == "fisher":
+    if settings.get("method") == "loss":
         calibration = [(inputs, torch.arange(16) % 4) for inputs in data]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

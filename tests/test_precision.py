@@ -36,8 +36,8 @@ LOSS = {
 }  # fmt: skip
 RUNS: Mapping[str, dict[str, Any]] = {
     "gram": {"guard": 1},
-    "compensated": {"hessian": "compensated", "correction": 0.5, "guard": 1},
-    "fisher": {"hessian": "fisher", "loss_settings": LOSS, "allocation": "fisher"},
+    "compensated": {"method": "compensated", "correction": 0.5, "guard": 1},
+    "fisher": {"method": "loss", "loss_settings": LOSS, "allocation": "fisher"},
 }
 
 

@@ -249,5 +249,6 @@ def describe_methods() -> MethodList:
 
 def _own_settings(cls: type[Method]) -> tuple[str, ...]:
     """The fields of a method that are its own, apart from those that every run has."""
-    every = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    return tuple(each.name for each in every if each.repr and each.name not in HOME)
+    if not dataclasses.is_dataclass(cls):
+        return ()
+    return tuple(each.name for each in dataclasses.fields(cls) if each.repr and each.name not in HOME)

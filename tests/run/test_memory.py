@@ -38,8 +38,8 @@ def test_the_parts_follow_what_they_are_of() -> None:
     assert usual.total == usual.process + usual.weights + usual.undo + usual.states + usual.layer
     assert usual.weights == sum(parameter.nbytes for parameter in tiny.llama().parameters())
     assert foreseen(plan(), windows=40).states > usual.states
-    assert foreseen(plan(hessian="compensated")).layer > usual.layer
-    assert foreseen(plan(hessian="compensated")).undo > usual.undo
+    assert foreseen(plan(method="compensated")).layer > usual.layer
+    assert foreseen(plan(method="compensated")).undo > usual.undo
 
 
 def test_on_the_disk_more_decoder_layers_and_windows_take_no_more_but_for_masks() -> None:
