@@ -42,7 +42,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 FULL = [
     ("hessian.gram", "_product", 25, {}, "while the Gram of the inputs of layer 'model.layers.0.mlp"),
     ("methods.refit", "refit", 3, {"update": "refit"}, "while layer 'model.layers.0.self_attn.o_proj'"),
-    ("methods.compensated_blocks", "descend_compensated", 2, {"method": "compensated"}, "layer .model.layers.0.self_attn.v"),
+    (
         "methods.compensated_blocks",
         "descend_compensated",
         2,

@@ -247,7 +247,7 @@ def describe_methods() -> MethodList:
     return MethodList(infos)
 
 
-def _own_settings(cls: type[Method]) -> tuple[str, ...]:
+def _own_settings(cls: Any) -> tuple[str, ...]:
     """The fields of a method that are its own, apart from those that every run has."""
     if not dataclasses.is_dataclass(cls):
         return ()
