@@ -21,22 +21,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
-from qubo_prune.blocks.rows import Descent, descend
 from qubo_prune.hessian import Gram, GramAccumulator
-from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.methods.registry import PEERS, choose
-from qubo_prune.methods.scores import score
-from qubo_prune.methods.update import update
+from qubo_prune.masks import Pattern
+from qubo_prune.methods.base import LayerTask
+from qubo_prune.methods.chain import Entry, chain_of
 from qubo_prune.report import machine
-from qubo_prune.solver.registry import make_solver
+from qubo_prune.request import MethodSettings
 
 #: Width, width of keys and values, width of the feed-forward part.
 SHAPES = {"tiny": (32, 16, 48), "smollm2": (576, 192, 1536), "llama-2-7b": (4096, 4096, 11008)}
-METHODS = "wanda,sparsegpt,admm,alps,icbs,icbs+refit,icbs:compensated"
+METHODS = "wanda,sparsegpt,admm,alps,gram,gram+refit,compensated"
 #: Methods that take every row for itself.
-BY_ROW = ("icbs", "icbs+refit", "icbs:compensated", "sparseswaps", "dsnot")
-ROW = Pattern("row")
+BY_ROW = ("gram", "gram+refit", "compensated", "sparseswaps", "dsnot")
 
 
 @dataclass(frozen=True)
@@ -126,21 +122,12 @@ def timed(name: str, matrix: Matrix, rows: int, device: torch.device) -> float:
 
 
 def method(name: str) -> Callable[[Tensor, Gram], object]:
-    """Prunes half of every row, with the update that belongs to it; compensated blocks begin at ADMM's mask."""
-    if name in PEERS:
-        return lambda weight, gram: choose(name, weight, gram, ROW, 0.5)
-    settings = CompensatedDescent(make_solver("greedy"), max_sweeps=1)
+    """Prunes half of every row by a method and its update."""
+    chain = chain_of(MethodSettings(**Entry.parse(name).words()))
 
     def run(weight: Tensor, gram: Gram) -> None:
-        if name == "icbs:compensated":
-            start = choose("admm", weight, gram, ROW, 0.5).keep
-            update("refit", weight, gram, descend_compensated(weight, gram, start, ROW, settings).keep)
-            return
-        keep = keep_highest(score("wanda", weight, gram, 0), ROW, 0.5)
-        if name.startswith("icbs"):
-            keep = descend(weight, gram, keep, ROW, Descent(make_solver("greedy"))).keep
-        if name.endswith("+refit"):
-            update("refit", weight, gram, keep)
+        task = LayerTask(weight, gram, Pattern("row"), 0.5)
+        chain.decide(task, chain.start.decide(task), lambda: None)
 
     return run
 

@@ -2,7 +2,7 @@
 
     python benchmarks/main_job.py [--calibration SOURCE] [--text SOURCE] [--density 0.5]
 
-Wanda and iCBS blocks on SmolLM2-135M, same calibration and held-out text. Prints the ratio of the
+Wanda and Gram blocks on SmolLM2-135M, same calibration and held-out text. Prints the ratio of the
 summed layer errors, of the rises of log-perplexity over the dense model, and of the search to the
 calibration's forward passes; on a shared machine only ratios mean something.
 """
@@ -26,13 +26,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--eval-samples", type=int, default=24)
     options = vars(parser.parse_args())
-    result = compare("smollm2-135m", ["wanda", "icbs"], progress=True, **options)
-    wanda, icbs = result.row("wanda"), result.row("icbs")
+    result = compare("smollm2-135m", ["wanda", "gram"], progress=True, **options)
+    wanda, blocks = result.row("wanda"), result.row("gram")
     console = Console()
     console.print(result)
-    console.print(f"layer error, blocks / Wanda:                {icbs.layer_error / wanda.layer_error:.3f}")
-    console.print(f"rise of log-perplexity, blocks / Wanda:     {result.rise('icbs') / result.rise('wanda'):.3f}")
-    console.print(f"search / forward passes of the calibration: {icbs.search_seconds / icbs.forward_seconds:.3f}")
+    console.print(f"layer error, blocks / Wanda:                {blocks.layer_error / wanda.layer_error:.3f}")
+    console.print(f"rise of log-perplexity, blocks / Wanda:     {result.rise('gram') / result.rise('wanda'):.3f}")
+    console.print(f"search / forward passes of the calibration: {blocks.search_seconds / blocks.forward_seconds:.3f}")
 
 
 if __name__ == "__main__":

@@ -11,31 +11,15 @@ from typing import Any
 from qubo_prune.errors import InputError
 from qubo_prune.files.parsing import short
 
-#: Arguments of :func:`qubo_prune.prune` by what they are.
-_NUMBERS = ("density", "damping", "correction", "protect")
-_COUNTS = ("block_size", "max_sweeps", "samples", "sequence_length", "loss_length", "gram_samples", "guard")
-_NAMES = ("include", "exclude", "gram_devices")
 #: What else a list of several numbers may mean.
 _SEVERAL = {"density": " (for layers of their own densities give densities=, for several runs compare)"}
 
 
-def plain_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a run with numbers, counts and tuples of names where they were given in other forms.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    read: dict[str, Any] = dict(given)
-    # only the density has no default of its own kind
-    read |= {name: as_number(name, given[name]) for name in _NUMBERS if given[name] is not None or name == "density"}
-    read |= {name: as_count(name, given[name]) for name in _COUNTS if given[name] is not None}
-    read |= {name: as_names(name, given[name]) for name in _NAMES}
-    densities = given["densities"]
-    if densities is not None:
-        if not isinstance(densities, Mapping):
-            raise InputError(f"densities is of type {type(densities).__name__}; give a dict of pattern and kept share.")
-        read["densities"] = {key: as_number(f"densities[{key!r}]", value) for key, value in densities.items()}
-    return read
+def as_shares(name: str, value: Any) -> dict[str, float]:
+    """Numbers by patterns of names."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is of type {type(value).__name__}; give a dict of pattern and kept share.")
+    return {key: as_number(f"{name}[{key!r}]", share) for key, share in value.items()}
 
 
 def as_number(name: str, value: Any) -> float:
@@ -83,6 +67,11 @@ def parse_seconds(value: float | str | None) -> float | None:
     if not 0 < seconds < math.inf:
         raise InputError(f"The time {value!r} is not understood; give a positive number such as 90s, 5m or 1h.")
     return seconds
+
+
+def as_time(name: str, value: Any) -> float | None:
+    """Seconds, as :func:`parse_seconds` reads them."""
+    return parse_seconds(value)
 
 
 def as_limit(name: str, value: Any) -> float | None:

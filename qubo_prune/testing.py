@@ -1,4 +1,4 @@
-"""The conformance suite for solvers: what every solver is held to, for pytest and without it.
+"""The conformance suites for solvers and methods: what each is held to, for pytest and without it.
 
 A plug-in's author inherits :class:`SolverContract` and gives one fixture::
 
@@ -9,7 +9,8 @@ A plug-in's author inherits :class:`SolverContract` and gives one fixture::
 
 ``qubo-prune check-solver NAME`` and :func:`check_solver` run the same checks without pytest. Solvers
 are called as they are, with what their capabilities ask for (:func:`qubo_prune.solver.dispatch.prepared`),
-so that neither repair nor polish nor a fallback hides what they answer.
+so that neither repair nor polish nor a fallback hides what they answer. :class:`MethodContract` does the same for
+methods; see :mod:`qubo_prune.methods.contract`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ import dataclasses
 import itertools
 import pickle
 import time
-import unittest
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
@@ -29,7 +28,10 @@ import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
+from qubo_prune.checks import CheckOutcome, NotApplicable, outcome_of, require
 from qubo_prune.errors import InputError
+from qubo_prune.methods.contract import MethodContract as MethodContract
+from qubo_prune.methods.contract import check_method as check_method
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
 from qubo_prune.solver import dispatch
 from qubo_prune.solver.interface import (
@@ -50,27 +52,6 @@ CLAIMED = 1e-5
 ROUNDING = 1e-9
 #: Seconds that the time-limited checks give.
 TIME_LIMIT = 0.5
-
-
-class NotApplicable(unittest.SkipTest):
-    """The check asks for what the solver does not declare; pytest counts it as skipped."""
-
-
-@dataclass(frozen=True)
-class CheckOutcome:
-    """What one check found.
-
-    Attributes:
-        name: of the check.
-        passed: ``None`` if it does not apply to the solver.
-        message: what is wrong, or why it does not apply; empty if it passed.
-        seconds: wall-clock time.
-    """
-
-    name: str
-    passed: bool | None
-    message: str
-    seconds: float
 
 
 def check_solver(solver: str | Solver, **settings: Any) -> list[CheckOutcome]:
@@ -99,17 +80,8 @@ def run_checks(solver: Solver) -> Iterator[CheckOutcome]:
 
 def run_check(name: str, solver: Solver) -> CheckOutcome:
     """Run one check by its name."""
-    began, passed, message = time.perf_counter(), True, ""
     check: Callable[[Solver], None] = getattr(SolverContract(), f"test_{name}")
-    try:
-        check(solver)
-    except NotApplicable as reason:
-        return CheckOutcome(name, None, str(reason), time.perf_counter() - began)
-    except AssertionError as error:
-        passed, message = False, str(error)
-    except (Exception, SystemExit) as error:  # a solver may raise anything
-        passed, message = False, f"it raised {type(error).__name__}: {error}"
-    return CheckOutcome(name, passed, message, time.perf_counter() - began)
+    return outcome_of(name, lambda: check(solver))
 
 
 class SolverContract:
@@ -118,13 +90,13 @@ class SolverContract:
     def test_capabilities(self, solver: Solver) -> None:
         """They are declared as data, and are possible."""
         can = solver.capabilities
-        _require(isinstance(can, Capabilities), f"capabilities is a {type(can).__name__}, not a Capabilities")
+        require(isinstance(can, Capabilities), f"capabilities is a {type(can).__name__}, not a Capabilities")
         most = can.max_variables
-        _require(most is None or (isinstance(most, int) and most >= 1), f"max_variables is {most!r}")
-        _require(bool(can.devices), "no device is declared")
+        require(most is None or (isinstance(most, int) and most >= 1), f"max_variables is {most!r}")
+        require(bool(can.devices), "no device is declared")
         if can.batched:
             overridden = type(solver).solve_batch is not Solver.solve_batch
-            _require(overridden, "'batched' is declared and solve_batch is not implemented")
+            require(overridden, "'batched' is declared and solve_batch is not implemented")
 
     def test_empty_problem(self, solver: Solver) -> None:
         """No variables at all."""
@@ -197,7 +169,7 @@ class SolverContract:
         n, rng = _size(solver), _rng()
         form = FactorForm(rng.normal(size=n), rng.normal(size=(n, 2)))
         given, _ = _answer(solver, BlockQubo(form, n // 2, offset=0.5))
-        _require(isinstance(given.problem.q, FactorForm) == solver.capabilities.factor_form, "the form was changed")
+        require(isinstance(given.problem.q, FactorForm) == solver.capabilities.factor_form, "the form was changed")
 
     def test_warm_start(self, solver: Solver) -> None:
         """A start is taken, and needed by nobody."""
@@ -213,15 +185,15 @@ class SolverContract:
         claimed = np.asarray(result.energies, dtype=np.float64)
         if not claimed.size or np.isnan(claimed).all():
             raise NotApplicable("it gives no energies; they are computed for it")
-        _require(claimed.shape == (len(result.assignments),), f"energies has shape {claimed.shape}")
+        require(claimed.shape == (len(result.assignments),), f"energies has shape {claimed.shape}")
         energies = np.atleast_1d(given.problem.energy(np.asarray(result.assignments)))
         error = float(np.abs(claimed - energies).max())
-        _require(
+        require(
             error <= CLAIMED * _scale(given.problem),
             f"it claims energies {_list(claimed)} for answers that have {_list(energies)}",
         )
         slack = CLAIMED * _scale(given.problem)
-        _require(bool((np.diff(energies) >= -slack).all()), f"energies {_list(energies)} are not best first")
+        require(bool((np.diff(energies) >= -slack).all()), f"energies {_list(energies)} are not best first")
 
     def test_optimum(self, solver: Solver) -> None:
         """An exact solver finds the enumerated optimum and says so; nobody claims less than that."""
@@ -235,7 +207,7 @@ class SolverContract:
         for seed, problem in enumerate(_opposites(_size(solver))):
             result = solver.solve(_request(solver, problem, seed=seed))
             answers |= {np.asarray(x).astype(np.float64).tobytes() for x in result.assignments}
-        _require(
+        require(
             len(answers) > 1,
             "it gives one constant answer, whatever the problem: look at how its samples become 0 and 1",
         )
@@ -261,7 +233,7 @@ class SolverContract:
             costs = problem.flip_costs(x)
             for u in np.flatnonzero(~x):
                 change = costs[u] - costs[x] - problem.couplings(int(u))[x]
-                _require(bool((change >= -CLAIMED * _scale(problem)).all()), "a swap improves its answer")
+                require(bool((change >= -CLAIMED * _scale(problem)).all()), "a swap improves its answer")
 
     def test_inputs_are_left_alone(self, solver: Solver) -> None:
         """Neither the problem nor the start is written to."""
@@ -272,7 +244,7 @@ class SolverContract:
             before = [array.copy() for array in _arrays(given)]
             solver.solve(given)
             for old, new in zip(before, _arrays(given), strict=True):
-                _require(np.array_equal(old, new), "it wrote to the problem or to the warm start")
+                require(np.array_equal(old, new), "it wrote to the problem or to the warm start")
 
     def test_same_seed_same_answer(self, solver: Solver) -> None:
         """An answer follows from the request: the seed decides, and nothing is left from the call before."""
@@ -282,9 +254,9 @@ class SolverContract:
         first, other, again = (
             np.asarray(solver.solve(_request(solver, problem, seed=seed)).assignments) for seed in (1, 2, 1)
         )
-        _require(np.array_equal(first, again), "two runs with one seed gave different answers")
+        require(np.array_equal(first, again), "two runs with one seed gave different answers")
         if not can.stochastic:
-            _require(np.array_equal(first, other), "the answer depends on the seed; declare it as stochastic")
+            require(np.array_equal(first, other), "the answer depends on the seed; declare it as stochastic")
 
     def test_time_limit(self, solver: Solver) -> None:
         """A solver that declares to be anytime stops by itself; any other is ended."""
@@ -293,7 +265,7 @@ class SolverContract:
         start = _start(problem)
         if not solver.capabilities.anytime:
             result = dispatch.solve(problem, solver, time_limit=TIME_LIMIT, warm_start=start)
-            _require("isolation" not in result.info, str(result.info.get("isolation")))
+            require("isolation" not in result.info, str(result.info.get("isolation")))
             return
         given = _request(solver, problem, start, time_limit=TIME_LIMIT)
         try:
@@ -318,9 +290,9 @@ class SolverContract:
         n = _size(solver)
         given = _request(solver, _random(n, n // 2))
         copy = _copied(solver, "the solver")
-        _require(isinstance(copy, Solver), "a copy of the solver is none")
+        require(isinstance(copy, Solver), "a copy of the solver is none")
         there, here = _copied(copy.solve(_copied(given, "the request")), "its result"), solver.solve(given)
-        _require(np.array_equal(there.assignments, here.assignments), "a copy of it answers otherwise")
+        require(np.array_equal(there.assignments, here.assignments), "a copy of it answers otherwise")
 
     def test_size(self, solver: Solver) -> None:
         """Problems above the declared size are refused."""
@@ -338,8 +310,8 @@ class SolverContract:
         n = _size(solver)
         problem = _random(n, n // 2)
         result = dispatch.solve(problem, solver, polish=False)
-        _require(problem.is_feasible(result.assignment), "a count is missed")
-        _require("disbelieved" not in result.info, str(result.info.get("disbelieved")))
+        require(problem.is_feasible(result.assignment), "a count is missed")
+        require("disbelieved" not in result.info, str(result.info.get("disbelieved")))
 
     def test_batches(self, solver: Solver) -> None:
         """Many rows at once, with a shared or their own Hessians: counts met, inputs left alone."""
@@ -357,22 +329,22 @@ def _check_batch(solver: Solver, problems: BlockBatch) -> None:
     request = BatchRequest(problems, start, seed=3)
     before = [tensor.clone() for tensor in _tensors(request)]
     result = solver.solve_batch(request)
-    _require(isinstance(result, BatchResult), f"it answers a batch with a {type(result).__name__}")
+    require(isinstance(result, BatchResult), f"it answers a batch with a {type(result).__name__}")
     for old, new in zip(before, _tensors(request), strict=True):
-        _require(torch.equal(old, new), "it wrote to the batch or to the warm starts")
+        require(torch.equal(old, new), "it wrote to the batch or to the warm starts")
     answer = result.assignments
-    _require(answer.shape == start.shape and answer.dtype == torch.bool, f"{answer.dtype} of {tuple(answer.shape)}")
-    _require(torch.equal(problems.counts(answer), problems.num_pruned), "a row misses a count")
+    require(answer.shape == start.shape and answer.dtype == torch.bool, f"{answer.dtype} of {tuple(answer.shape)}")
+    require(torch.equal(problems.counts(answer), problems.num_pruned), "a row misses a count")
     again = solver.solve_batch(request).assignments
-    _require(torch.equal(answer, again), "two runs with one seed gave different answers")
+    require(torch.equal(answer, again), "two runs with one seed gave different answers")
     changed = dispatch.solve_batch(solver, request, dispatch.Handling(polish=False))
     for row in range(problems.num_rows):
         problem = problems.problem(row)
         best, slack = minimum(problem), CLAIMED * _scale(problem)
         energy = float(np.float64(problem.energy(start[row].numpy()))) + float(changed.change[row])
-        _require(energy >= best - slack, f"row {row}: {energy:.9g} is below the optimum {best:.9g}")
+        require(energy >= best - slack, f"row {row}: {energy:.9g} is below the optimum {best:.9g}")
         if solver.capabilities.exact:
-            _require(energy <= best + slack, f"row {row}: {energy:.9g} where the optimum is {best:.9g}")
+            require(energy <= best + slack, f"row {row}: {energy:.9g} where the optimum is {best:.9g}")
 
 
 def _check_batch_time(solver: Solver, n: int) -> None:
@@ -384,7 +356,7 @@ def _check_batch_time(solver: Solver, n: int) -> None:
         solver.solve_batch(BatchRequest(problems, start, time_limit=TIME_LIMIT))
         seconds = time.perf_counter() - began
     most = 1.5 * TIME_LIMIT + 1
-    _require(seconds <= most, f"a batch that was given {TIME_LIMIT} s took {seconds:.2f} s")
+    require(seconds <= most, f"a batch that was given {TIME_LIMIT} s took {seconds:.2f} s")
 
 
 def _answer(solver: Solver, problem: BlockQubo, **asked: Any) -> tuple[SolveRequest, SolveResult]:
@@ -398,27 +370,27 @@ def _judged(solver: Solver, given: SolveRequest, result: object, limited: bool =
     problem, can = given.problem, solver.capabilities
     if not isinstance(result, SolveResult):
         raise AssertionError(f"it answered with a {type(result).__name__}, not a SolveResult")
-    _require(isinstance(result.status, Status), f"its status is {result.status!r}")
+    require(isinstance(result.status, Status), f"its status is {result.status!r}")
     points = [np.asarray(x) for x in result.assignments]
-    _require(bool(points), "it gave no answer")
+    require(bool(points), "it gave no answer")
     for x in points:
         shape = (problem.num_variables,)
-        _require(x.shape == shape, f"an answer has shape {x.shape}; {shape} is needed")
-        _require(bool(np.isin(x, (0, 1)).all()), f"an answer is not binary: {_list(x)}")
+        require(x.shape == shape, f"an answer has shape {x.shape}; {shape} is needed")
+        require(bool(np.isin(x, (0, 1)).all()), f"an answer is not binary: {_list(x)}")
         met = f"{problem.counts(x).tolist()} are pruned; the counts are {list(problem.num_pruned)}"
-        _require(not can.cardinality or problem.is_feasible(x), f"an answer misses a count: {met}")
+        require(not can.cardinality or problem.is_feasible(x), f"an answer misses a count: {met}")
     energy = float(np.float64(problem.energy(points[0])))
     if problem.num_variables > 14:  # too many to enumerate
         return result
     best, slack = minimum(problem), ROUNDING * _scale(problem)
     claims = np.asarray(result.energies, dtype=np.float64)
     lowest = float(np.nanmin(claims)) if claims.size and not np.isnan(claims).all() else energy
-    _require(lowest >= best - CLAIMED * _scale(problem), f"it claims the energy {lowest:.9g}; the lowest is {best:.9g}")
+    require(lowest >= best - CLAIMED * _scale(problem), f"it claims the energy {lowest:.9g}; the lowest is {best:.9g}")
     bound = result.lower_bound
-    _require(bound is None or bound <= best + slack, f"its lower bound {bound} is above the optimum {best:.9g}")
+    require(bound is None or bound <= best + slack, f"its lower bound {bound} is above the optimum {best:.9g}")
     if can.exact and not limited:
-        _require(energy <= best + slack, f"it is declared exact and found {energy:.9g}; the optimum is {best:.9g}")
-        _require(result.status is Status.OPTIMAL, f"it is declared exact and its status is {result.status.name}")
+        require(energy <= best + slack, f"it is declared exact and found {energy:.9g}; the optimum is {best:.9g}")
+        require(result.status is Status.OPTIMAL, f"it is declared exact and its status is {result.status.name}")
     return result
 
 
@@ -443,12 +415,6 @@ def _request(
     form, temperatures = dispatch.prepared(problem, solver, warm_start, None, seed)
     start = None if warm_start is None else warm_start.copy()
     return SolveRequest(form, start, seed, time_limit, num_answers, temperatures)
-
-
-def _require(condition: bool, message: str) -> None:
-    # not an assert statement, which python -O leaves out
-    if not condition:
-        raise AssertionError(message)
 
 
 def _copied(thing: Any, what: str) -> Any:

@@ -25,17 +25,17 @@ LOSS = {
 RUNS: Mapping[str, dict[str, Any]] = {
     "gram": {}, "gram, layer": {"pattern": "layer"}, "gram, 2:4": {"pattern": "2:4"},
     "tabu": {"solver": "tabu"}, "exact": {"solver": "exact", "block_size": 8}, "owl": {"allocation": "owl"},
-    "compensated": {"hessian": "compensated", "correction": 0.5, "guard": 1},
-    "compensated, layer": {"hessian": "compensated", "pattern": "layer"},
-    "compensated, 2:4": {"hessian": "compensated", "pattern": "2:4", "protect": 0.1},
-    "fisher": {"hessian": "fisher", "loss_settings": LOSS},
-    "fisher, gradient": {"hessian": "fisher", "warm_start": "gradient", "loss_settings": LOSS | {"radius": 3}},
+    "compensated": {"method": "compensated", "correction": 0.5, "guard": 1},
+    "compensated, layer": {"method": "compensated", "pattern": "layer"},
+    "compensated, 2:4": {"method": "compensated", "pattern": "2:4", "protect": 0.1},
+    "fisher": {"method": "loss", "loss_settings": LOSS},
+    "fisher, gradient": {"method": "loss", "warm_start": "gradient", "loss_settings": LOSS | {"radius": 3}},
     "allocation by the loss": {"allocation": "fisher"},
     **{name: {"method": name} for name in (
         "magnitude", "wanda", "ria", "sparsegpt", "admm", "alps", "dsnot", "sparsefw", "sparseswaps",
     )},
     **{f"wanda + {update}": {"method": "wanda", "update": update} for update in ("refit", "admm", "sparsegpt")},
-    "fisher, global": {"hessian": "fisher", "pattern": "layer", "loss_settings": LOSS | {"budget": "global"}},
+    "fisher, global": {"method": "loss", "pattern": "layer", "loss_settings": LOSS | {"budget": "global"}},
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def ran(settings: Mapping[str, Any], devices: int) -> dict[str, Any]:
     """What a run did, by layer; or the error that it ended with."""
     draw = torch.Generator().manual_seed(1)
     inputs, labels = torch.randn(48, 12, generator=draw), torch.randint(4, (48,), generator=draw)
-    loss = settings.get("hessian") == "fisher" or settings.get("allocation") == "fisher"
+    loss = settings.get("method") == "loss" or settings.get("allocation") == "fisher"
     data = TensorSamples(inputs, labels) if loss else list(inputs.split(16))
     model = Net()
     with Labelled() as seen:

@@ -41,9 +41,15 @@ def weights(model: nn.Module) -> list[Tensor]:
 #: Where memory runs out, in which call of what, in what run, and what the message says.
 FULL = [
     ("hessian.gram", "_product", 25, {}, "while the Gram of the inputs of layer 'model.layers.0.mlp"),
-    ("run.prune", "update_weights", 3, {"update": "refit"}, "while layer 'model.layers.0.self_attn.o_proj'"),
-    ("run.prune", "descend_compensated", 2, {"hessian": "compensated"}, "layer 'model.layers.0.self_attn.v"),
-    ("hessian.gradients", "whole", 9, {"hessian": "fisher", "loss_settings": LOSS}, "in a pass over 2 samples"),
+    ("methods.refit", "refit", 3, {"update": "refit"}, "while layer 'model.layers.0.self_attn.o_proj'"),
+    (
+        "methods.compensated_blocks",
+        "descend_compensated",
+        2,
+        {"method": "compensated"},
+        "layer 'model.layers.0.self_attn.v",
+    ),
+    ("hessian.gradients", "whole", 9, {"method": "loss", "loss_settings": LOSS}, "in a pass over 2 samples"),
 ]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hostile import LAYERS, ROWS, WIDTH
 from numpy.typing import NDArray
+from published import PUBLISHED, UPDATES
 from qubo_prune_solvers.greedy import Greedy
 from reference import Layer
 from torch import Tensor, nn
@@ -25,9 +26,8 @@ from qubo_prune.errors import InputError
 from qubo_prune.hessian import Drift, Gram, GramAccumulator
 from qubo_prune.masks import Pattern
 from qubo_prune.methods.correction import corrected
-from qubo_prune.methods.registry import PEERS, choose
-from qubo_prune.methods.scores import warm_start
-from qubo_prune.methods.update import UPDATES, update
+from qubo_prune.methods.registry import choose
+from qubo_prune.methods.update import update
 from qubo_prune.problem.bounds import lower_bounds
 from qubo_prune.run.prune import prune
 from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
@@ -85,7 +85,7 @@ def test_the_gram_is_that_of_dense_algebra(layer: Layer) -> None:
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 @pytest.mark.parametrize("kind", ["magnitude", "wanda", "greedy", "random"])
 def test_warm_starts_have_exact_counts(layer: Layer, kind: str, pattern: str, density: float) -> None:
-    keep = warm_start(kind, layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    keep = choose(kind, layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     assert Pattern.parse(pattern).violations(keep, density) == 0
 
 
@@ -97,7 +97,7 @@ def test_warm_starts_have_exact_counts(layer: Layer, kind: str, pattern: str, de
 def test_descents_end_at_the_measured_error_and_below_their_start(
     layer: Layer, solver: str, pattern: str, density: float
 ) -> None:
-    keep = warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    keep = choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     settings = Descent(make_solver(solver), block_size=12, max_sweeps=2, block_time=0.2)
     found = descend(layer.weight, layer.gram, keep, Pattern.parse(pattern), settings)
     before, after = error(layer, layer.weight * keep), error(layer, layer.weight * found.keep)
@@ -118,7 +118,7 @@ def test_descents_end_at_the_measured_error_and_below_their_start(
 def test_compensated_descents_end_below_the_refitted_start(
     layer: Layer, damping: float, pattern: str, density: float
 ) -> None:
-    keep = warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    keep = choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     settings = CompensatedDescent(Greedy(), block_size=12, max_sweeps=3, damping=damping)
     found = descend_compensated(layer.weight, layer.gram, keep, Pattern.parse(pattern), settings)
     assert same_counts(found.keep, keep, pattern)
@@ -140,7 +140,7 @@ def test_compensated_descents_end_below_the_refitted_start(
 def test_updates_are_finite_zero_where_pruned_and_a_refit_is_the_best(
     layer: Layer, damping: float, pattern: str, density: float
 ) -> None:
-    keep = warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    keep = choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     masked, size = error(layer, layer.weight * keep), error(layer, torch.zeros_like(layer.weight))
     for kind in UPDATES:
         found = update(kind, layer.weight, layer.gram, keep, damping)
@@ -162,11 +162,11 @@ def test_updates_are_finite_zero_where_pruned_and_a_refit_is_the_best(
 
 @pytest.mark.gate(84)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_methods_have_exact_counts_and_finite_weights(
     layer: Layer, name: str, pattern: str, density: float
 ) -> None:
-    for damping in (0.0, 0.01) if PEERS[name].updates else (0.01,):
+    for damping in (0.0, 0.01) if PUBLISHED[name].traits.updates else (0.01,):
         found = choose(name, layer.weight, layer.gram, pattern, density, damping=damping)
         assert Pattern.parse(pattern).violations(found.keep, density) == 0
         if found.weight is not None:
@@ -182,7 +182,7 @@ def test_published_methods_have_exact_counts_and_finite_weights(
      ("row", "row", 0.5)],
 )  # fmt: skip
 def test_no_bound_is_above_what_the_descent_finds(layer: Layer, kind: str, pattern: str, density: float) -> None:
-    keep = warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    keep = choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     best = descend(layer.weight, layer.gram, keep, Pattern.parse(pattern), Descent(Greedy(), block_size=12)).keep
     labels = Pattern.parse(pattern).labels(WIDTH)
     x, weight = (~keep).double(), layer.weight.double()
@@ -196,7 +196,7 @@ def test_no_bound_is_above_what_the_descent_finds(layer: Layer, kind: str, patte
 
 def test_the_bound_of_a_layer_is_between_zero_and_what_the_descent_finds(layer: Layer) -> None:
     pattern = Pattern.parse("row")
-    keep = warm_start("wanda", layer.weight, layer.gram, pattern, 0.5, 0)
+    keep = choose("wanda", layer.weight, layer.gram, pattern, 0.5, 0).keep
     best = descend(layer.weight, layer.gram, keep, pattern, Descent(Greedy(), block_size=12)).keep
     bound = least_error(layer.weight, layer.gram, keep, pattern, "eigenvalue")
     assert 0 <= bound <= error(layer, layer.weight * best) * (1 + 1e-6)
@@ -204,7 +204,7 @@ def test_the_bound_of_a_layer_is_between_zero_and_what_the_descent_finds(layer: 
 
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 def test_sampled_blocks_gain_no_more_than_their_rows_lose(layer: Layer, pattern: str, density: float) -> None:
-    keep = warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    keep = choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     found = block_optima(layer.weight, layer.gram, keep, Pattern.parse(pattern), rows=ROWS, size=12)
     assert found.blocks + found.skipped == ROWS
     assert 0 <= found.optimal <= found.proven <= found.blocks
@@ -313,8 +313,8 @@ RUNS: list[dict[str, Any]] = [
     {},
     {"warm_start": "greedy", "pattern": "layer", "certify": "eigenvalue"},
     {"pattern": "2:4", "solver": "tabu", "max_sweeps": 3},
-    {"hessian": "compensated", "damping": 0.0},
-    {"hessian": "compensated", "pattern": "layer", "correction": 1.0, "damping": 1e-10, "protect": 0.05},
+    {"method": "compensated", "damping": 0.0},
+    {"method": "compensated", "pattern": "layer", "correction": 1.0, "damping": 1e-10, "protect": 0.05},
     {"method": "sparsegpt", "damping": 0.0},
     {"method": "alps", "pattern": "layer"},
     {"update": "refit", "damping": 0.0, "guard": 1, "allocation": "owl", "pattern": "layer"},
@@ -340,12 +340,12 @@ def test_a_run_on_odd_features_has_exact_counts_and_finite_outputs(number: int, 
         assert torch.isfinite(model(batches(dtype)[0])).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"hessian": "compensated"}, {"hessian": "fisher"}, {"method": "sparsegpt"}])
+@pytest.mark.parametrize("settings", [{}, {"method": "compensated"}, {"method": "loss"}, {"method": "sparsegpt"}])
 def test_activations_that_overflow_are_named_with_their_layer_and_nothing_changes(settings: dict[str, Any]) -> None:
     model, data = net(torch.float16, stretch=60_000.0), [8 * inputs for inputs in batches(torch.float16)]
     before = [parameter.clone() for parameter in model.parameters()]
     calibration: Any = data
-    if settings.get("hessian") == "fisher":
+    if settings.get("method") == "loss":
         calibration = [(inputs, torch.arange(16) % 4) for inputs in data]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -409,7 +409,7 @@ def test_the_energy_never_rises_over_a_hundred_thousand_accepted_blocks(
             seen.append(float(((inputs @ (weight.astype(np.float64) * pruned).T) ** 2).sum()) / len(inputs))
 
     monkeypatch.setattr("qubo_prune.blocks.gram_rows.LayerState", Watched)
-    keep = warm_start("random", torch.tensor(weight), gram, Pattern("row"), 0.5, 0)
+    keep = choose("random", torch.tensor(weight), gram, Pattern("row"), 0.5, 0).keep
     settings = Descent(Nudge(), block_size=16, max_sweeps=150, patience=3, handling=Handling(polish=False))
     found = descend(torch.tensor(weight), gram, keep, Pattern("row"), settings)
     assert found.accepted > 100_000

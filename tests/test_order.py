@@ -14,9 +14,9 @@ ROOT = Path(qubo_prune.__file__).parent
 
 #: Modules and packages of the top level; each imports itself and what stands before it, and nothing else.
 ORDER = (
-    "version", "errors", "choices", "files", "settings", "arguments", "seeds", "ranks", "precision", "devices", "clock",
-    "tables", "progress", "events", "problem", "models", "masks", "solver", "testing", "formats", "data", "hessian",
-    "blocks", "methods", "report", "plot", "run", "bench", "cli",
+    "version", "errors", "choices", "plugins", "files", "settings", "arguments", "request", "seeds", "ranks",
+    "precision", "devices", "clock", "tables", "checks", "progress", "events", "problem", "models", "masks", "solver",
+    "formats", "data", "hessian", "blocks", "methods", "testing", "report", "plot", "run", "bench", "cli",
 )  # fmt: skip
 
 

@@ -23,7 +23,6 @@ from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.hessian.stream import Seconds, stream
 from qubo_prune.masks import Pattern
 from qubo_prune.methods.registry import choose
-from qubo_prune.methods.scores import warm_start
 from qubo_prune.methods.update import update
 from qubo_prune.models.layers import find_layers
 from qubo_prune.precision import caller_defaults, pinned
@@ -37,8 +36,8 @@ LOSS = {
 }  # fmt: skip
 RUNS: Mapping[str, dict[str, Any]] = {
     "gram": {"guard": 1},
-    "compensated": {"hessian": "compensated", "correction": 0.5, "guard": 1},
-    "fisher": {"hessian": "fisher", "loss_settings": LOSS, "allocation": "fisher"},
+    "compensated": {"method": "compensated", "correction": 0.5, "guard": 1},
+    "fisher": {"method": "loss", "loss_settings": LOSS, "allocation": "fisher"},
 }
 
 
@@ -137,12 +136,12 @@ def grams(inputs: Tensor) -> Gram:
 
 
 def _descended(weight: Tensor, gram: Gram) -> Tensor:
-    keep = warm_start("wanda", weight, gram, Pattern.parse("row"), 0.5, 0)
+    keep = choose("wanda", weight, gram, Pattern.parse("row"), 0.5, 0).keep
     return descend(weight, gram, keep, Pattern.parse("row"), Descent(Greedy(kernel="torch"), 16)).keep
 
 
 def _adapted(weight: Tensor, gram: Gram) -> Tensor:
-    keep = warm_start("wanda", weight, gram, Pattern.parse("row"), 0.5, 0)
+    keep = choose("wanda", weight, gram, Pattern.parse("row"), 0.5, 0).keep
     return descend_compensated(
         weight, gram, keep, Pattern.parse("row"), CompensatedDescent(Greedy(kernel="torch"), 16)
     ).keep

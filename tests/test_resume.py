@@ -117,7 +117,7 @@ def classifier(**settings: Any) -> Job:
     return Job(
         tiny.mlp, lambda: [(torch.randn(40, 12, generator=torch.Generator().manual_seed(i)), torch.arange(40) % 4)
                            for i in range(6)],
-        {"density": 0.5, "hessian": "fisher", "pattern": "layer", "block_size": 16, "loss_settings": loss, **settings},
+        {"density": 0.5, "method": "loss", "pattern": "layer", "block_size": 16, "loss_settings": loss, **settings},
     )  # fmt: skip
 
 
@@ -126,12 +126,12 @@ JOBS = {
     "gram, batches": llama(solver=Batched(), max_sweeps=3),
     "layer": llama(solver=Batched(), pattern="layer", density=0.37),
     "2:4 by ADMM, refitted": llama(solver=OneByOne(), pattern="2:4", warm_start="admm", update="refit"),
-    "compensated": llama(solver=OneByOne(), hessian="compensated", max_sweeps=2),
-    "compensated, batches": llama(solver=Batched(), hessian="compensated", pattern="layer", allocation="owl"),
+    "compensated": llama(solver=OneByOne(), method="compensated", max_sweeps=2),
+    "compensated, batches": llama(solver=Batched(), method="compensated", pattern="layer", allocation="owl"),
     "transposed": Job(tiny.gpt2, tiny.tokens, {"density": 0.4, "solver": OneByOne(), "correction": 0.5, "workers": 0,
                                                "update": "refit", "block_size": 8}),
     "half precision": Job(lambda: tiny.llama().to(torch.bfloat16), tiny.tokens,
-                          {"solver": OneByOne(), "hessian": "compensated", "block_size": 8, "workers": 0}),
+                          {"solver": OneByOne(), "method": "compensated", "block_size": 8, "workers": 0}),
     "convolutions": Job(tiny.cnn, tiny.images, {"solver": Batched(), "block_size": 8}),
     "loss": classifier(solver=OneByOne()),
     "loss, by gradient": classifier(solver=OneByOne(), warm_start="gradient"),
@@ -179,7 +179,7 @@ def test_a_run_with_a_folder_is_the_run_without_one(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_done_can_be_asked_for_again(tmp_path: Path) -> None:
-    job = llama(hessian="compensated")
+    job = llama(method="compensated")
     first = job.run(run_folder=tmp_path / "run")
     is_the_same(job.run(run_folder=tmp_path / "run", resume=True), first)
 
@@ -246,7 +246,7 @@ def test_resume_takes_a_folder() -> None:
 
 
 @pytest.mark.gate(2)
-@pytest.mark.parametrize("settings", [{"solver": Batched()}, {"solver": Batched(), "hessian": "compensated"}])
+@pytest.mark.parametrize("settings", [{"solver": Batched()}, {"solver": Batched(), "method": "compensated"}])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_layer_is_pruned_again_and_says_so(tmp_path: Path, settings: dict[str, Any], damage: str) -> None:
     job = llama(**settings)

@@ -159,8 +159,8 @@ def test_every_way_to_a_solver_checks_its_settings(solver: str, settings: dict[s
         lambda: solve(problem, solver, **settings),
         lambda: prune(model, [torch.randn(4, 8)], solver=solver, solver_settings=settings),
         lambda: prune(model, [torch.randn(4, 8)], solver=Tabu(**settings)),
-        lambda: prune(model, labelled, hessian="fisher", solver=solver, solver_settings=settings),
-        lambda: prune(model, labelled, hessian="fisher", loss_settings={"solver": solver, "solver_settings": settings}),
+        lambda: prune(model, labelled, method="loss", solver=solver, solver_settings=settings),
+        lambda: prune(model, labelled, method="loss", loss_settings={"solver": solver, "solver_settings": settings}),
     ):
         with pytest.raises(InputError, match=f"{name} "):
             call()

@@ -1,4 +1,4 @@
-"""A complete stranger: the OpenJij example, built and installed into an environment of its own."""
+"""Complete strangers: the examples of a solver and of methods, built and installed into an environment of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-EXAMPLE = ROOT / "docs" / "examples" / "qubo-prune-openjij"
+EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLE, METHODS = EXAMPLES / "qubo-prune-openjij", EXAMPLES / "qubo-prune-power"
 
 PRUNING = """
 import json
@@ -39,9 +40,11 @@ def environment(tmp_path_factory) -> Path:
     parent = sysconfig.get_path("purelib")
     Path(inner, "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n", encoding="utf-8")
     wheels = folder / "wheels"
-    run(folder, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(EXAMPLE))
-    (wheel,) = wheels.glob("*.whl")
-    run(folder, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    for example in (EXAMPLE, METHODS):
+        run(folder, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(example))
+    made = [str(wheel) for wheel in sorted(wheels.glob("*.whl"))]
+    assert len(made) == 2
+    run(folder, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), *made)
     return folder
 
 
@@ -84,3 +87,52 @@ def test_it_prunes_by_name(environment):
     assert sum(layer["solver_gain"] for layer in report["layers"]) > 0
     notes = {note for layer in report["layers"] for note in layer["notes"]}
     assert not [note for note in notes if "error" in note or "ended" in note or "feasible" in note]
+
+
+BY_METHODS = """
+import json
+from tiny import llama
+import torch
+from qubo_prune import prune
+
+tokens = torch.randint(0, 64, (4, 16), generator=torch.Generator().manual_seed(0))
+for settings in (
+    {"method": "power", "method_settings": {"exponent": 1.0}},
+    {"method": "wanda"},
+    {"method": "shrunk", "method_settings": {"share": 0.5}, "block_size": 8, "solver": "tabu"},
+    {"method": "gram", "warm_start": "power", "block_size": 8},
+):
+    report = prune(llama(), tokens, 0.5, **settings)
+    plain = report.to_dict()
+    masks = [int(mask.sum()) for mask in report.masks.values()]
+    print(json.dumps([plain["settings"]["steps"], masks, report.relative_error]))
+"""
+
+
+def test_methods_of_another_distribution_are_found_by_name(environment):
+    listed = json.loads(run(environment, "-m", "qubo_prune.cli", "methods", "--json"))
+    found = {info["name"]: info for info in listed}
+    assert found["power"]["distribution"] == found["shrunk"]["distribution"] == "qubo-prune-power"
+    assert (found["power"]["role"], found["power"]["settings"]) == ("start", ["exponent"])
+    assert (found["shrunk"]["role"], found["shrunk"]["settings"]) == ("blocks", ["share"])
+    assert found["wanda"]["distribution"] == "qubo-prune"
+
+
+def test_the_contract_of_methods_holds_for_them(environment):
+    said = run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(METHODS / "tests"))
+    assert " passed" in said
+    assert "failed" not in said
+    run(environment, "-m", "qubo_prune.cli", "check-method", "power", "--method-set", "exponent=2")
+
+
+def test_they_prune_by_name_with_their_settings(environment):
+    lines = [json.loads(line) for line in run(environment, "-c", BY_METHODS).splitlines()]
+    (power, shrunk, start), wanda = (lines[0], lines[2], lines[3]), lines[1]
+    assert power[0] == ["Power(exponent=1.0)"]
+    assert power[1:] == wanda[1:]  # with the exponent 1 it is Wanda
+    assert shrunk[0][0] == "Wanda()"
+    assert "share=0.5" in shrunk[0][1]
+    assert shrunk[1] == wanda[1]
+    assert shrunk[2] < wanda[2]
+    assert start[0][0] == "Power(exponent=0.5)"
+    assert start[2] < wanda[2]

@@ -17,7 +17,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.blocks.rows import TracePoint
 from qubo_prune.data.evaluation import perplexity
-from qubo_prune.data.text import Windows, check_length, token_windows
+from qubo_prune.data.text import check_length, token_windows
 from qubo_prune.errors import InputError
 from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.outputs import check_output, written_aside
@@ -45,13 +46,15 @@ from qubo_prune.plot.series import Mark
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
+from qubo_prune.report.prunings import Pruning, Prunings
 from qubo_prune.report.report import LayerReport, Report, machine
-from qubo_prune.run.plan import Blocks, Plan
+from qubo_prune.request import PruneRequest
+from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
 from qubo_prune.solver.dispatch import workers_for
 from qubo_prune.solver.interface import Solver
-from qubo_prune.tables import Shown, Table, rendered
+from qubo_prune.tables import Table, rendered
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +66,17 @@ MAX_TIME = "60s"
 #: Names of the two baselines.
 WANDA, SWAPS = "Wanda", "whole-row swaps"
 _COLUMNS = (
-    "\nsolver", "\nblock", "block\nlimit", "blocks\ns", "search\ns", "\nsteps", "\naccepted", "blocks\nerror",
-    "end\nerror", "end\nppl",
-)  # fmt: skip
+    "\nsolver",
+    "\nblock",
+    "block\nlimit",
+    "blocks\ns",
+    "search\ns",
+    "\nsteps",
+    "\naccepted",
+    "blocks\nerror",
+    "end\nerror",
+    "end\nppl",
+)
 #: Fields of a point in which less is better, with the digits that the table shows.
 _QUALITIES = {"block_error": 4, "layer_error": 4, "perplexity": 3}
 #: Energies that agree to this share of the first one are the same but for rounding.
@@ -73,7 +84,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Pruning):
     """One pruning of the model.
 
     Errors are mean squared output errors, summed over the pruned layers, as shares of those of Wanda's masks; a
@@ -113,6 +124,11 @@ class Point:
     warnings: tuple[str, ...] = ()
     all_lost: bool = False
 
+    @property
+    def title(self) -> str:
+        """Solver, block size and limit, for people."""
+        return f"{self.solver}, blocks of {self.block_size}, {_limit(self)}"
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -124,7 +140,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockStudy(Shown):
+class BlockStudy(Prunings):
     """Outcome of :func:`study_blocks`.
 
     Attributes:
@@ -134,7 +150,7 @@ class BlockStudy(Shown):
         left_out: solvers that do not take a block size.
         dense_perplexity: of the model before pruning, on the same held-out text.
         wanda_error: error of Wanda's masks, of which the points' errors are shares, in units of the layers' outputs.
-        settings: the arguments; what the calibration and the held-out text are.
+        settings: those of the study; what the calibration and the held-out text are.
         machine: processor and operating system.
         date: the day.
     """
@@ -149,6 +165,11 @@ class BlockStudy(Shown):
     machine: Mapping[str, Any] = field(default_factory=machine)
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
 
+    @property
+    def prunings(self) -> tuple[Point, ...]:
+        """The points."""
+        return self.points
+
     def of(self, solver: str, block_size: int | None = None) -> list[Point]:
         """The points of a solver, of all block sizes or of one."""
         return [p for p in self.points if p.solver == solver and block_size in (None, p.block_size)]
@@ -161,10 +182,15 @@ class BlockStudy(Shown):
     def table(self) -> Table:
         """One line per point, the best of a column of errors or perplexities in bold."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold",
-            title=escape(f"{self.model}, {self.date}"), title_justify="left",
-            caption=escape(self._caption()), caption_justify="left",
-        )  # fmt: skip
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            header_style="bold",
+            title=escape(f"{self.model}, {self.date}"),
+            title_justify="left",
+            caption=escape(self._caption()),
+            caption_justify="left",
+        )
         for column in _COLUMNS:
             first = column.strip() == "solver"
             table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
@@ -175,11 +201,15 @@ class BlockStudy(Shown):
                 table.add_row()
             before = point.solver
             table.add_row(
-                escape(point.solver), str(point.block_size or ""), _limit(point) if point.block_size else "",
-                f"{point.block_seconds:.2f}", f"{point.search_seconds:.2f}",
-                f"{point.steps}{'*' if point.stopped_early else ''}", str(point.accepted),
+                escape(point.solver),
+                str(point.block_size or ""),
+                _limit(point) if point.block_size else "",
+                f"{point.block_seconds:.2f}",
+                f"{point.search_seconds:.2f}",
+                f"{point.steps}{'*' if point.stopped_early else ''}",
+                str(point.accepted),
                 *(_told(getattr(point, name), best[name], digits) for name, digits in _QUALITIES.items()),
-            )  # fmt: skip
+            )
         return table
 
     def _caption(self) -> str:
@@ -200,22 +230,8 @@ class BlockStudy(Shown):
             sizes.setdefault((each.solver, each.reason), []).append(str(each.block_size))
         return [f"{solver} is left out at {', '.join(found)}: {reason}." for (solver, reason), found in sizes.items()]
 
-    def warnings(self) -> list[str]:
-        """How many blocks solvers lost and how many the clock cut, as sentences with the points they are of."""
-        return [
-            f"{p.solver}, blocks of {p.block_size}, {_limit(p)}: {sentence}"
-            for p in self.points
-            for sentence in p.warnings
-        ]
-
-    @property
-    def all_lost(self) -> bool:
-        """True if a solver lost every block of a point."""
-        return any(point.all_lost for point in self.points)
-
     def __rich__(self) -> Group:
-        warned = [Text(sentence, style="bold") for sentence in self.warnings()]
-        return Group(self.table(), *warned, *(Text(sentence) for sentence in self.absent()))
+        return Group(super().__rich__(), *(Text(sentence) for sentence in self.absent()))
 
     def __str__(self) -> str:
         return "\n".join([rendered(self.table(), 80), *self.warnings(), *self.absent()])
@@ -273,15 +289,21 @@ class BlockStudy(Shown):
 
         def errors(ax: Axes) -> Axes:
             return trade_offs(
-                panel(lambda p: p.block_seconds, lambda p: p.block_error), ax=ax, levels={WANDA: 1.0},
-                x_label="seconds of the blocks", y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
-            )  # fmt: skip
+                panel(lambda p: p.block_seconds, lambda p: p.block_error),
+                ax=ax,
+                levels={WANDA: 1.0},
+                x_label="seconds of the blocks",
+                y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
+            )
 
         def perplexities(ax: Axes) -> Axes:
             return trade_offs(
-                panel(lambda p: p.search_seconds, lambda p: p.perplexity), ax=ax, levels={WANDA: wanda.perplexity},
-                x_label="seconds of the search", y_label="perplexity, after whole-row swaps",
-            )  # fmt: skip
+                panel(lambda p: p.search_seconds, lambda p: p.perplexity),
+                ax=ax,
+                levels={WANDA: wanda.perplexity},
+                x_label="seconds of the search",
+                y_label="perplexity, after whole-row swaps",
+            )
 
         save_panels(path, [errors, perplexities], height=4.2, shared_legend=True)
 
@@ -304,28 +326,113 @@ def _finite(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What all combinations share, as :func:`study_blocks` takes it."""
+class StudySettings:
+    """What :func:`study_blocks` compares, and on what.
 
-    density: float
-    pattern: str
-    max_time: float | None
-    max_sweeps: int
-    polish: bool
-    workers: int | None
-    seed: int
+    Attributes:
+        solvers: entrants, or their text for :func:`~qubo_prune.bench.solvers.parse_entrants`. As in ``prune``, all
+            processor cores work: in threads of the solver, or in processes of one block each.
+        sizes: weights per block. A solver that does not take one is left out there, with the reason.
+        block_times: wall-clock limits of one block, in seconds or as ``"10ms"``; ``None`` or ``"none"`` for no limit.
+        density: kept share of the pruned layers, as in :func:`qubo_prune.prune`.
+        pattern: where the budget is balanced.
+        max_time: wall-clock budget of each pruning, passes over the calibration data included; rows that are not
+            reached keep Wanda's mask.
+        max_sweeps: most blocks per row.
+        polish: swap within the blocks that the solver has decided. Off by default, since it hides what the solvers
+            themselves are worth.
+        workers: processes for solvers that take one block at a time; one per core if left out.
+        include: shell-style patterns of layer names to prune; if there are none, :func:`default_layers`.
+        exclude: patterns of layers to leave dense.
+        calibration: source of the calibration text.
+        text: held-out text.
+        samples: calibration windows.
+        eval_samples: windows of the held-out text.
+        sequence_length: tokens per window.
+        seed: of everything random.
+        dtype: of the loaded weights.
+        device: where the model lives.
+    """
 
-    def check(self, entrant: Entrant, size: int, block_time: float | None) -> None:
+    solvers: str | Sequence[Entrant] = SOLVERS
+    sizes: Sequence[int] = SIZES
+    block_times: Sequence[float | str | None] = BLOCK_TIMES
+    density: float = 0.5
+    pattern: str = "row"
+    max_time: float | str | None = MAX_TIME
+    max_sweeps: int = 1
+    polish: bool = False
+    workers: int | None = None
+    include: str | Sequence[str] = ()
+    exclude: str | Sequence[str] = ()
+    calibration: str = "pydoc"
+    text: str = "pydoc"
+    samples: int = 32
+    eval_samples: int = 8
+    sequence_length: int = 512
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "cpu"
+
+    @cached_property
+    def budget(self) -> float | None:
+        """Seconds for each pruning."""
+        return _seconds(self.max_time)
+
+    @cached_property
+    def entrants(self) -> list[Entrant]:
+        """The solvers."""
+        return parse_entrants(self.solvers) if isinstance(self.solvers, str) else list(self.solvers)
+
+    @cached_property
+    def limits(self) -> list[float | None]:
+        """Seconds for a block."""
+        return [_seconds(limit) for limit in self.block_times]
+
+    def recorded(self) -> dict[str, Any]:
+        """Those that a result keeps, as they are understood.
+
+        Raises:
+            InputError: one of them is not.
+        """
+        return {
+            "density": self.density,
+            "pattern": self.pattern,
+            "max_time": self.budget,
+            "max_sweeps": self.max_sweeps,
+            "polish": self.polish,
+            "workers": self.workers,
+            "seed": checked_seed(self.seed),
+            "solvers": [entrant.label for entrant in self.entrants],
+            "sizes": list(self.sizes),
+            "block_times": self.limits,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+    def check(self, entrant: Entrant, size: int, limit: float | None) -> None:
         """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this combination."""
-        blocks = Blocks(entrant.name, entrant.settings, size, block_time, self.polish)
-        Plan.checked(
-            density=self.density, pattern=self.pattern, method="icbs", warm_start="wanda", blocks=blocks,
-            workers=self.workers, max_sweeps=self.max_sweeps, max_time=self.max_time, seed=self.seed,
-        )  # fmt: skip
+        settings = self.arguments() | {
+            "solver": entrant.name,
+            "solver_settings": entrant.settings,
+            "block_size": size,
+            "block_time": limit,
+            "polish": self.polish,
+            "workers": self.workers,
+            "max_sweeps": self.max_sweeps,
+        }
+        density = settings.pop("density")
+        Plan.of(PruneRequest.of(None, density=density, settings=settings))
 
     def arguments(self) -> dict[str, Any]:
         """For :func:`qubo_prune.prune`, but for what the blocks are and who decides them."""
-        return {"density": self.density, "pattern": self.pattern, "max_time": self.max_time, "seed": self.seed}
+        return {"density": self.density, "pattern": self.pattern, "max_time": self.budget, "seed": self.seed}
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """Those to prune."""
+        if self.include or self.exclude:
+            return find_layers(model, self.include, self.exclude)
+        return default_layers(model)
 
 
 Combination = tuple[Entrant, int, float | None]
@@ -333,71 +440,34 @@ Combination = tuple[Entrant, int, float | None]
 
 @pinned()
 def study_blocks(
-    model: str = "smollm2-135m",
-    solvers: str | Sequence[Entrant] = SOLVERS,
-    sizes: Sequence[int] = SIZES,
-    block_times: Sequence[float | str | None] = BLOCK_TIMES,
-    *,
-    density: float = 0.5,
-    pattern: str = "row",
-    max_time: float | str | None = MAX_TIME,
-    max_sweeps: int = 1,
-    polish: bool = False,
-    workers: int | None = None,
-    include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    calibration: str = "pydoc",
-    text: str = "pydoc",
-    samples: int = 32,
-    eval_samples: int = 8,
-    sequence_length: int = 512,
-    seed: int = 0,
-    dtype: str = "auto",
-    device: str = "cpu",
-    progress: bool = False,
+    model: str = "smollm2-135m", settings: StudySettings | None = None, *, progress: bool = False, **changes: Any
 ) -> BlockStudy:
     """Prune some layers of a language model by every combination of solver, block size and time per block.
 
     Args:
         model: a name that :func:`qubo_prune.models.load.load_model` takes.
-        solvers: entrants, or their text for :func:`~qubo_prune.bench.solvers.parse_entrants`. As in ``prune``, all
-            processor cores work: in threads of the solver, or in processes of one block each.
-        sizes: weights per block. A solver that does not take one is left out there, with the reason.
-        block_times: wall-clock limits of one block, in seconds or as ``"10ms"``; ``None`` or ``"none"`` for no limit.
-        density, pattern, max_sweeps, workers, calibration, samples, sequence_length, seed, dtype, device:
-            see :func:`qubo_prune.prune`.
-        max_time: wall-clock budget of each pruning, passes over the calibration data included; rows that are not
-            reached keep Wanda's mask.
-        polish: swap within the blocks that the solver has decided. Off by default, since it hides what the solvers
-            themselves are worth.
-        include: shell-style patterns of layer names to prune; if there are none, :func:`default_layers`.
-        exclude: patterns of layers to leave dense.
-        text: held-out text.
-        eval_samples: windows of it.
+        settings: what is compared, and on what; the defaults if left out.
         progress: show a progress bar.
+        changes: fields of :class:`StudySettings` to take instead, such as ``sizes=[64]``.
 
     Raises:
-        InputError: an argument cannot be used; found out before the model is loaded where that is possible, and
+        InputError: a setting cannot be used; found out before the model is loaded where that is possible, and
             always before it is run.
     """
     check_alone("run the same study")
-    asked = _Asked(density, pattern, parse_seconds(_none(max_time)), max_sweeps, polish, workers, checked_seed(seed))
-    entrants = parse_entrants(solvers) if isinstance(solvers, str) else list(solvers)
-    limits = [parse_seconds(_none(limit)) for limit in block_times]
-    combinations, left_out = _planned(entrants, sizes, limits, asked)
+    asked = replace(settings or StudySettings(), **changes)
+    recorded = asked.recorded()
+    combinations, left_out = _planned(asked)
     bars = Progress(progress)
     with bars.task(f"loading {model}", None):
-        loaded = load_model(model, dtype, device)
-    layers = find_layers(loaded.model, include, exclude) if include or exclude else default_layers(loaded.model)
+        loaded = load_model(model, asked.dtype, asked.device)
+    layers = asked.layers(loaded.model)
     _check_sizes(sorted({size for _, size, _ in combinations}), layers)
-    check_length(loaded.model, sequence_length)
-    windows = token_windows(loaded.tokenizer, calibration, "calibration", samples, sequence_length)
-    held_out = token_windows(loaded.tokenizer, text, "evaluation", eval_samples, sequence_length)
-    runner = _Runner(loaded, layers, windows, held_out, asked)
+    runner = _Runner(loaded, layers, asked)
     with bars.task("warming up", None):
         dense = runner.perplexity()
         for entrant in {entrant.label: entrant for entrant, *_ in combinations}.values():
-            _warm_up(entrant, workers, device)
+            _warm_up(entrant, asked.workers, asked.device)
     with bars.task("pruning", 2 + len(combinations)) as advance:
         advance(0, WANDA)
         runner.wanda()
@@ -406,20 +476,9 @@ def study_blocks(
         for entrant, size, limit in combinations:
             advance(1, f"{entrant.label}, blocks of {size}")
             runner.blocks(entrant, size, limit)
-    settings = asdict(asked) | {
-        "solvers": [entrant.label for entrant in entrants],
-        "sizes": list(sizes),
-        "block_times": limits,
-        "dtype": dtype,
-        "device": device,
-        "calibration": windows.describe(),
-        # every window predicts all its tokens but the first
-        "held_out": held_out.describe() | {"tokens": held_out.tokens[:, 1:].numel()},
-    }
-    return BlockStudy(
-        model, tuple(layer.name for layer in layers), tuple(runner.points), tuple(left_out), dense,
-        runner.wanda_error, settings,
-    )  # fmt: skip
+    names, points = tuple(layer.name for layer in layers), tuple(runner.points)
+    told = recorded | runner.sources()
+    return BlockStudy(model, names, points, tuple(left_out), dense, runner.wanda_error, told)
 
 
 def default_layers(model: nn.Module) -> list[Layer]:
@@ -435,16 +494,15 @@ def default_layers(model: nn.Module) -> list[Layer]:
     return [layer for layer in inside if layer.shape[0] <= layer.shape[1]] or inside or layers
 
 
-def _none(limit: float | str | None) -> float | str | None:
-    return None if limit == "none" else limit
+def _seconds(limit: float | str | None) -> float | None:
+    return parse_seconds(None if limit == "none" else limit)
 
 
-def _planned(
-    entrants: Sequence[Entrant], sizes: Sequence[int], limits: Sequence[float | None], asked: _Asked
-) -> tuple[list[Combination], list[LeftOut]]:
+def _planned(asked: StudySettings) -> tuple[list[Combination], list[LeftOut]]:
     """The combinations that can be run, each checked, and those that cannot."""
     if asked.max_sweeps < 1:
         raise InputError(f"max_sweeps is {asked.max_sweeps}; blocks take at least 1 sweep.")
+    entrants, sizes, limits = asked.entrants, asked.sizes, asked.limits
     if not entrants or not sizes or not limits:
         raise InputError("A study needs a solver, a block size and a limit per block at least; name one of each.")
     labels = [entrant.label for entrant in entrants]
@@ -498,23 +556,35 @@ def _warm_up(entrant: Entrant, workers: int | None, device: str) -> None:
     module = nn.Linear(16, rows, bias=False)
     module.weight.detach().copy_(torch.randn(rows, 16, generator=draw))
     prune(
-        module.to(device), torch.randn(64, 16, generator=draw).to(device), 0.5, solver=entrant.name,
-        solver_settings=entrant.settings, block_size=min(8, solver.capabilities.max_variables or 8), polish=False,
+        module.to(device),
+        torch.randn(64, 16, generator=draw).to(device),
+        0.5,
+        solver=entrant.name,
+        solver_settings=entrant.settings,
+        block_size=min(8, solver.capabilities.max_variables or 8),
+        polish=False,
         workers=workers,
-    )  # fmt: skip
+    )
 
 
 class _Runner:
     """One model, pruned again and again from its dense weights."""
 
-    def __init__(
-        self, loaded: LoadedModel, layers: Sequence[Layer], windows: Windows, held_out: Windows, asked: _Asked
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, layers: Sequence[Layer], asked: StudySettings) -> None:
         self._model, self._layers, self._asked = loaded.model, layers, asked
-        self._windows, self._held_out = windows, held_out
+        check_length(loaded.model, asked.sequence_length)
+        cut = partial(token_windows, loaded.tokenizer, length=asked.sequence_length)
+        self._windows = cut(asked.calibration, "calibration", asked.samples)
+        self._held_out = cut(asked.text, "evaluation", asked.eval_samples)
         self._dense: list[Tensor] = [layer.parameter.detach().clone() for layer in layers]
         self.points: list[Point] = []
         self.wanda_error = 0.0
+
+    def sources(self) -> dict[str, Any]:
+        """The calibration and the held-out text, in plain data."""
+        # every window predicts all its tokens but the first
+        tokens = self._held_out.tokens[:, 1:].numel()
+        return {"calibration": self._windows.describe(), "held_out": self._held_out.describe() | {"tokens": tokens}}
 
     def perplexity(self) -> float:
         """Of the model as it is now, on the held-out text."""
@@ -532,16 +602,27 @@ class _Runner:
         """One combination."""
         asked = self._asked
         self._run(
-            entrant.label, size, limit, solver=entrant.name, solver_settings=entrant.settings, block_size=size,
-            block_time=limit, max_sweeps=asked.max_sweeps, polish=asked.polish, workers=asked.workers,
-        )  # fmt: skip
+            entrant.label,
+            size,
+            limit,
+            solver=entrant.name,
+            solver_settings=entrant.settings,
+            block_size=size,
+            block_time=limit,
+            max_sweeps=asked.max_sweeps,
+            polish=asked.polish,
+            workers=asked.workers,
+        )
 
     def _run(self, label: str, size: int | None = None, limit: float | None = None, **arguments: Any) -> None:
         try:
             report = prune(
-                self._model, self._windows.tokens, include=[layer.name for layer in self._layers],
-                **self._asked.arguments(), **arguments,
-            )  # fmt: skip
+                self._model,
+                self._windows.tokens,
+                include=[layer.name for layer in self._layers],
+                **self._asked.arguments(),
+                **arguments,
+            )
             value = self.perplexity()
         finally:
             for layer, weight in zip(self._layers, self._dense, strict=True):
@@ -551,9 +632,14 @@ class _Runner:
         point = self._point(label, size, limit, report, value)
         self.points.append(point)
         logger.info(
-            "%s, blocks of %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s", label, size,
-            point.block_error, point.layer_error, value, point.search_seconds,
-        )  # fmt: skip
+            "%s, blocks of %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s",
+            label,
+            size,
+            point.block_error,
+            point.layer_error,
+            value,
+            point.search_seconds,
+        )
 
     def _point(self, label: str, size: int | None, limit: float | None, report: Report, value: float) -> Point:
         notes = Counter[str]()
@@ -568,11 +654,22 @@ class _Runner:
             error = sum(_error_after_blocks(layer) for layer in report.layers)
             seconds = sum(_blocks_end(layer, self._asked.max_sweeps).seconds for layer in report.layers)
         return Point(
-            label, size, limit, self._share(error), self._share(after), value, seconds,
-            report.seconds["search"], report.seconds["total"], sum(layer.steps for layer in report.layers),
-            sum(layer.accepted for layer in report.layers), sum(layer.stopped_early for layer in report.layers),
-            dict(notes), tuple(report.warnings()), report.all_blocks_lost,
-        )  # fmt: skip
+            label,
+            size,
+            limit,
+            self._share(error),
+            self._share(after),
+            value,
+            seconds,
+            report.seconds["search"],
+            report.seconds["total"],
+            sum(layer.steps for layer in report.layers),
+            sum(layer.accepted for layer in report.layers),
+            sum(layer.stopped_early for layer in report.layers),
+            dict(notes),
+            tuple(report.warnings()),
+            report.all_blocks_lost,
+        )
 
     def _share(self, error: float) -> float:
         """Of Wanda's error; 1 if there is none."""

@@ -87,9 +87,13 @@ def compensated_block(layer: Captured, n: int, density: float, seed: int) -> Emi
     # from all of the block kept on, so that the energy is an error and never negative
     batch = blocks.batch()
     batch = BlockBatch(
-        (batch.hessian + batch.hessian.mT) / 2, batch.values, batch.linear, torch.zeros_like(batch.offset),
-        batch.labels, batch.num_pruned,
-    )  # fmt: skip
+        (batch.hessian + batch.hessian.mT) / 2,
+        batch.values,
+        batch.linear,
+        torch.zeros_like(batch.offset),
+        batch.labels,
+        batch.num_pruned,
+    )
     return Emitted(
         batch.problem(0), to_numpy_bool(blocks.x[0]), batch, {"damping": curvature.damping, "row_weights": d}
     )
@@ -130,8 +134,11 @@ def _fisher(gradients: Float[Tensor, "B n"], weight: Tensor, keep: Tensor, block
     hessian = factor.T @ factor / len(factor)
     own = value.square() * hessian.diagonal() / 2
     convex = BlockBatch(
-        hessian, value[None], (torch.tensor(problem.diagonal) - own)[None],
+        hessian,
+        value[None],
+        (torch.tensor(problem.diagonal) - own)[None],
         torch.tensor([problem.offset], dtype=torch.float64),  # a bound in single precision would be none
-        torch.zeros(len(block), dtype=torch.long), start.sum().reshape(1, 1),
-    )  # fmt: skip
+        torch.zeros(len(block), dtype=torch.long),
+        start.sum().reshape(1, 1),
+    )
     return Emitted(problem, to_numpy_bool(start), convex, {"samples": len(factor), "ridge": RIDGE})

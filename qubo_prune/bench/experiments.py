@@ -16,8 +16,6 @@ from typing import Any, ClassVar, Literal
 
 from matplotlib.axes import Axes
 from rich import box
-from rich.console import Group
-from rich.text import Text
 from torch import nn
 
 from qubo_prune.arguments import as_names
@@ -33,15 +31,19 @@ from qubo_prune.plot import quality, save_panels
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
+from qubo_prune.report.prunings import Pruning, Prunings
 from qubo_prune.report.report import machine
 from qubo_prune.run.prune import prune
 from qubo_prune.seeds import checked_seed
-from qubo_prune.tables import Shown, Table, rendered
+from qubo_prune.tables import Table, rendered
 
 _LABELS = {
-    "magnitude": "magnitude", "wanda": "Wanda", "gram": "Gram blocks", "icbs": "iCBS",
+    "magnitude": "magnitude",
+    "wanda": "Wanda",
+    "gram": "Gram blocks",
+    "icbs": "iCBS",
     "icbs-paper": "iCBS as published",
-}  # fmt: skip
+}
 
 
 class Workload(abc.ABC):
@@ -111,7 +113,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Outcome(Pruning):
     """One pruned model.
 
     Attributes:
@@ -140,6 +142,11 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     all_lost: bool = False
 
+    @property
+    def title(self) -> str:
+        """Method, density and seed, for people."""
+        return f"{_LABELS[self.method]}, density {self.asked:g}, seed {self.seed}"
+
     def after(self, blocks: int) -> Point | None:
         """The curve's first point with at least so many blocks."""
         return next((point for point in self.curve if point.blocks >= blocks), None)
@@ -147,10 +154,15 @@ class Outcome:
 
 @pinned()
 def run(
-    workload: Workload, methods: str | Sequence[str], densities: Sequence[float], seeds: Sequence[int],
-    settings: Mapping[str, Any] | None = None, max_time: float | str | None = None, marks: Sequence[int] = (),
+    workload: Workload,
+    methods: str | Sequence[str],
+    densities: Sequence[float],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any] | None = None,
+    max_time: float | str | None = None,
+    marks: Sequence[int] = (),
     progress: bool = False,
-) -> Experiment:  # fmt: skip
+) -> Experiment:
     """Prune a workload's model by every method, density and seed.
 
     Args:
@@ -228,9 +240,14 @@ class _Runner:
             share, times = sum(kept) / sum(sizes), (clock.wall, clock.cpu)
             return Outcome(method, share, density, seed, workload.score(model), *times)
         arguments: dict[str, Any] = {
-            "calibration": workload.train, "density": density, "pattern": workload.pattern, "seed": seed,
-            "exclude": workload.excluded, "loss": workload.loss, **workload.arguments,
-        }  # fmt: skip
+            "calibration": workload.train,
+            "density": density,
+            "pattern": workload.pattern,
+            "seed": seed,
+            "exclude": workload.excluded,
+            "loss": workload.loss,
+            **workload.arguments,
+        }
         if method == "wanda":
             arguments["method"] = method
         elif start is not None:
@@ -241,9 +258,12 @@ class _Runner:
                     points.append(Point(points[-1].blocks + step.blocks, step.seconds, workload.score(model)))
 
             arguments |= {
-                "hessian": "fisher", "warm_start": self._masks[start.method, density, seed], "on_step": on_step,
-                "loss_settings": self._descent(method), "max_time": self._max_time,
-            }  # fmt: skip
+                "hessian": "fisher",
+                "warm_start": self._masks[start.method, density, seed],
+                "on_step": on_step,
+                "loss_settings": self._descent(method),
+                "max_time": self._max_time,
+            }
         report = prune(model, **arguments)
         self._masks[method, density, seed] = report.masks
         seconds, cpu_seconds = clock.wall, clock.cpu
@@ -251,9 +271,18 @@ class _Runner:
             seconds, cpu_seconds = seconds + start.seconds, cpu_seconds + start.cpu_seconds
         score = workload.score(model)
         return Outcome(
-            method, report.density, density, seed, score, seconds, cpu_seconds, tuple(points), report.loss,
-            tuple(report.warnings()), report.all_blocks_lost,
-        )  # fmt: skip
+            method,
+            report.density,
+            density,
+            seed,
+            score,
+            seconds,
+            cpu_seconds,
+            tuple(points),
+            report.loss,
+            tuple(report.warnings()),
+            report.all_blocks_lost,
+        )
 
     def _descent(self, method: str) -> dict[str, Any]:
         if method == "icbs":
@@ -278,7 +307,7 @@ def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> Kee
 
 
 @dataclass(frozen=True, eq=False)
-class Experiment(Shown):
+class Experiment(Prunings):
     """All outcomes of an experiment.
 
     Attributes:
@@ -296,6 +325,11 @@ class Experiment(Shown):
     settings: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=machine)
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d"))
+
+    @property
+    def prunings(self) -> tuple[Outcome, ...]:
+        """The outcomes."""
+        return self.outcomes
 
     def of(self, method: str, density: float | None = None) -> list[Outcome]:
         """The outcomes of a method at a density that was asked for, one for each seed."""
@@ -337,26 +371,38 @@ class Experiment(Shown):
     def table(self) -> Table:
         """Means over the seeds."""
         table = Table(
-            title=f"{self.name}, {self.date}", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            show_edge=False, padding=0,
-        )  # fmt: skip
+            title=f"{self.name}, {self.date}",
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
         table.caption = self._caption()
         for column in ("method", "density", "blocks", self.metric, "of the gap", "loss", "seconds", "CPU s"):
             table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
         dense = self.of("dense")
         table.add_row(
-            "dense", "1.0000", "", self._shown([o.score for o in dense]), "",
+            "dense",
+            "1.0000",
+            "",
+            self._shown([o.score for o in dense]),
+            "",
             f"{fmean(o.score.loss for o in dense):.4f}",
-        )  # fmt: skip
+        )
         for method, density, blocks, entries in self.lines():
             gaps = [self.recovered(score, density, outcome.seed) for outcome, score, _, _ in entries]
             cpu = fmean(entry[3] for entry in entries)
             table.add_row(
-                _LABELS[method], f"{fmean(o.density for o, *_ in entries):.4f}", str(blocks or ""),
-                self._shown([score for _, score, _, _ in entries]), _percent(fmean(gaps)),
+                _LABELS[method],
+                f"{fmean(o.density for o, *_ in entries):.4f}",
+                str(blocks or ""),
+                self._shown([score for _, score, _, _ in entries]),
+                _percent(fmean(gaps)),
                 f"{fmean(score.loss for _, score, _, _ in entries):.4f}",
-                f"{fmean(entry[2] for entry in entries):.1f}", "" if math.isnan(cpu) else f"{cpu:.1f}",
-            )  # fmt: skip
+                f"{fmean(entry[2] for entry in entries):.1f}",
+                "" if math.isnan(cpu) else f"{cpu:.1f}",
+            )
         return table
 
     def _shown(self, scores: Sequence[Score]) -> str:
@@ -375,22 +421,6 @@ class Experiment(Shown):
 
     def __str__(self) -> str:
         return rendered(self.__rich__(), 100)
-
-    def __rich__(self) -> Group:
-        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
-
-    def warnings(self) -> list[str]:
-        """How many blocks solvers lost and how many the clock cut, as sentences with the outcomes they are of."""
-        return [
-            f"{_LABELS[o.method]}, density {o.asked:g}, seed {o.seed}: {sentence}"
-            for o in self.outcomes
-            for sentence in o.warnings
-        ]
-
-    @property
-    def all_lost(self) -> bool:
-        """True if a solver lost every block of an outcome."""
-        return any(o.all_lost for o in self.outcomes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without masks."""

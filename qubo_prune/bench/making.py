@@ -42,9 +42,13 @@ _NOTEBOOK = ".making.jsonl"
 
 @pinned()
 def make_suite(
-    folder: str | Path, name: str = "standard", *, proof_time: float = 10.0, formats: str | Sequence[str] = ("json",),
+    folder: str | Path,
+    name: str = "standard",
+    *,
+    proof_time: float = 10.0,
+    formats: str | Sequence[str] = ("json",),
     progress: Progress | None = None,
-) -> Suite:  # fmt: skip
+) -> Suite:
     """Emit a suite's problems into a folder, with what is known of each; goes on where an earlier call was stopped.
 
     The problems follow from the suite's version alone (to the rounding of the machine's linear algebra); bounds and
@@ -73,9 +77,15 @@ def _origins(wanted: Iterable[Family]) -> Iterator[Origin]:
 
 
 def make(
-    folder: str | Path, name: str, wanted: Sequence[Family], origins: Iterable[Origin], *, proof_time: float = 10.0,
-    formats: str | Sequence[str] = ("json",), progress: Progress | None = None,
-) -> Suite:  # fmt: skip
+    folder: str | Path,
+    name: str,
+    wanted: Sequence[Family],
+    origins: Iterable[Origin],
+    *,
+    proof_time: float = 10.0,
+    formats: str | Sequence[str] = ("json",),
+    progress: Progress | None = None,
+) -> Suite:
     """:func:`make_suite` for any families of any models."""
     formats = as_names("formats", formats)
     unknown = [format for format in formats if format not in FORMATS]
@@ -161,9 +171,14 @@ class _Notebook:
 
 def _described(family: Family, origin: Origin) -> dict[str, Any]:
     return {
-        "name": family.name, "about": family.about, "hessian": family.hessian, "layer": family.layer,
-        "shape": list(origin.layer(family.layer).shape), "model": origin.about, "reads": origin.reads,
-    }  # fmt: skip
+        "name": family.name,
+        "about": family.about,
+        "hessian": family.hessian,
+        "layer": family.layer,
+        "shape": list(origin.layer(family.layer).shape),
+        "model": origin.about,
+        "reads": origin.reads,
+    }
 
 
 def _emit(family: Family, origin: Origin) -> Iterator[tuple[int, float, Emitted]]:
@@ -188,7 +203,7 @@ def _write(problem: BlockQubo, folder: Path, name: str, formats: Sequence[str]) 
 
 def _searched(
     name: str, digest: str, family: Family, origin: Origin, density: float, emitted: Emitted, proof_time: float
-) -> Instance:  # fmt: skip
+) -> Instance:
     """What is known of a problem once it was searched and bounded."""
     problem = emitted.problem
     n = problem.num_variables
@@ -210,17 +225,33 @@ def _searched(
     entries = np.concatenate([q.diagonal, q.factor.ravel()]) if isinstance(q, FactorForm) else q[np.triu_indices(n)]
     size = np.abs(entries[entries != 0])
     return Instance(
-        name=name, file=f"{name}.json", sha256=digest, family=family.name, origin=family.origin, layer=family.layer,
-        hessian=family.hessian, num_variables=n, density=density, num_pruned=problem.num_pruned[0],
+        name=name,
+        file=f"{name}.json",
+        sha256=digest,
+        family=family.name,
+        origin=family.origin,
+        layer=family.layer,
+        hessian=family.hessian,
+        num_variables=n,
+        density=density,
+        num_pruned=problem.num_pruned[0],
         whole_row=family.hessian == "gram" and n == width,
-        form="factor" if isinstance(q, FactorForm) else "dense", couplings=_couplings(problem),
-        smallest=float(size.min()) if len(size) else 0.0, largest=float(size.max(initial=0.0)),
-        spectrum=_spectrum(problem), facts=dict(emitted.facts),
-        start=_pruned(emitted.start), start_energy=float(np.float64(problem.energy(emitted.start))),
-        best=_pruned(best.assignment), best_energy=best.energy, best_by=by,
-        lower_bound=min(proven, best.energy), bound_by=proof, root_bound=min(root, best.energy),
+        form="factor" if isinstance(q, FactorForm) else "dense",
+        couplings=_couplings(problem),
+        smallest=float(size.min()) if len(size) else 0.0,
+        largest=float(size.max(initial=0.0)),
+        spectrum=_spectrum(problem),
+        facts=dict(emitted.facts),
+        start=_pruned(emitted.start),
+        start_energy=float(np.float64(problem.energy(emitted.start))),
+        best=_pruned(best.assignment),
+        best_energy=best.energy,
+        best_by=by,
+        lower_bound=min(proven, best.energy),
+        bound_by=proof,
+        root_bound=min(root, best.energy),
         optimal=optimal,
-    )  # fmt: skip
+    )
 
 
 def _root_bound(emitted: Emitted) -> float:

@@ -152,7 +152,7 @@ class Results(Shown):
             )
         return counts
 
-    def failures(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """How many solves each solver lost, and why, a sentence for each that lost any."""
         # a limit is what a solve is given here, so that it was reached is no news
         return [
@@ -187,16 +187,24 @@ class Results(Shown):
             sure = binomtest(hits, trials).proportion_ci()
             lines.append(
                 {
-                    "solver": solver, "instances": own.instance.nunique(), "solves": trials,
-                    "raw": 100 * own.raw_gap.median(), "repaired": 100 * own.repaired_gap.median(),
-                    "final": 100 * own.gap.median(), "mean": 100 * own.gap.mean(),
-                    "to_bound": 100 * own.bound_gap.median(), "success": hits / trials,
-                    "feasible": own.feasible.mean(), "proven": int(own.optimal.sum()),
-                    "seconds": own.seconds.median(), "cpu": own.cpu_seconds.median(),
+                    "solver": solver,
+                    "instances": own.instance.nunique(),
+                    "solves": trials,
+                    "raw": 100 * own.raw_gap.median(),
+                    "repaired": 100 * own.repaired_gap.median(),
+                    "final": 100 * own.gap.median(),
+                    "mean": 100 * own.gap.mean(),
+                    "to_bound": 100 * own.bound_gap.median(),
+                    "success": hits / trials,
+                    "feasible": own.feasible.mean(),
+                    "proven": int(own.optimal.sum()),
+                    "seconds": own.seconds.median(),
+                    "cpu": own.cpu_seconds.median(),
                     "tts": time_to_solution(seconds, hits / trials),
-                    "tts_low": time_to_solution(seconds, sure.high), "tts_high": time_to_solution(seconds, sure.low),
+                    "tts_low": time_to_solution(seconds, sure.high),
+                    "tts_high": time_to_solution(seconds, sure.low),
                 }
-            )  # fmt: skip
+            )
         return pd.DataFrame(lines)
 
     def anytime(self, solves: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -239,33 +247,50 @@ class Results(Shown):
     def table(self) -> Table:
         """:meth:`summary` at the longest limit, for a terminal."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            header_style="bold",
+            title_justify="left",
             title=f"{self.rows.instance.nunique()} instances, {self.limits[-1]:g} s a solve",
             caption="percent above the best known energy: medians, and mean; proven: solves that ended in a proof; s: "
-            "median", caption_justify="left",
-        )  # fmt: skip
+            "median",
+            caption_justify="left",
+        )
         for column in (
-            "\nsolver", "\ninstances", "raw\n%", "repaired\n%", "final\n%", "mean\n%", "\nsuccess", "\nproven", "\ns",
-        ):  # fmt: skip
+            "\nsolver",
+            "\ninstances",
+            "raw\n%",
+            "repaired\n%",
+            "final\n%",
+            "mean\n%",
+            "\nsuccess",
+            "\nproven",
+            "\ns",
+        ):
             first = column == "\nsolver"
             table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
         for line in self.summary().to_dict("records"):
             gaps = (f"{line[name]:.2f}" for name in ("raw", "repaired", "final", "mean"))
             table.add_row(
-                escape(line["solver"]), str(line["instances"]), *gaps, f"{line['success']:.2f}", str(line["proven"]),
+                escape(line["solver"]),
+                str(line["instances"]),
+                *gaps,
+                f"{line['success']:.2f}",
+                str(line["proven"]),
                 f"{line['seconds']:.3g}",
-            )  # fmt: skip
+            )
         return table
 
     def __rich__(self) -> Group:
-        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.failures()))
+        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
 
     def to_dict(self) -> dict[str, Any]:
         """The summary, the curves and the calls as plain data; not finite numbers are ``None``."""
         return {
             "calls": list(self.calls),
             "summary": _plain(self.summary()),
-            "failures": self.failures(),
+            "failures": self.warnings(),
             "anytime": _plain(self.anytime().reset_index()),
         }
 
@@ -284,24 +309,35 @@ class Results(Shown):
             gap = own.gap <= SUCCESS
             lines.append(
                 {
-                    "Problem": name, "Submitter": "", "Date": own.began.max()[:10], "Reference": "",
+                    "Problem": name,
+                    "Submitter": "",
+                    "Date": own.began.max()[:10],
+                    "Reference": "",
                     "Best Objective Value": own.energy.min(),
                     "Optimality Bound": own.lower_bound.max() if own.lower_bound.notna().any() else "N/A",
                     "Modeling Approach": "QUBO with one cardinality constraint",
-                    "# Decision Variables": instance.num_variables, "# Binary Variables": instance.num_variables,
-                    "# Integer Variables": 0, "# Continuous Variables": 0,
+                    "# Decision Variables": instance.num_variables,
+                    "# Binary Variables": instance.num_variables,
+                    "# Integer Variables": 0,
+                    "# Continuous Variables": 0,
                     "# Non-Zero Coefficients": instance.couplings + instance.num_variables,
                     "Coefficients Type": "continuous",
                     "Coefficients Range": f"{instance.smallest:.3g} to {instance.largest:.3g}",
                     "Workflow": "presented with Wanda's choice as a start; counts repaired, swaps as a polish",
                     "Algorithm Type": "Stochastic" if solver in drawn else "Deterministic",
-                    "# Runs": len(own), "# Feasible Runs": int(own.raw.notna().sum()),
-                    "# Successful Runs": int(gap.sum()), "Success Threshold": SUCCESS,
-                    "Hardware Specifications": own.machine.iloc[0], "Total Runtime": own.seconds.sum(),
-                    "CPU Runtime": own.cpu_seconds.sum(), "GPU Runtime": 0, "QPU Runtime": 0,
-                    "Other HW Runtime": 0, "Remarks": f"{solver} {own.settings.iloc[0]}",
+                    "# Runs": len(own),
+                    "# Feasible Runs": int(own.raw.notna().sum()),
+                    "# Successful Runs": int(gap.sum()),
+                    "Success Threshold": SUCCESS,
+                    "Hardware Specifications": own.machine.iloc[0],
+                    "Total Runtime": own.seconds.sum(),
+                    "CPU Runtime": own.cpu_seconds.sum(),
+                    "GPU Runtime": 0,
+                    "QPU Runtime": 0,
+                    "Other HW Runtime": 0,
+                    "Remarks": f"{solver} {own.settings.iloc[0]}",
                 }
-            )  # fmt: skip
+            )
         return pd.DataFrame(lines)
 
 

@@ -62,9 +62,16 @@ def _linear(d_in: int, d_out: int, bias: bool, generator: torch.Generator) -> nn
 
 
 def train(
-    net: nn.Module, samples: Samples, epochs: int, seed: int, *, optimizer: Optimizer = "sgd",
-    learning_rate: float = 0.1, batch: int = 64, progress: Progress | None = None,
-) -> None:  # fmt: skip
+    net: nn.Module,
+    samples: Samples,
+    epochs: int,
+    seed: int,
+    *,
+    optimizer: Optimizer = "sgd",
+    learning_rate: float = 0.1,
+    batch: int = 64,
+    progress: Progress | None = None,
+) -> None:
     """Train with the mean cross entropy, in place, at a constant learning rate; ends in evaluation mode.
 
     Args:
@@ -159,9 +166,15 @@ def trained(
     if not load_cached(net, file):
         (images, labels), _ = recipe.read(data)
         train(
-            net, TensorSamples(images, labels), recipe.epochs, seed, optimizer=recipe.optimizer,
-            learning_rate=recipe.learning_rate, batch=recipe.batch, progress=progress,
-        )  # fmt: skip
+            net,
+            TensorSamples(images, labels),
+            recipe.epochs,
+            seed,
+            optimizer=recipe.optimizer,
+            learning_rate=recipe.learning_rate,
+            batch=recipe.batch,
+            progress=progress,
+        )
         store_cached(net, file)
     return net.eval()
 

@@ -107,11 +107,15 @@ def language_model(
     tokens = token_windows(loaded.tokenizer, calibration, "calibration", windows, length).tokens
     short = tokens.reshape(-1, min(64, length))[:samples]
     return Origin(
-        name, f"the language model {source}",
+        name,
+        f"the language model {source}",
         f"Grams over {tokens.numel()} tokens ({windows} windows of {length}) of {calibration}, gradients of "
         f"the next-token loss over {len(short)} windows of {short.shape[1]}",
-        loaded.model, list(torch.split(tokens, 1)), TensorSamples(short), "next-token",
-    )  # fmt: skip
+        loaded.model,
+        list(torch.split(tokens, 1)),
+        TensorSamples(short),
+        "next-token",
+    )
 
 
 def smollm2() -> Origin:
@@ -126,10 +130,14 @@ def dinov2(cache: Path = CACHE) -> Origin:
     vit = Vit(cache=cache)
     images, labels = vit.train.batch(torch.arange(256))
     return Origin(
-        "dinov2", "the vision transformer DINOv2-small (ViT-S/14) with a linear probe for Fashion-MNIST",
+        "dinov2",
+        "the vision transformer DINOv2-small (ViT-S/14) with a linear probe for Fashion-MNIST",
         "Grams over 256 training images of 42 x 42, gradients of the cross entropy over 128 of them",
-        vit.model(0), list(torch.split(images, 64)), TensorSamples(images[:128], labels[:128]), "classification",
-    )  # fmt: skip
+        vit.model(0),
+        list(torch.split(images, 64)),
+        TensorSamples(images[:128], labels[:128]),
+        "classification",
+    )
 
 
 def crepe() -> Origin:
@@ -139,11 +147,14 @@ def crepe() -> Origin:
 
     tones = make_tones(256, seed=1)
     return Origin(
-        "crepe", "the convolutional pitch tracker CREPE tiny",
+        "crepe",
+        "the convolutional pitch tracker CREPE tiny",
         "Grams over 256 synthetic tones, gradients of CREPE's own loss over 128 of them",
-        pitch_network("tiny"), list(torch.split(tones.frames, 64)),
-        TensorSamples(tones.frames[:128], tones.bins[:128]), tone_losses,
-    )  # fmt: skip
+        pitch_network("tiny"),
+        list(torch.split(tones.frames, 64)),
+        TensorSamples(tones.frames[:128], tones.bins[:128]),
+        tone_losses,
+    )
 
 
 #: The models of the suites, by the name that instances have them by.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ _FLOOR = 1e-3
 #: Most panels in a row.
 _COLUMNS = 3
 _GAP = "mean gap to best known, %"
+
+Points = list[tuple[float, float]]
 
 
 def _look(results: Results, solver: str) -> dict[str, Any]:
@@ -69,32 +71,35 @@ def gap_against_size(results: Results, hessian: str, *, ax: Axes | None = None) 
 
 def gap_distribution(results: Results, *, ax: Axes | None = None) -> Axes:
     """Empirical distribution function of the gaps at the longest limit."""
-    ax = axes(ax)
-    _draw_steps(results, ax, {solver: results.ecdf(solver) for solver in results.solvers})
-    dress(ax, title="share of solves with at most this gap", x_label="gap to the best known, relative",
-          y_label="share of solves")  # fmt: skip
-    ax.set(xlim=(0, 0.3), ylim=(0, 1.02))
-    legend(ax)
+    title, x_label = "share of solves with at most this gap", "gap to the best known, relative"
+    ax = _shares(results, results.ecdf, ax, "solves", title=title, x_label=x_label)
+    ax.set_xlim(0, 0.3)
     return ax
 
 
 def performance_profile(results: Results, *, ax: Axes | None = None) -> Axes:
     """Share of the instances that a solver brings to within 1 % of the best known, by its time over the fastest's."""
-    ax = axes(ax)
-    _draw_steps(results, ax, {solver: results.profile(solver) for solver in results.solvers})
-    dress(ax, title="performance profile: within 1 %", x_label="seconds / fastest solver's",
-          y_label="share of instances")  # fmt: skip
-    ax.set(xscale="log", ylim=(0, 1.02))
-    legend(ax)
+    title, x_label = "performance profile: within 1 %", "seconds / fastest solver's"
+    ax = _shares(results, results.profile, ax, "instances", title=title, x_label=x_label)
+    ax.set_xscale("log")
     return ax
 
 
-def _draw_steps(results: Results, ax: Axes, points: dict[str, list[tuple[float, float]]]) -> None:
-    for solver, own in points.items():
+def _shares(
+    results: Results, points: Callable[[str], Points], ax: Axes | None, of: str, *, title: str, x_label: str
+) -> Axes:
+    """A share of something that grows with x, as steps: one line for each solver that has points."""
+    ax = axes(ax)
+    for solver in results.solvers:
+        own = points(solver)
         if own:
             xs, ys = zip(*own, strict=True)
             style = _look(results, solver) | {"markersize": 4, "markevery": max(1, len(xs) // 6)}
             ax.step(xs, ys, where="post", label=plain(solver), linewidth=1.4, **style)
+    dress(ax, title=title, x_label=x_label, y_label=f"share of {of}")
+    ax.set_ylim(0, 1.02)
+    legend(ax)
+    return ax
 
 
 def anytime(results: Results, classes: Sequence[tuple[str, pd.DataFrame]]) -> Figure:

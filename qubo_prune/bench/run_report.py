@@ -88,13 +88,18 @@ def hardness(results: Results) -> pd.DataFrame:
         left = gap_of(best_known - results.bounds[names], scale) * 100
         lines.append(
             {
-                "instances": chosen.title, "how many": len(names), "proven": sum(optimal),
-                "best known to bound": left.mean(), "largest": left.max(),
+                "instances": chosen.title,
+                "how many": len(names),
+                "proven": sum(optimal),
+                "best known to bound": left.mean(),
+                "largest": left.max(),
                 "Wanda": own.drop_duplicates("instance").start_gap.mean() * 100,
-                "wanda+swaps": means.get("wanda+swaps", math.nan), "random+swaps": means.get("random+swaps", math.nan),
-                "best solver": best or "-", "its gap": complete[best] if best else math.nan,
+                "wanda+swaps": means.get("wanda+swaps", math.nan),
+                "random+swaps": means.get("random+swaps", math.nan),
+                "best solver": best or "-",
+                "its gap": complete[best] if best else math.nan,
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(lines)
 
 
@@ -103,7 +108,7 @@ def verdict(results: Results) -> list[str]:
     table = hardness(results)
     easy = table[table.proven == table["how many"]]["instances"].tolist()
     open_ = table[table.proven < table["how many"] / 2]
-    said = results.failures()
+    said = results.warnings()
     if easy:
         said.append(
             f"Easy: {', '.join(easy)}. Every optimum is proven; these instances are too easy to rank solvers, "
@@ -125,9 +130,17 @@ def verdict(results: Results) -> list[str]:
 
 
 _SHOWN = {
-    "raw": "raw %", "repaired": "repaired %", "final": "final %", "mean": "mean %", "to_bound": "to bound %",
-    "success": "success", "feasible": "feasible", "seconds": "s", "cpu": "cpu s", "tts": "tts s",
-}  # fmt: skip
+    "raw": "raw %",
+    "repaired": "repaired %",
+    "final": "final %",
+    "mean": "mean %",
+    "to_bound": "to bound %",
+    "success": "success",
+    "feasible": "feasible",
+    "seconds": "s",
+    "cpu": "cpu s",
+    "tts": "tts s",
+}
 
 
 def _summary_part(results: Results, title: str, solves: pd.DataFrame) -> Part:
@@ -145,12 +158,13 @@ def parts_of(results: Results) -> list[Part]:
     last = results.at()
     parts = [
         Part(
-            "Easy and open", "Means in percent: of the best known energies above the proven bounds, and of what "
+            "Easy and open",
+            "Means in percent: of the best known energies above the proven bounds, and of what "
             "Wanda's choice, single swaps and the best solver that takes all of the class leave above the best known.",
             hardness(results),
         ),
         _summary_part(results, f"All instances, {results.limits[-1]:g} s a solve", last),
-    ]  # fmt: skip
+    ]
     for title, solves in classes_in(results):
         limited = solves[solves.time_limit == results.limits[-1]]
         parts.append(_summary_part(results, f"{title}, {results.limits[-1]:g} s a solve", limited))
@@ -177,8 +191,9 @@ def facts(results: Results) -> dict[str, str]:
         "settings": "; ".join(f"{solver} {settings[solver]}" for solver in results.solvers),
         "sizes": "; ".join(
             f"{solver} takes at most {most}" for solver, most in last["max_variables"].items() if most is not None
-        ) or "no solver has a limit",
-    }  # fmt: skip
+        )
+        or "no solver has a limit",
+    }
 
 
 NOTES = (
@@ -232,11 +247,13 @@ def page(results: Results) -> str:
         "Gaps and times of all instances": run_plots.distributions(results),
     }
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        facts=facts(results), verdict=verdict(results), notes=NOTES,
+        facts=facts(results),
+        verdict=verdict(results),
+        notes=NOTES,
         parts=[(part.title, part.text, _cells(part.table)) for part in parts_of(results)],
         pictures={title: run_plots.svg(figure) for title, figure in pictures.items()},
         instances=_cells(results.qoblib().drop(columns=["Submitter", "Reference"])),
-    )  # fmt: skip
+    )
 
 
 def as_markdown(results: Results) -> str:

@@ -265,13 +265,21 @@ def _limits(value: Any) -> bool:
 
 #: The entries of a call, and what each may be.
 _CALL: Mapping[str, Callable[[Any], bool]] = {
-    "began": is_plain, "suite": is_plain, "digest": is_plain, "backend": is_plain, "suite_version": _whole,
-    "seeds": _whole, "workers": _whole, "solvers": _texts, "instances": _texts, "time_limits": _limits,
+    "began": is_plain,
+    "suite": is_plain,
+    "digest": is_plain,
+    "backend": is_plain,
+    "suite_version": _whole,
+    "seeds": _whole,
+    "workers": _whole,
+    "solvers": _texts,
+    "instances": _texts,
+    "time_limits": _limits,
     "max_variables": lambda value: isinstance(value, dict) and all(n is None or _whole(n) for n in value.values()),
     "stochastic": lambda value: isinstance(value, dict) and all(type(yes) is bool for yes in value.values()),
     "machine": lambda value: isinstance(value, dict),
     "versions": lambda value: isinstance(value, dict) and all(map(is_plain, value.values())),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -293,10 +301,17 @@ def entrants_with_baselines(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 @pinned()
 def run_suite(
-    suite: Suite, entrants: Sequence[Entrant], output: str | Path, *, instances: Sequence[Instance] | None = None,
-    time_limits: Sequence[float] = (0.03, 0.1, 0.3, 1.0), seeds: int = 3, workers: int | None = None,
-    backend: str = "loky", progress: Progress | None = None,
-) -> RunTable:  # fmt: skip
+    suite: Suite,
+    entrants: Sequence[Entrant],
+    output: str | Path,
+    *,
+    instances: Sequence[Instance] | None = None,
+    time_limits: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
+    seeds: int = 3,
+    workers: int | None = None,
+    backend: str = "loky",
+    progress: Progress | None = None,
+) -> RunTable:
     """Every entrant on every instance, from short limits to long ones; goes on where an earlier call was stopped.
 
     Entrants take turns on an instance before the next one comes. A solver that ended by itself within a limit is not
@@ -387,9 +402,15 @@ class _Tasks:
     """The solves of one limit that are still to be done."""
 
     def __init__(
-        self, suite: Suite, instances: Sequence[Instance], entrants: Sequence[Entrant], solvers: Mapping[str, Solver],
-        seeds: int, limit: float, rows: Mapping[Any, Row],
-    ) -> None:  # fmt: skip
+        self,
+        suite: Suite,
+        instances: Sequence[Instance],
+        entrants: Sequence[Entrant],
+        solvers: Mapping[str, Solver],
+        seeds: int,
+        limit: float,
+        rows: Mapping[Any, Row],
+    ) -> None:
         self._suite, self._limit, self.skipped = suite, limit, 0
         self._done: dict[Any, list[Row]] = {}
         for row in rows.values():
@@ -480,22 +501,39 @@ def solve_task(task: Task) -> Row:
         ledger = result.ledger
         stopped = result.status in (Status.TIME_LIMIT, Status.OVERRAN)
         return Row(
-            **asked, energy=result.energy, raw=None if ledger is None else ledger.raw,
+            **asked,
+            energy=result.energy,
+            raw=None if ledger is None else ledger.raw,
             repaired=result.energy if ledger is None else ledger.repaired,
-            feasible=0.0 if ledger is None else ledger.feasible, start=_energy(task.problem, start),
-            lower_bound=result.lower_bound, optimal=result.status is Status.OPTIMAL,
+            feasible=0.0 if ledger is None else ledger.feasible,
+            start=_energy(task.problem, start),
+            lower_bound=result.lower_bound,
+            optimal=result.status is Status.OPTIMAL,
             ended=not stopped and seconds < task.time_limit / 2,
-            status=result.status.name, seconds=seconds, cpu_seconds=cpu_seconds,
+            status=result.status.name,
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
             note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
-        )  # fmt: skip
+        )
 
 
 def _failed(asked: dict[str, Any], task: Task, start: NDArray[np.bool_], seconds: float, note: str) -> Row:
     energy = _energy(task.problem, start)
     return Row(
-        **asked, energy=energy, raw=None, repaired=energy, feasible=0.0, start=energy,
-        lower_bound=None, optimal=False, ended=True, status="FAILED", seconds=seconds, cpu_seconds=0.0, note=note,
-    )  # fmt: skip
+        **asked,
+        energy=energy,
+        raw=None,
+        repaired=energy,
+        feasible=0.0,
+        start=energy,
+        lower_bound=None,
+        optimal=False,
+        ended=True,
+        status="FAILED",
+        seconds=seconds,
+        cpu_seconds=0.0,
+        note=note,
+    )
 
 
 def _energy(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
@@ -505,11 +543,16 @@ def _energy(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
 def _asked(task: Task, solver: Solver) -> dict[str, Any]:
     """What a row says of its solve before it begins, which is now."""
     return {
-        "instance": task.instance.name, "sha256": task.instance.sha256, "solver": task.entrant.label,
-        "settings": _settings(solver), "seed": task.seed, "time_limit": task.time_limit,
-        "began": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine(),
+        "instance": task.instance.name,
+        "sha256": task.instance.sha256,
+        "solver": task.entrant.label,
+        "settings": _settings(solver),
+        "seed": task.seed,
+        "time_limit": task.time_limit,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": _machine(),
         "version": versions()["qubo-prune"],
-    }  # fmt: skip
+    }
 
 
 @lru_cache(maxsize=1)
@@ -541,22 +584,36 @@ def _seconds_below() -> float:
 
 
 def _describe(
-    folder: Path, suite: Suite, solvers: Mapping[str, Solver], instances: Sequence[Instance], limits: Sequence[float],
-    seeds: int, workers: int, backend: str,
-) -> None:  # fmt: skip
+    folder: Path,
+    suite: Suite,
+    solvers: Mapping[str, Solver],
+    instances: Sequence[Instance],
+    limits: Sequence[float],
+    seeds: int,
+    workers: int,
+    backend: str,
+) -> None:
     """What the report needs beside the rows: the instances, and every call that added rows."""
     file = folder / INFO
     calls = read_calls(folder) if file.exists() else []
     calls.append(
         {
-            "began": datetime.now(UTC).isoformat(timespec="seconds"), "suite": suite.name,
-            "suite_version": suite.version, "digest": suite.digest, "solvers": list(solvers),
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "suite": suite.name,
+            "suite_version": suite.version,
+            "digest": suite.digest,
+            "solvers": list(solvers),
             "max_variables": {label: solver.capabilities.max_variables for label, solver in solvers.items()},
             "stochastic": {label: solver.capabilities.stochastic for label, solver in solvers.items()},
-            "instances": [i.name for i in instances], "time_limits": list(limits), "seeds": seeds,
-            "workers": workers, "backend": backend, "machine": machine(), "versions": versions(),
+            "instances": [i.name for i in instances],
+            "time_limits": list(limits),
+            "seeds": seeds,
+            "workers": workers,
+            "backend": backend,
+            "machine": machine(),
+            "versions": versions(),
         }
-    )  # fmt: skip
+    )
     atomic_write(file, json.dumps({"format": "qubo_prune.run", "calls": calls}, indent=1) + "\n")
     # the manifest as it was, so that the run can be read without the suite
     atomic_write(folder / MANIFEST, (suite.folder / MANIFEST).read_text(encoding="utf-8"))

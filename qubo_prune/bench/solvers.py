@@ -185,10 +185,15 @@ class SolverBenchmark(Shown):
     def table(self, full: bool = False) -> Table:
         """One line per block size and solver, medians over all problems of that size; per layer if ``full``."""
         table = Table(
-            box=None, pad_edge=False, padding=(0, 1), header_style="bold", caption_justify="left",
-            title=f"excess over the best energy found, {self.made}", title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1),
+            header_style="bold",
+            caption_justify="left",
+            title=f"excess over the best energy found, {self.made}",
+            title_justify="left",
             caption=f"medians; {self.machine.get('processor', '')}, one core",
-        )  # fmt: skip
+        )
         for name in ("solver", "raw %", "repaired %", "final %", "worst %", "proven", "ms", "in batch"):
             table.add_column(name, justify="left" if name == "solver" else "right", no_wrap=name == "solver")
         groups: dict[str, list[Record]] = {}
@@ -319,17 +324,33 @@ def _warmed_up(solver: Solver, family: Family) -> str | None:
 
 
 def _record(
-    family: Family, instance: int, problem: BlockQubo, start: np.ndarray, label: str, solver: Solver, seed: int,
+    family: Family,
+    instance: int,
+    problem: BlockQubo,
+    start: np.ndarray,
+    label: str,
+    solver: Solver,
+    seed: int,
     time_limit: float | None,
-) -> Record:  # fmt: skip
+) -> Record:
     result = solve(problem, solver, seed, time_limit, start)
     ledger = result.ledger
     return Record(
-        family.name, instance, problem.num_variables, label, seed, result.energy,
-        None if ledger is None else ledger.raw, result.energy if ledger is None else ledger.repaired,
-        0.0 if ledger is None else ledger.feasible, float(np.float64(problem.energy(start))), result.lower_bound,
-        result.status.name == "OPTIMAL", result.seconds, result.status.name,
-    )  # fmt: skip
+        family.name,
+        instance,
+        problem.num_variables,
+        label,
+        seed,
+        result.energy,
+        None if ledger is None else ledger.raw,
+        result.energy if ledger is None else ledger.repaired,
+        0.0 if ledger is None else ledger.feasible,
+        float(np.float64(problem.energy(start))),
+        result.lower_bound,
+        result.status.name == "OPTIMAL",
+        result.seconds,
+        result.status.name,
+    )
 
 
 def _batch_seconds(solver: Solver, family: Family, seed: int, time_limit: float | None) -> float:

@@ -201,10 +201,13 @@ class Suite:
     def save(self) -> None:
         """Write the manifest and the page; they appear only once complete."""
         data = {
-            "format": FORMAT, "suite": self.name, "version": self.version, "made": dict(self.made),
+            "format": FORMAT,
+            "suite": self.name,
+            "version": self.version,
+            "made": dict(self.made),
             "families": [dict(family) for family in self.families],
             "instances": [asdict(instance) for instance in self.instances],
-        }  # fmt: skip
+        }
         atomic_write(self.folder / MANIFEST, json.dumps(data, indent=1) + "\n")
         atomic_write(self.folder / "README.md", self.page())
 
@@ -273,9 +276,12 @@ class Suite:
             "of the bound at the root, the convex relaxation's, and of the best proven one.\n",
         ]
         for family in self.families:
-            lines += [f"## {family['name']}\n", f"{_sentence(family['about'])} {_sentence(family['model'])} Layer "
-                      f"`{family['layer']}`, {family['shape'][0]} x {family['shape'][1]}. "
-                      f"{_sentence(family['reads'])}\n"]  # fmt: skip
+            lines += [
+                f"## {family['name']}\n",
+                f"{_sentence(family['about'])} {_sentence(family['model'])} Layer "
+                f"`{family['layer']}`, {family['shape'][0]} x {family['shape'][1]}. "
+                f"{_sentence(family['reads'])}\n",
+            ]
             lines += ["| instance | n | pruned | start % | root bound % | bound % | best known |", "|---" * 7 + "|"]
             for i in self.instances:
                 if i.family == family["name"]:
@@ -290,10 +296,12 @@ def _known(instance: Instance) -> tuple[str, ...]:
     best = instance.best_energy
     gaps = (instance.start_energy - best, best - instance.root_bound, best - instance.lower_bound)
     return (
-        instance.name, str(instance.num_variables), str(instance.num_pruned),
+        instance.name,
+        str(instance.num_variables),
+        str(instance.num_pruned),
         *(f"{100 * gap / instance.scale:.1f}" for gap in gaps),
         "proven" if instance.optimal else f"by {instance.best_by}",
-    )  # fmt: skip
+    )
 
 
 def _sentence(text: str) -> str:
@@ -317,8 +325,9 @@ def faults(suite: Suite, instance: Instance) -> list[str]:
     # all comparisons are such that NaN is a fault
     rounding = _ROUNDING * max(size for size in sizes if size == size)
     for kind, pruned, energy in (
-        ("start", instance.start, instance.start_energy), ("best", instance.best, instance.best_energy)
-    ):  # fmt: skip
+        ("start", instance.start, instance.start_energy),
+        ("best", instance.best, instance.best_energy),
+    ):
         if not set(pruned) <= set(range(problem.num_variables)):
             found.append(f"the {kind} names variables that the problem has not")
             continue

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from qubo_prune.errors import InputError, did_you_mean
 
+#: What blocks are emitted from: a Gram, a Gram for weights that adapt, the Fisher matrix of a loss.
+HESSIANS = ("gram", "compensated", "fisher")
 #: Of the suites: raised whenever an instance of theirs changes.
 VERSION = 1
 
@@ -20,7 +22,7 @@ class Family:
         origin: one of :data:`qubo_prune.bench.origins.ORIGINS`.
         layer: its full name in the model.
         short: its name in the names of instances.
-        hessian: one of :data:`qubo_prune.choices.HESSIANS`.
+        hessian: one of :data:`HESSIANS`.
         sizes: block sizes n by density, the kept share.
         about: what is special about it, one sentence.
     """
@@ -74,48 +76,84 @@ STANDARD = (
         "smollm2", _smollm2("down"), "down14", "gram", _sizes((16, 32, *_MIDDLE, *_LARGE, 1024), (128, 1024)), _DOWN
     ),
     Family(
-        "dinov2", "backbone.encoder.layer.6.attention.o_proj", "out6", "gram",
-        _sizes((16, 32, *_MIDDLE, 256, 384), (128,)), "a vision transformer's attention output, with its whole row",
+        "dinov2",
+        "backbone.encoder.layer.6.attention.o_proj",
+        "out6",
+        "gram",
+        _sizes((16, 32, *_MIDDLE, 256, 384), (128,)),
+        "a vision transformer's attention output, with its whole row",
     ),
     Family(
-        "dinov2", "backbone.encoder.layer.6.mlp.fc2", "fc6", "gram", _sizes((32, *_MIDDLE, *_LARGE, 1024), (256,)),
+        "dinov2",
+        "backbone.encoder.layer.6.mlp.fc2",
+        "fc6",
+        "gram",
+        _sizes((32, *_MIDDLE, *_LARGE, 1024), (256,)),
         "the second linear layer of a vision transformer's MLP",
     ),
     Family(
-        "crepe", "blocks.2.conv", "conv3", "gram", _sizes((12, 32, *_MIDDLE, *_LARGE, 1024), (128, 512)),
+        "crepe",
+        "blocks.2.conv",
+        "conv3",
+        "gram",
+        _sizes((12, 32, *_MIDDLE, *_LARGE, 1024), (128, 512)),
         "a convolution along time, unfolded: neighbouring samples are nearly equal",
     ),
     Family(
-        "smollm2", _smollm2("q"), "q14", "compensated", _sizes((16, 32, *_MIDDLE, *_LARGE), (64,)),
+        "smollm2",
+        _smollm2("q"),
+        "q14",
+        "compensated",
+        _sizes((16, 32, *_MIDDLE, *_LARGE), (64,)),
         "what is left of the couplings once the other weights of the row have adapted",
     ),
     Family(
-        "smollm2", _smollm2("o"), "o14", "compensated", _sizes((16, 32, *_MIDDLE, *_LARGE), (64,)),
+        "smollm2",
+        _smollm2("o"),
+        "o14",
+        "compensated",
+        _sizes((16, 32, *_MIDDLE, *_LARGE), (64,)),
         "the same for the hardest rows",
     ),
     Family(
-        "dinov2", "backbone.encoder.layer.6.attention.o_proj", "out6", "compensated",
-        _sizes((16, 64, 128, 256), ()), "the same in a vision transformer",
+        "dinov2",
+        "backbone.encoder.layer.6.attention.o_proj",
+        "out6",
+        "compensated",
+        _sizes((16, 64, 128, 256), ()),
+        "the same in a vision transformer",
     ),
     Family(
-        "smollm2", _smollm2("q"), "q14", "fisher", {0.5: (12, 24, *_MIDDLE, 256, 1024, 4096)},
+        "smollm2",
+        _smollm2("q"),
+        "q14",
+        "fisher",
+        {0.5: (12, 24, *_MIDDLE, 256, 1024, 4096)},
         "across rows, from gradients of the next-token loss; above 128 variables in factor form of rank 128",
     ),
     Family(
-        "dinov2", "backbone.encoder.layer.6.mlp.fc2", "fc6", "fisher", {0.5: (24, 128, 1024, 4096)},
+        "dinov2",
+        "backbone.encoder.layer.6.mlp.fc2",
+        "fc6",
+        "fisher",
+        {0.5: (24, 128, 1024, 4096)},
         "across rows, from gradients of a classifier's loss",
     ),
     Family(
-        "crepe", "blocks.2.conv", "conv3", "fisher", {0.5: (12, 64, 512, 4096)},
+        "crepe",
+        "blocks.2.conv",
+        "conv3",
+        "fisher",
+        {0.5: (12, 64, 512, 4096)},
         "across rows, from gradients of a pitch tracker's loss",
     ),
-)  # fmt: skip
+)
 
 SMOKE = (
     Family("crepe", "blocks.2.conv", "conv3", "gram", {0.5: (8, 12, 32, 128)}, "a convolution along time, unfolded"),
     Family("crepe", "blocks.2.conv", "conv3", "compensated", {0.5: (16,), 0.75: (16,)}, "weights that adapt"),
     Family("crepe", "blocks.2.conv", "conv3", "fisher", {0.5: (12, 256)}, "gradients of the loss, across rows"),
-)  # fmt: skip
+)
 
 #: ``standard`` is what is compared on; ``smoke`` takes seconds and says nothing about solvers.
 SUITES: Mapping[str, tuple[Family, ...]] = {"standard": STANDARD, "smoke": SMOKE}

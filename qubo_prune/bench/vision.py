@@ -39,9 +39,13 @@ def dinov2_small() -> nn.Module:
     from transformers import Dinov2Config, Dinov2Model
 
     config = Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14,
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=518,
+        patch_size=14,
         use_mask_token=False,
-    )  # fmt: skip
+    )
     # from_pretrained and not load_state_dict: it knows the names that other versions gave the layers
     model, loading = Dinov2Model.from_pretrained(
         None, config=config, state_dict=_onnx_weights(onnx_file()), output_loading_info=True

@@ -179,10 +179,19 @@ class Tones(Workload):
     # conv2 reads 8192 inputs at each of 128 positions, so few frames make a Gram, and a slow one
     arguments: Mapping[str, Any] = field(default_factory=lambda: {"gram_samples": 96})
     loss_settings: ClassVar[Mapping[str, Any]] = {
-        "caution": 3.0, "damping": 4.0, "radius": 200, "halvings": 1, "block_size": 256, "blocks_per_step": 0,
-        "samples": 400, "scoring_samples": 300, "max_samples": 800, "held_out": 600, "batch_check": 200,
+        "caution": 3.0,
+        "damping": 4.0,
+        "radius": 200,
+        "halvings": 1,
+        "block_size": 256,
+        "blocks_per_step": 0,
+        "samples": 400,
+        "scoring_samples": 300,
+        "max_samples": 800,
+        "held_out": 600,
+        "batch_check": 200,
         "micro_batch": 50,
-    }  # fmt: skip
+    }
     loss: Any = field(default_factory=lambda: tone_losses)
 
     @cached_property
@@ -249,8 +258,10 @@ class Llm(Workload):
     @property
     def arguments(self) -> dict[str, Any]:  # type: ignore[override]
         return {
-            "tokenizer": self._loaded.tokenizer, "sequence_length": self.length, "loss_length": min(128, self.length),
-        }  # fmt: skip
+            "tokenizer": self._loaded.tokenizer,
+            "sequence_length": self.length,
+            "loss_length": min(128, self.length),
+        }
 
     @property
     def train(self) -> str:

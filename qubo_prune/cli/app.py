@@ -10,41 +10,30 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from qubo_prune.choices import ALLOCATIONS, BOUNDS, FORMATS, LOSS_WARM_STARTS, METHODS, WARM_STARTS, WEIGHTS
+from qubo_prune.choices import FORMATS
 from qubo_prune.cli.bench import bench
-from qubo_prune.cli.complete import one_of, solver_names, some_of
+from qubo_prune.cli.complete import method_names, one_of, some_of
 from qubo_prune.cli.help import Group, command, heading, say, unwrapped
 from qubo_prune.cli.instances import instances
 from qubo_prune.cli.options import (
     EXIT_CODES,
-    FAILED,
     Calibration,
     Density,
     Device,
     Dtype,
     EvalSamples,
-    Exclude,
-    Hessian,
-    Include,
     Json,
     Length,
     LogFile,
-    LossSet,
-    MaxTime,
-    Method,
     Model,
     NoPolish,
-    Overwrite,
-    PatternOption,
     Quiet,
-    Samples,
     Seed,
     Settings,
     SolverOption,
     Sparsity,
     Text,
     Trust,
-    Update,
     counts,
     hush_libraries,
     in_blocks,
@@ -56,13 +45,14 @@ from qubo_prune.cli.options import (
     kept_share,
     kept_shares,
     names,
-    pairs,
     plain_errors,
+    settings_given,
     settings_of,
-    shares,
     show,
     tell_losses,
-)  # fmt: skip
+)
+from qubo_prune.cli.plugins import check_method_command, check_solver_command, methods_command, solvers_command
+from qubo_prune.cli.run_options import run_settings, with_settings
 
 PRUNE, SOLVE, MEASURE = "Prune", "Solve", "Measure"
 
@@ -127,87 +117,13 @@ def _image_classifier(model: str, images: Path, device: str) -> tuple[Any, Any, 
 
 
 @command(app, "prune", PRUNE)
+@with_settings(run_settings())
 def prune_command(
     context: typer.Context,
     model: Model,
-    method: Method = "icbs",
-    update: Update = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    prune_head: Annotated[bool, in_what("--prune-head", help="Prune the output head too.")] = False,
-    hessian: Hessian = "gram",
-    solver: SolverOption = "greedy",
-    set_: Settings = None,
-    warm_start: Annotated[
-        str | None,
-        in_blocks(
-            help="magnitude, wanda (the default), greedy, random, a method such as admm (the default of compensated), "
-            "or a masks.safetensors; with fisher also gradient, or gram.",
-            show_default=False,
-            autocompletion=one_of((*WARM_STARTS, *LOSS_WARM_STARTS)),
-        ),
-    ] = None,
-    block_size: Annotated[
-        int | None,
-        in_blocks(help="Weights per block; 64 (compensated: 128, fisher: 1024), or less if the solver takes less."),
-    ] = None,
-    block_time: Annotated[
-        str, in_blocks(help="Most time for one block such as 500ms or 10s; none for no limit.")
-    ] = "60s",
-    max_sweeps: Annotated[
-        int | None,
-        in_blocks(help="Most blocks per row, 1; without compensated, swaps over the whole row follow."),
-    ] = None,
-    no_polish: NoPolish = False,
-    damping: Annotated[
-        float | None,
-        in_blocks(
-            help="Share of a Gram's mean diagonal added to its diagonal; 0.01, with a correction 0.3.",
-            show_default=False,
-        ),
-    ] = None,
-    correction: Annotated[
-        float | None,
-        in_blocks(
-            help="How far layers make up for those pruned before, 0 to 1; 0, with compensated 0.5.", show_default=False
-        ),
-    ] = None,
-    certify: Annotated[
-        str | None,
-        in_blocks(
-            help="Prove how much better masks could be, and in how many of some blocks they are optimal: plain, "
-            "eigenvalue, trace or row, the tighter the slower.",
-            show_default=False,
-            autocompletion=one_of(BOUNDS),
-        ),
-    ] = None,
-    loss_set: LossSet = None,
     density: Density = 0.5,
     sparsity: Sparsity = None,
-    pattern: PatternOption = "row",
-    allocation: Annotated[
-        str,
-        in_budgets(
-            help="Densities of the layers: uniform, owl (by outliers), fisher (by predicted loss change).",
-            autocompletion=one_of(ALLOCATIONS),
-        ),
-    ] = "uniform",
-    layer_density: Annotated[
-        list[str] | None,
-        in_budgets("--layer-density", metavar="PATTERN=SHARE", help="Kept share of layers like this, '*.mlp.*=0.4'."),
-    ] = None,
-    protect: Annotated[
-        float,
-        in_budgets(help="Share of a layer, the highest by Wanda, that nothing may prune (compensated, scores)."),
-    ] = 0.0,
     calibration: Calibration = "pydoc",
-    samples: Samples = 32,
-    sequence_length: Length = 512,
-    guard: Annotated[
-        int | None,
-        in_data(help="Held-out windows on which layers are checked; 4 if kept weights change, 0 for none."),
-    ] = None,
-    loss_length: Annotated[int, in_data(help="Tokens per window that the loss is taken over (fisher).")] = 128,
     images: Annotated[
         Path | None,
         in_data(help="The model is an image classifier; a folder with one folder of images for each class."),
@@ -216,45 +132,10 @@ def prune_command(
         bool,
         in_run("--dry-run", help="Check all of it, and tell layers, sizes, memory and time; prune and write nothing."),
     ] = False,
-    max_time: MaxTime = None,
-    seed: Seed = 0,
-    workers: Annotated[
-        str | None,
-        in_run(
-            help="Processes for solvers that take one block at a time; one per core. Or a cluster for them: "
-            "dask:ADDRESS or ray:ADDRESS."
-        ),
-    ] = None,
-    device: Device = "cpu",
-    gram_devices: Annotated[
-        str | None,
-        in_run(help="Comma-separated devices that multiply the layers' inputs in turn.", show_default=False),
-    ] = None,
-    dtype: Dtype = "auto",
-    weights: Annotated[
-        str,
-        in_run(
-            help="Where weights are: memory, or disk for a model larger than it (a local folder).",
-            autocompletion=one_of(WEIGHTS),
-        ),
-    ] = "memory",
-    trust_remote_code: Trust = False,
-    run_folder: Annotated[
-        Path | None,
-        in_run(help="Folder that keeps what is decided, so that a later call can go on.", show_default=False),
-    ] = None,
-    resume: Annotated[bool, in_run("--resume", help="Go on with the run in --run-folder, if it holds one.")] = False,
-    output: Annotated[
-        Path | None,
-        in_output(
-            help="Folder for the pruned model, report.json and masks.safetensors; required but for --dry-run.",
-            show_default=False,
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
     log_file: LogFile = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Prune a language model, or an image classifier, and save it as a folder that transformers loads.
 
@@ -267,41 +148,32 @@ def prune_command(
     qubo-prune prune smollm2-135m --pattern 2:4 --max-time 10m --output pruned24
     qubo-prune prune my-model/ --output pruned --run-folder run --resume
     """
-    if run_folder is None:
-        left = "nothing was written."
-    else:
-        left = f"no model was written; what was decided is in {run_folder}, and the same command with --resume goes on."
-    with plain_errors(left, None if dry_run else log_file):
+    with plain_errors(_what_is_left(settings["run_folder"]), None if dry_run else log_file):
         from qubo_prune.errors import InputError
-        from qubo_prune.masks.keep import KeepMasks
         from qubo_prune.report.report import Report
-        from qubo_prune.run.estimate import estimate_run
-        from qubo_prune.run.prune import prune
+        from qubo_prune.request import PruneRequest
+        from qubo_prune.run.estimate import estimate_request
+        from qubo_prune.run.prune import run_request
 
         hush_libraries()
-        if output is None and not dry_run:
+        if settings["output"] is None and not dry_run:
             raise InputError("No folder is given for the pruned model; give --output, or --dry-run to see the plan.")
-        given = KeepMasks.load(warm_start) if warm_start and warm_start.endswith(".safetensors") else warm_start
-        tokenizer, source, named = None, calibration, model
+        given, named, source = settings_given(settings), model, calibration
         if images is not None:
-            named, tokenizer, source = _image_classifier(model, images, device)
-        report = (estimate_run if dry_run else prune)(
-            named, source, kept_share(context, density, sparsity), pattern=pattern, method=method, hessian=hessian,
-            solver=solver, update=update, damping=damping, correction=correction, guard=guard, allocation=allocation,
-            densities=shares("--layer-density", layer_density), protect=protect, certify=certify,
-            loss=None if images is None else "classification", loss_length=loss_length,
-            loss_settings=pairs("--loss-set", loss_set), tokenizer=tokenizer,
-            solver_settings=settings_of(solver, set_), warm_start=given, block_size=block_size,
-            block_time=None if block_time == "none" else block_time, workers=workers, polish=not no_polish,
-            max_sweeps=max_sweeps, max_time=max_time, seed=seed, samples=samples,
-            sequence_length=sequence_length, include=include or (), exclude=exclude or (), prune_head=prune_head,
-            dtype=dtype, device=device, gram_devices=tuple(names(gram_devices or "")),
-            trust_remote_code=trust_remote_code, output=output, overwrite=overwrite,
-            run_folder=run_folder, resume=resume, weights=weights, progress=not quiet,
-        )  # fmt: skip
+            named, tokenizer, source = _image_classifier(model, images, settings["device"])
+            given |= {"tokenizer": tokenizer, "loss": "classification"}
+        request = PruneRequest.of(named, source, kept_share(context, density, sparsity), settings=given)
+        report = (estimate_request if dry_run else run_request)(request, progress=not quiet)
         show(report, as_json, quiet)
         if isinstance(report, Report):
             tell_losses(report.warnings(), report.all_blocks_lost, shown=not (as_json or quiet))
+
+
+def _what_is_left(run_folder: Path | None) -> str:
+    """What an interrupt of a run leaves behind."""
+    if run_folder is None:
+        return "nothing was written."
+    return f"no model was written; what was decided is in {run_folder}, and the same command with --resume goes on."
 
 
 @command(app, "watch", PRUNE)
@@ -379,46 +251,45 @@ def eval_command(
             say(f"When this model was pruned: {sentence}")
 
 
+#: The settings of a run that all methods of a comparison may share.
+_SHARED = (
+    "include", "exclude", "solver", "solver_settings", "pattern", "samples", "sequence_length", "max_time", "seed",
+    "workers", "device", "dtype", "trust_remote_code", "output", "overwrite",
+)  # fmt: skip
+
+
 @command(app, "compare", PRUNE)
+@with_settings(_SHARED)
 def compare_command(
     context: typer.Context,
     model: Model,
     methods: Annotated[
         str,
         in_what(
-            help="Comma-separated METHOD\\[:HESSIAN]\\[+UPDATE]\\[@NAME=VALUE], as of prune: wanda, admm+refit, "
-            "icbs:compensated@allocation=fisher; by default magnitude, wanda, sparsegpt, admm, icbs, icbs:compensated.",
+            help="Comma-separated METHOD\\[+UPDATE]\\[@NAME=VALUE]: wanda, admm+refit, compensated@allocation=fisher; "
+            "by default magnitude, wanda, sparsegpt, admm, gram, compensated.",
             show_default=False,
-            autocompletion=some_of((*METHODS, "icbs:compensated", "icbs:fisher")),
+            autocompletion=some_of(method_names),
         ),
-    ] = "magnitude,wanda,sparsegpt,admm,icbs,icbs:compensated",
+    ] = "magnitude,wanda,sparsegpt,admm,gram,compensated",
     density: Annotated[str, in_budgets(help="Kept share, or several: 0.5,0.4,2:4.")] = "0.5",
     sparsity: Annotated[
         str | None, in_budgets(help="Pruned share, or several, instead of densities.", show_default=False)
     ] = None,
-    pattern: PatternOption = "row",
-    solver: SolverOption = "greedy",
-    max_time: MaxTime = None,
     calibration: Calibration = "pydoc",
     text: Annotated[
         str, in_data(help="Held-out text, or several with commas: files, folders, data set ids, pydoc.")
     ] = "pydoc",
-    samples: Samples = 32,
     eval_samples: EvalSamples = 24,
-    sequence_length: Length = 512,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
-    output: Annotated[Path | None, in_output(help="Folder for the model of the last method.")] = None,
-    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
-    """Prune a model by several methods and print one table.
+    """Prune a model by several methods and print one table; --output is for the model of the last method.
 
     Examples:
-    qubo-prune compare smollm2-135m --methods wanda,icbs --density 0.5
-    qubo-prune compare smollm2-135m --methods admm+refit,icbs:compensated
+    qubo-prune compare smollm2-135m --methods wanda,gram --density 0.5
+    qubo-prune compare smollm2-135m --methods admm+refit,compensated
     qubo-prune compare my-model/ --density 0.5,0.4,2:4 --text novel.txt,news.txt
     """
     with plain_errors("nothing was written."):
@@ -426,15 +297,18 @@ def compare_command(
 
         hush_libraries()
         result = compare(
-            model, names(methods), calibration=calibration, text=names(text),
+            model,
+            names(methods),
+            calibration=calibration,
+            text=names(text),
             density=names(kept_shares(context, density, sparsity)),
-            pattern=pattern, solver=solver, max_time=max_time, seed=seed, samples=samples, eval_samples=eval_samples,
-            sequence_length=sequence_length, device=device, dtype=dtype, output=output, overwrite=overwrite,
+            eval_samples=eval_samples,
             progress=not quiet,
-        )  # fmt: skip
+            **settings_given(settings),
+        )
         show(result, as_json, quiet)
-        if output is not None and not quiet and not as_json:
-            typer.echo(f"The model of the last method is in {output}.")
+        if settings["output"] is not None and not quiet and not as_json:
+            typer.echo(f"The model of the last method is in {settings['output']}.")
         tell_losses(result.warnings(), result.all_lost, shown=not (as_json or quiet))
 
 
@@ -486,80 +360,10 @@ def solve_command(
         show(answer, as_json, quiet)
 
 
-@command(app, "solvers", SOLVE)
-def solvers_command(as_json: Json = False) -> None:
-    """List the solvers, what they can do, and why one cannot be used here.
-
-    Examples:
-    qubo-prune solvers
-    qubo-prune solvers --json
-    """
-    from dataclasses import asdict
-
-    from qubo_prune.solver.registry import available_adapters, describe_solvers
-
-    infos = describe_solvers()
-    if as_json:
-        sys.stdout.write(json.dumps([asdict(info) for info in infos], indent=1) + "\n")
-        return
-    Console().print(infos.table())
-    for line in infos.broken():
-        Console(soft_wrap=True).print(line, markup=False, highlight=False)
-    typer.echo(f"Adapters (NAME:package.module:Thing): {', '.join(available_adapters()) or 'none'}")
-
-
-@command(app, "check-solver", SOLVE)
-def check_solver_command(
-    solver: Annotated[
-        str,
-        typer.Argument(
-            help="A name, package.module:Class, or adapter:package.module:Thing.", autocompletion=one_of(solver_names)
-        ),
-    ],
-    set_: Settings = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Check that a solver keeps to the contract; exit code 1 if it does not.
-
-    Examples:
-    qubo-prune check-solver tabu --set steps=5
-    qubo-prune check-solver my_package.my_module:MySolver
-    """
-    with plain_errors("nothing was changed."):
-        from dataclasses import asdict
-
-        from rich.text import Text
-
-        from qubo_prune.progress import Progress
-        from qubo_prune.solver.registry import make_solver
-        from qubo_prune.tables import Table
-        from qubo_prune.testing import check_names, run_check
-
-        made, outcomes = make_solver(solver, **settings_of(solver, set_)), []
-        with Progress(not quiet and not as_json).task(f"checking {solver}", len(check_names())) as advance:
-            for name in check_names():
-                outcomes.append(run_check(name, made))
-                advance(1, name)
-        failed = sum(outcome.passed is False for outcome in outcomes)
-        if as_json:
-            sys.stdout.write(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-        elif not quiet:
-            table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-            for column in ("check", "result", "seconds", ""):
-                number = column in ("result", "seconds")
-                table.add_column(
-                    column, justify="right" if column == "seconds" else "left", no_wrap=number, overflow="fold"
-                )
-            for outcome in outcomes:
-                state = {True: "passed", False: "FAILED", None: "n/a"}[outcome.passed]
-                table.add_row(outcome.name.replace("_", " "), state, f"{outcome.seconds:.2f}", Text(outcome.message))
-            Console().print(table)
-            typer.echo(f"{solver}: {failed} of {len(outcomes)} checks failed." if failed else f"{solver}: passed.")
-        if failed:
-            raise typer.Exit(FAILED)
-
-
+command(app, "solvers", SOLVE)(solvers_command)
+command(app, "check-solver", SOLVE)(check_solver_command)
+command(app, "methods", PRUNE)(methods_command)
+command(app, "check-method", PRUNE)(check_method_command)
 app.add_typer(bench, name="bench", rich_help_panel=MEASURE)
 app.add_typer(instances, name="instances", rich_help_panel=MEASURE)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from qubo_prune.choices import GROUP, PACKAGED
+from qubo_prune.choices import PACKAGED
+from qubo_prune.plugins import METHODS, SOLVERS
 
 Completer = Callable[[str], list[str]]
 Words = Iterable[str] | Callable[[], Iterable[str]]
@@ -40,7 +41,23 @@ def _made(words: Words) -> Iterable[str]:
 
 def solver_names() -> list[str]:
     """Names of the installed solvers, sorted; nothing of theirs is imported."""
-    return sorted({entry.name for entry in metadata.entry_points(group=GROUP)})
+    return sorted({entry.name for entry in metadata.entry_points(group=SOLVERS)})
+
+
+def method_names() -> list[str]:
+    """Names of the installed methods, sorted; nothing of theirs is imported."""
+    return sorted({entry.name for entry in metadata.entry_points(group=METHODS) if "." not in entry.name})
+
+
+def start_names() -> list[str]:
+    """Names of what blocks may begin with."""
+    return method_names()
+
+
+def update_names() -> list[str]:
+    """Names of the installed updates."""
+    names = (entry.name.partition(".") for entry in metadata.entry_points(group=METHODS))
+    return ["none", *sorted({name for role, _, name in names if role == "update" and name})]
 
 
 def model_names(incomplete: str) -> list[str]:

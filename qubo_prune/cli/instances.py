@@ -54,9 +54,12 @@ def make_command(
 
         hush_libraries()
         made = make_suite(
-            output, suite, proof_time=parse_seconds(proof_time) or 0.0, formats=names(formats),
+            output,
+            suite,
+            proof_time=parse_seconds(proof_time) or 0.0,
+            formats=names(formats),
             progress=Progress(not quiet),
-        )  # fmt: skip
+        )
         if not quiet:
             proven = sum(instance.optimal for instance in made.instances)
             Console(soft_wrap=True).print(

@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from qubo_prune.choices import DTYPE_NAMES, HESSIANS, METHODS, PATTERNS, UPDATES
 from qubo_prune.cli.complete import model_names, one_of, solver_names, some_of
 from qubo_prune.cli.help import UNREAD, say
+from qubo_prune.cli.run_options import field_of, flag_of, of_field
 from qubo_prune.files.parsing import one_line, short
+from qubo_prune.request import BLOCKS, BUDGETS, DATA, OUTPUT, RUN, WHAT
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 #: What a command's exit code says.
@@ -35,59 +36,21 @@ EXIT_CODES = {
 }
 
 #: Panels of options: the same for the same options of all commands.
-in_what = partial(typer.Option, rich_help_panel="What to prune")
-in_blocks = partial(typer.Option, rich_help_panel="Blocks and solver")
-in_budgets = partial(typer.Option, rich_help_panel="Budgets")
-in_data = partial(typer.Option, rich_help_panel="Data")
-in_run = partial(typer.Option, rich_help_panel="Run")
-in_output = partial(typer.Option, rich_help_panel="Output")
+in_what = partial(typer.Option, rich_help_panel=WHAT)
+in_blocks = partial(typer.Option, rich_help_panel=BLOCKS)
+in_budgets = partial(typer.Option, rich_help_panel=BUDGETS)
+in_data = partial(typer.Option, rich_help_panel=DATA)
+in_run = partial(typer.Option, rich_help_panel=RUN)
+in_output = partial(typer.Option, rich_help_panel=OUTPUT)
 
-
-def _or(words: Sequence[str]) -> str:
-    """Words of a choice, for people."""
-    return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-Method = Annotated[
-    str,
-    in_what(help=f"icbs (blocks), {_or(METHODS[1:])}.", autocompletion=one_of(METHODS)),
-]
-Hessian = Annotated[
-    str,
-    in_blocks(
-        help="Blocks from gram (layer inputs), compensated (the same, for weights that adapt) or fisher (the loss).",
-        autocompletion=one_of(HESSIANS),
-    ),
-]
-Update = Annotated[
-    str | None,
-    in_what(
-        help=f"Kept weights: {_or(UPDATES)}; by default the method's own, refit with compensated.",
-        show_default=False, autocompletion=one_of(UPDATES),
-    ),
-]  # fmt: skip
 _MODEL = "A hub id, a local folder, a .gguf file, or smollm2-135m."
 Model = Annotated[str, typer.Argument(help=_MODEL, autocompletion=model_names)]
 ModelOption = Annotated[str, in_what(help=_MODEL, autocompletion=model_names)]
 Density = Annotated[float, in_budgets(help="Kept share of each budget, above 0 and at most 1.")]
 Sparsity = Annotated[float | None, in_budgets(help="Pruned share, 1 - density, instead of that.", show_default=False)]
 Densities = Annotated[str, in_budgets(help="Comma-separated kept shares.")]
-PatternOption = Annotated[
-    str,
-    in_budgets(
-        help="Where the budget is balanced: row, layer, or n:m such as 2:4.",
-        autocompletion=one_of((*PATTERNS, "2:4", "4:8")),
-    ),
-]
-Include = Annotated[list[str] | None, in_what(help="Prune only layers like this, e.g. '*.mlp.*'.")]
-Exclude = Annotated[list[str] | None, in_what(help="Leave layers like this dense.")]
-SolverOption = Annotated[
-    str,
-    in_blocks(
-        help="Who decides: a name, package.module:Class, or adapter:package.module:Thing.",
-        autocompletion=one_of(solver_names),
-    ),
-]
+PatternOption = Annotated[str, of_field("pattern")]
+SolverOption = Annotated[str, of_field("solver")]
 Solvers = Annotated[
     str,
     in_blocks(
@@ -100,18 +63,15 @@ AllSolvers = Annotated[
     in_blocks(
         help="Comma-separated names, settings in brackets, such as 'tabu,neal(num_reads=5)'; by default all that come "
         "with the package.",
-        show_default=False, autocompletion=some_of(solver_names),
+        show_default=False,
+        autocompletion=some_of(solver_names),
     ),
-]  # fmt: skip
-Settings = Annotated[
-    list[str] | None,
-    in_blocks("--set", metavar="NAME=VALUE", help="A setting of the solver, its value as JSON or as text."),
 ]
-LossSet = Annotated[
-    list[str] | None,
-    in_blocks("--loss-set", metavar="NAME=VALUE", help="A setting of the descent on the loss (fisher)."),
-]
-NoPolish = Annotated[bool, in_blocks("--no-polish", help="Leave out the swaps on the solver's answers.")]
+Settings = Annotated[list[str] | None, of_field("solver_settings")]
+Exclude = Annotated[list[str] | None, of_field("exclude")]
+MethodSettings = Annotated[list[str] | None, of_field("method_settings")]
+LossSet = Annotated[list[str] | None, of_field("loss_settings")]
+NoPolish = Annotated[bool, of_field("polish")]
 Calibration = Annotated[
     str,
     in_data(
@@ -119,30 +79,46 @@ Calibration = Annotated[
         autocompletion=one_of(("pydoc",)),
     ),
 ]
-Samples = Annotated[int, in_data(help="Calibration windows.")]
+Samples = Annotated[int, of_field("samples")]
 Text = Annotated[str, in_data(help="Held-out text: a file, a folder, a data set id, or pydoc.")]
 EvalSamples = Annotated[int, in_data(help="Windows of held-out text.")]
-Length = Annotated[int, in_data(help="Tokens per window.")]
-Seed = Annotated[int, in_run(help="Every random choice follows from it.")]
-MaxTime = Annotated[
-    str | None,
-    in_run(help="Wall-clock budget of the run such as 90s, 5m, 1h; the best masks so far count."),
-]
-Device = Annotated[
-    str,
-    in_run(help="Where the model lives: cpu, cuda, cuda:1 ...", autocompletion=one_of(("cpu", "cuda"))),
-]
-Dtype = Annotated[
-    str, in_run(help=f"Type of the loaded weights: {_or(DTYPE_NAMES)}.", autocompletion=one_of(DTYPE_NAMES))
-]
-Trust = Annotated[bool, in_run("--trust-remote-code", help="Run model code that comes with the checkpoint.")]
-Overwrite = Annotated[bool, in_output("--overwrite", help="Replace an output folder that is not empty.")]
+Length = Annotated[int, of_field("sequence_length")]
+Seed = Annotated[int, of_field("seed")]
+MaxTime = Annotated[str | None, of_field("max_time")]
+Device = Annotated[str, of_field("device")]
+Dtype = Annotated[str, of_field("dtype")]
+Trust = Annotated[bool, of_field("trust_remote_code")]
+Overwrite = Annotated[bool, of_field("overwrite")]
 LogFile = Annotated[
     Path | None,
     in_output(help="Append what happens to this file, one JSON object a line.", show_default=False),
 ]
 Quiet = Annotated[bool, in_output("--quiet", "-q", help="No progress bars and no table.")]
 Json = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
+
+
+def settings_given(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run from the values of its options, as a command line gives them."""
+    from qubo_prune.masks.keep import KeepMasks
+
+    made = dict(given)
+    for name, value in given.items():
+        flag, kind = flag_of(name), field_of(name).default
+        if isinstance(kind, bool):
+            made[name] = value != kind  # a flag turns the default over
+        elif name == "densities":
+            made[name] = shares(flag, value)
+        elif name == "solver_settings":
+            made[name] = settings_of(given["solver"], value)
+        elif name.endswith("_settings"):
+            made[name] = pairs(flag, value) or None
+        elif name == "warm_start" and value and value.endswith(".safetensors"):
+            made[name] = KeepMasks.load(value)
+        elif name == "block_time" and value == "none":
+            made[name] = None
+        elif kind == ():
+            made[name] = tuple(names(value) if isinstance(value, str) else value or ())
+    return made
 
 
 class Terminated(KeyboardInterrupt):

@@ -2,62 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from qubo_prune.cli import options
 from qubo_prune.cli.complete import families as families_of
 from qubo_prune.cli.complete import one_of, suite_names
-from qubo_prune.cli.options import (
-    AllSolvers,
-    Json,
-    Quiet,
-    counts,
-    hush_libraries,
-    in_blocks,
-    in_data,
-    in_output,
-    in_run,
-    names,
-    plain_errors,
-    show,
-    tell_losses,
-)  # fmt: skip
+from qubo_prune.cli.derive import with_options
+from qubo_prune.cli.ending import Ending
+from qubo_prune.cli.options import in_blocks, in_data, in_output, in_run, names
 
 
-def solvers_command(
-    solvers: AllSolvers = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa",
+@dataclass(frozen=True)
+class RunOptions:
+    """Which solvers are run on what, as a command line gives it."""
+
+    solvers: options.AllSolvers = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa"
     suite: Annotated[
         str,
         in_data(
             help="standard or smoke, made at the first use, or the folder of a suite.",
             autocompletion=one_of(suite_names),
         ),
-    ] = "standard",
+    ] = "standard"
     families: Annotated[
         str | None,
         in_data(help="Comma-separated families or instances of the suite; all by default.", autocompletion=families_of),
-    ] = None,
-    sizes: Annotated[str | None, in_blocks(help="Comma-separated block sizes; all by default.")] = None,
+    ] = None
+    sizes: Annotated[str | None, in_blocks(help="Comma-separated block sizes; all by default.")] = None
     time_limits: Annotated[
         str, in_run(help="Comma-separated wall-clock limits of a solve, a point of the curves each.")
-    ] = "30ms,100ms,300ms,1s",
-    seeds: Annotated[int, in_run(help="Solves of each problem by solvers that use a seed.")] = 3,
-    workers: Annotated[int | None, in_run(help="Solves at a time, one thread each; one per core by default.")] = None,
+    ] = "30ms,100ms,300ms,1s"
+    seeds: Annotated[int, in_run(help="Solves of each problem by solvers that use a seed.")] = 3
+    workers: Annotated[int | None, in_run(help="Solves at a time, one thread each; one per core by default.")] = None
     backend: Annotated[
         str,
         in_run(
             help="Of joblib: loky, threading, sequential, dask, dask:ADDRESS, ray or ray:ADDRESS.",
             autocompletion=one_of(("loky", "threading", "sequential", "dask", "ray")),
         ),
-    ] = "loky",
+    ] = "loky"
+
+    def run(self, output: Path, bars: Any) -> None:
+        """Fill the table of the run in a folder; all that may be wrong is found out before a suite is made.
+
+        Args:
+            output: the folder.
+            bars: a :class:`~qubo_prune.progress.Progress`.
+        """
+        from qubo_prune.arguments import parse_seconds
+        from qubo_prune.bench import run_report
+        from qubo_prune.bench.runs import FILES, SIGN, checked_limits, run_suite
+        from qubo_prune.bench.solvers import parse_entrants
+        from qubo_prune.files.outputs import check_added
+
+        entrants = parse_entrants(self.solvers)
+        for entrant in entrants:
+            entrant.make()
+        limits = [parse_seconds(limit) or 0.0 for limit in names(self.time_limits)]
+        limits = checked_limits(limits, self.seeds, self.workers)
+        widths, families = options.counts(self.sizes), None if self.families is None else names(self.families)
+        _check_families(self.suite, families or [])
+        check_added(output, (*FILES, *run_report.FILES), SIGN)
+        suite = _suite(self.suite, bars)
+        run_suite(
+            suite,
+            entrants,
+            output,
+            instances=suite.select(families, widths),
+            time_limits=limits,
+            seeds=self.seeds,
+            workers=self.workers,
+            backend=self.backend,
+            progress=bars,
+        )
+
+
+@with_options
+def solvers_command(
+    *,
+    asked: RunOptions,
     output: Annotated[
         Path, in_output(help="Folder of the run; one that is there goes on where it was stopped.")
     ] = Path("solvers-run"),
-    quiet: Quiet = False,
-    as_json: Json = False,
+    ending: Ending,
 ) -> None:
     """Compare solvers on block QUBOs of real layers, within the same time limits.
 
@@ -67,37 +98,16 @@ def solvers_command(
     qubo-prune bench solvers --solvers tabu,neal --sizes 64,128 --output run
     qubo-prune bench solvers --suite smoke --time-limits 30ms,100ms --output run
     """
-    with plain_errors(f"what was solved is in {output}; the same command goes on."):
-        from qubo_prune.arguments import parse_seconds
-        from qubo_prune.bench import run_report
+    with options.plain_errors(f"what was solved is in {output}; the same command goes on."):
         from qubo_prune.bench.metrics import Results
-        from qubo_prune.bench.runs import FILES, SIGN, checked_limits, run_suite
-        from qubo_prune.bench.solvers import parse_entrants
-        from qubo_prune.files.outputs import check_added
+        from qubo_prune.bench.run_report import write_report
         from qubo_prune.progress import Progress
 
-        hush_libraries()
-        entrants = parse_entrants(solvers)
-        # all of it before a suite is made, which takes minutes
-        for entrant in entrants:
-            entrant.make()
-        limits = checked_limits([parse_seconds(limit) or 0.0 for limit in names(time_limits)], seeds, workers)
-        widths = counts(sizes)
-        _check_families(suite, names(families or ""))
-        check_added(output, (*FILES, *run_report.FILES), SIGN)
-        bars = Progress(not quiet and not as_json)
-        chosen = _suite(suite, bars)
-        instances = chosen.select(names(families) if families is not None else None, widths)
-        run_suite(
-            chosen, entrants, output, instances=instances, time_limits=limits, seeds=seeds, workers=workers,
-            backend=backend, progress=bars,
-        )  # fmt: skip
+        options.hush_libraries()
+        asked.run(output, Progress(ending.for_people))
         results = Results.read(output)
-        run_report.write_report(results, output)
-        show(results, as_json, quiet)
-        if not quiet and not as_json:
-            Console(soft_wrap=True).print(f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")
-        tell_losses(results.failures(), results.all_lost, shown=not (as_json or quiet))
+        write_report(results, output)
+        ending.end(results, written=f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")
 
 
 def _check_families(suite: str, wanted: list[str]) -> None:
@@ -131,11 +141,12 @@ def _suite(text: str, bars: Any) -> Any:
     return make_suite(folder, text, progress=bars)
 
 
+@with_options
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of bench solvers; several are taken together.")],
     output: Annotated[Path | None, in_output(help="Folder for the report; that of the only run by default.")] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    *,
+    ending: Ending,
 ) -> None:
     """Write the report of one or more runs: a page that needs nothing else, Markdown, QOBLIB's fields.
 
@@ -143,7 +154,7 @@ def report_command(
     qubo-prune bench report run
     qubo-prune bench report run-here run-there --output both
     """
-    with plain_errors("nothing was written."):
+    with options.plain_errors("nothing was written."):
         from qubo_prune.bench.metrics import Results
         from qubo_prune.bench.run_report import write_report
         from qubo_prune.errors import InputError
@@ -152,6 +163,4 @@ def report_command(
             raise InputError("Several runs are given and no folder for their report; name one with --output.")
         results = Results.read(*runs)
         written = write_report(results, output or runs[0])
-        show(results, as_json, quiet)
-        if not quiet and not as_json:
-            Console(soft_wrap=True).print(", ".join(map(str, written)))
+        ending.print(results, ", ".join(map(str, written)))

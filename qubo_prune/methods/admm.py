@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,30 +17,36 @@ from qubo_prune.hessian.linalg import (
     work_dtype,
 )
 from qubo_prune.masks.keep import keep_highest
-from qubo_prune.methods.base import Masked, Task
+from qubo_prune.methods.base import LayerTask, Masked, PublishedMethod, Traits, Update
 
 
-def admm_masks(task: Task) -> Masked:
-    """Boza (arXiv 2401.02938): :func:`update.admm` with the mask chosen while iterating.
+@dataclass(frozen=True)
+class Admm(PublishedMethod):
+    """Boza (arXiv 2401.02938): :func:`admm` with the mask chosen while iterating.
 
     In the first 15 of 20 iterations t the mask holds the largest ``|W + U|``, in the scale of a unit
     diagonal, at the sparsity ``s (1 - (1 - t/15)^3)``; after them it stays. ``n:m`` is final from the start.
     """
-    keep = torch.ones_like(task.weight, dtype=torch.bool)
 
-    def select(step: int, values: Tensor) -> Tensor:
-        nonlocal keep
-        if step < 15 and not task.pattern.of:
-            sparsity = (1 - task.density) * (1 - (1 - step / 15) ** 3)
-            keep = keep_highest(values.abs(), task.pattern, 1 - sparsity)
-        elif step <= 15:
-            keep = task.highest(values.abs())
-        return keep
+    traits = Traits("ADMM", updates=True, source="Boza, arXiv 2401.02938")
 
-    (updated, _), _ = with_damping(
-        task.gram, task.damping, lambda hessian: admm(task.alive_weight(), hessian, select), task.notes
-    )
-    return keep, updated
+    def masked(self, task: LayerTask) -> Masked:
+        """See :class:`PublishedMethod`."""
+        keep = torch.ones_like(task.weight, dtype=torch.bool)
+
+        def select(step: int, values: Tensor) -> Tensor:
+            nonlocal keep
+            if step < 15 and not task.pattern.of:
+                sparsity = (1 - task.density) * (1 - (1 - step / 15) ** 3)
+                keep = keep_highest(values.abs(), task.pattern, 1 - sparsity)
+            elif step <= 15:
+                keep = task.highest(values.abs())
+            return keep
+
+        (updated, _), _ = with_damping(
+            task.gram, task.damping, lambda hessian: admm(task.alive_weight(), hessian, select), task.notes
+        )
+        return keep, updated
 
 
 def admm(
@@ -77,3 +85,20 @@ def admm(
         dual = total - sparse
         moving = (target + sparse - dual) @ inverse
     return ((moving + dual) * keep) / scale.to(dtype), keep
+
+
+@dataclass(frozen=True)
+class AdmmUpdate(Update):
+    """20 steps of :func:`admm` on a fixed mask (Boza, arXiv 2401.02938)."""
+
+    traits = Traits("ADMM's update", starts=False, updates=True, source="Boza, arXiv 2401.02938")
+
+    def fitted(
+        self,
+        weight: Float[Tensor, "r d"],
+        hessian: Float[Tensor, "d d"],
+        keep: Bool[Tensor, "r d"],
+        notes: Counter[str],
+    ) -> Float[Tensor, "r d"]:
+        """The weights after the last step."""
+        return admm(weight, hessian, lambda step, values: keep)[0]

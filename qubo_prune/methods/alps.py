@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,11 +14,12 @@ from qubo_prune.hessian.linalg import (
     with_damping,
     work_dtype,
 )
-from qubo_prune.methods.base import Masked, Task
+from qubo_prune.methods.base import LayerTask, Masked, PublishedMethod, Traits
 from qubo_prune.methods.refit import conjugate_gradients
 
 
-def alps(task: Task) -> Masked:
+@dataclass(frozen=True)
+class Alps(PublishedMethod):
     """Meng et al., "ALPS" (arXiv 2406.07831): ADMM with a growing penalty, then conjugate gradients.
 
     With H scaled to a unit diagonal, W0 the dense weights in that scale, ``D`` the projection of W0,
@@ -31,14 +33,19 @@ def alps(task: Task) -> Masked:
     hardly anything; the paper and this do not.) One eigendecomposition of H serves all rho.
     """
 
-    def attempt(hessian: Tensor) -> Masked:
-        unit, scale = unit_diagonal(hessian)
-        dtype = work_dtype(task.weight)
-        dense = task.alive_weight().double() * scale
-        keep, updated = _alps(dense, unit, dtype, task.highest)
-        return keep, updated.double() / scale
+    traits = Traits("ALPS", updates=True, source="Meng et al., arXiv 2406.07831")
 
-    return with_damping(task.gram, task.damping, attempt, task.notes)[0]
+    def masked(self, task: LayerTask) -> Masked:
+        """See :class:`PublishedMethod`."""
+
+        def attempt(hessian: Tensor) -> Masked:
+            unit, scale = unit_diagonal(hessian)
+            dtype = work_dtype(task.weight)
+            dense = task.alive_weight().double() * scale
+            keep, updated = _alps(dense, unit, dtype, task.highest)
+            return keep, updated.double() / scale
+
+        return with_damping(task.gram, task.damping, attempt, task.notes)[0]
 
 
 def _alps(

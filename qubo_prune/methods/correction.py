@@ -26,8 +26,8 @@ from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.linalg import cast_back, cholesky, with_damping
 from qubo_prune.precision import pinned
 
-#: Share of the way to the dense model's outputs, and damping, that compensated blocks take by default.
-SHARE, CORRECTION_DAMPING = 0.5, 0.3
+#: Damping where there is a correction, if none is given.
+CORRECTION_DAMPING = 0.3
 
 
 @pinned()

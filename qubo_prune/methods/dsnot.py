@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from qubo_prune.methods.base import Masked, Task
+from qubo_prune.methods.base import LayerTask, Masked, PublishedMethod, Traits
 
 
-def dsnot(task: Task) -> Masked:
+@dataclass(frozen=True)
+class Dsnot(PublishedMethod):
     """Grow and prune from Wanda's mask, the nearest rule to DSnoT that a Gram allows.
 
     DSnoT (Zhang et al., arXiv 2310.08915) follows the mean of a row's output error over tokens, from the
@@ -21,26 +24,31 @@ def dsnot(task: Task) -> Masked:
 
     With ``n:m`` both are of one group; with ``layer`` every row keeps Wanda's count.
     """
-    weight, hessian = task.weight.double(), task.gram.matrix
-    start, scores = task.highest(task.wanda()), task.wanda()
-    keep = start.clone()
-    labels = task.pattern.labels(weight.shape[1]).to(weight.device)
-    own = weight.square() * hessian.diagonal() / 2
-    field = weight.masked_fill(keep, 0) @ hessian
-    rows = torch.arange(len(weight), device=weight.device)
-    for _ in range(50):
-        some, w, f, kept = scores[rows], weight[rows], field[rows], keep[rows]
-        right = kept & (w * f < 0)
-        groups = torch.zeros(len(rows), int(labels[-1]) + 1, dtype=torch.bool, device=weight.device)
-        groups = groups.index_add(1, labels, right)
-        gain, p = (w * f - own[rows]).masked_fill(kept | ~groups[:, labels], -torch.inf).max(1)
-        cheapest, k = some.masked_fill(~(right & (labels == labels[p, None])), torch.inf).min(1)
-        at = torch.arange(len(rows), device=weight.device)
-        change = own[rows, k] + w[at, k] * (f[at, k] - hessian[k, p] * w[at, p]) - gain
-        better = (change < 0) & torch.isfinite(cheapest)
-        rows, p, k = rows[better], p[better], k[better]
-        if not len(rows):
-            break
-        keep[rows, p], keep[rows, k] = True, False
-        field[rows] += weight[rows, k, None] * hessian[k] - weight[rows, p, None] * hessian[p]
-    return keep, None
+
+    traits = Traits("DSnoT, from the Gram", source="Zhang et al., arXiv 2310.08915")
+
+    def masked(self, task: LayerTask) -> Masked:
+        """See :class:`PublishedMethod`."""
+        weight, hessian = task.weight.double(), task.gram.matrix
+        start, scores = task.highest(task.wanda()), task.wanda()
+        keep = start.clone()
+        labels = task.pattern.labels(weight.shape[1]).to(weight.device)
+        own = weight.square() * hessian.diagonal() / 2
+        field = weight.masked_fill(keep, 0) @ hessian
+        rows = torch.arange(len(weight), device=weight.device)
+        for _ in range(50):
+            some, w, f, kept = scores[rows], weight[rows], field[rows], keep[rows]
+            right = kept & (w * f < 0)
+            groups = torch.zeros(len(rows), int(labels[-1]) + 1, dtype=torch.bool, device=weight.device)
+            groups = groups.index_add(1, labels, right)
+            gain, p = (w * f - own[rows]).masked_fill(kept | ~groups[:, labels], -torch.inf).max(1)
+            cheapest, k = some.masked_fill(~(right & (labels == labels[p, None])), torch.inf).min(1)
+            at = torch.arange(len(rows), device=weight.device)
+            change = own[rows, k] + w[at, k] * (f[at, k] - hessian[k, p] * w[at, p]) - gain
+            better = (change < 0) & torch.isfinite(cheapest)
+            rows, p, k = rows[better], p[better], k[better]
+            if not len(rows):
+                break
+            keep[rows, p], keep[rows, k] = True, False
+            field[rows] += weight[rows, k, None] * hessian[k] - weight[rows, p, None] * hessian[p]
+        return keep, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +17,7 @@ from qubo_prune.hessian.linalg import (
     padded_columns,
     padded_square,
 )
+from qubo_prune.methods.base import Traits, Update
 
 #: Inputs up to which a row is refitted by a Cholesky factorisation, by conjugate gradients beyond.
 CHOLESKY_LIMIT = 4096
@@ -143,3 +145,20 @@ def conjugate_gradients(
         before, square_left = square_left, left.square().sum(1)
         direction = left + torch.where(before > 0, square_left / before, 0)[:, None] * direction
     return values, int((square_left.sqrt() > limit).sum())
+
+
+@dataclass(frozen=True)
+class Refit(Update):
+    """The least-squares optimum of every row on its mask, ``v_F = (H_FF)^-1 (H w)_F``; see :func:`refit`."""
+
+    traits = Traits("refit", starts=False, updates=True)
+
+    def fitted(
+        self,
+        weight: Float[Tensor, "r d"],
+        hessian: Float[Tensor, "d d"],
+        keep: Bool[Tensor, "r d"],
+        notes: Counter[str],
+    ) -> Float[Tensor, "r d"]:
+        """The optimum, to float64's accuracy."""
+        return refit(weight.double(), hessian, keep, notes)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from qubo_prune.blocks.gram_rows import LayerState
-from qubo_prune.choices import SCORES
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian.gram import Gram
-from qubo_prune.masks.keep import Pattern, keep_highest
 from qubo_prune.precision import pinned
 from qubo_prune.seeds import checked_seed
-from qubo_prune.solver.swaps.forward_selection import forward_selection
+
+#: Scores by name.
+SCORES = ("magnitude", "wanda", "random")
 
 
 @pinned()
@@ -36,25 +35,3 @@ def score(kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, seed: int)
     if gram.dead.all():  # no calibration data: nothing is known but the weights
         return weight.abs() if kind == "wanda" else scores
     return scores.masked_fill(gram.for_rows(gram.dead, len(weight)), -1.0)
-
-
-@pinned()
-def warm_start(
-    kind: str, weight: Float[Tensor, "d_out d_in"], gram: Gram, pattern: Pattern, density: float, seed: int
-) -> Bool[Tensor, "d_out d_in"]:
-    """A keep mask with exact counts: by a score of :mod:`scores`, or ``greedy`` forward selection.
-
-    ``greedy`` prunes, row by row, the weight that costs least given those pruned before; with the
-    pattern ``layer`` the rows' shares come from Wanda.
-    """
-    keep = keep_highest(score("wanda" if kind == "greedy" else kind, weight, gram, seed), pattern, density)
-    if kind != "greedy":
-        return keep
-    parts = zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True)
-    return torch.cat([_selected(LayerState(*part, pattern)) for part in parts])
-
-
-def _selected(state: LayerState) -> Bool[Tensor, "d_out d_in"]:
-    """The mask of forward selection, each row with the count it has."""
-    state.x = forward_selection(state.emit_whole(state.everything())).to(state.x.dtype)
-    return state.keep_mask()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,10 +15,11 @@ from qubo_prune.hessian.linalg import (
     with_damping,
 )
 from qubo_prune.masks.keep import keep_highest
-from qubo_prune.methods.base import Masked, Task
+from qubo_prune.methods.base import LayerTask, Masked, PublishedMethod, Traits, Update
 
 
-def sparsegpt(task: Task) -> Masked:
+@dataclass(frozen=True)
+class SparseGpt(PublishedMethod):
     """Frantar & Alistarh, "SparseGPT" (arXiv 2301.00774): masks chosen while the columns are swept.
 
     In each slab of 128 columns, just before they are swept, the weights with the highest
@@ -24,25 +27,33 @@ def sparsegpt(task: Task) -> Masked:
     pattern ``layer`` has one threshold; here the slabs' counts add up to the pattern's exactly, and with
     the pattern ``row`` so do those of every row.
     """
-    pattern, (d_out, d_in) = task.pattern, task.weight.shape
-    step = pattern.of or SLAB
-    slab = max(1, SLAB // step) * step
-    total = pattern.num_kept((d_out, d_in), task.density)
-    total = total // max(1, d_out) if pattern.name == "row" else total
 
-    def select(first: int, weight: Tensor, own: Tensor) -> Tensor:
-        saliency = (weight / own).square()
-        if pattern.of:
-            return keep_highest(saliency, pattern, task.density)
-        count = _up_to(total, first + weight.shape[1], d_in) - _up_to(total, first, d_in)
-        size = weight.shape[1] if pattern.name == "row" else weight.numel()
-        return keep_highest(saliency, pattern, count / size)
+    traits = Traits("SparseGPT", updates=True, source="Frantar & Alistarh, arXiv 2301.00774")
 
-    dense = task.alive_weight().double()
-    (updated, keep), _ = with_damping(
-        task.gram, task.damping, lambda hessian: sweep(dense, inverse_factor(hessian), select, slab, step), task.notes
-    )
-    return keep, updated
+    def masked(self, task: LayerTask) -> Masked:
+        """See :class:`PublishedMethod`."""
+        pattern, (d_out, d_in) = task.pattern, task.weight.shape
+        step = pattern.of or SLAB
+        slab = max(1, SLAB // step) * step
+        total = pattern.num_kept((d_out, d_in), task.density)
+        total = total // max(1, d_out) if pattern.name == "row" else total
+
+        def select(first: int, weight: Tensor, own: Tensor) -> Tensor:
+            saliency = (weight / own).square()
+            if pattern.of:
+                return keep_highest(saliency, pattern, task.density)
+            count = _up_to(total, first + weight.shape[1], d_in) - _up_to(total, first, d_in)
+            size = weight.shape[1] if pattern.name == "row" else weight.numel()
+            return keep_highest(saliency, pattern, count / size)
+
+        dense = task.alive_weight().double()
+        (updated, keep), _ = with_damping(
+            task.gram,
+            task.damping,
+            lambda hessian: sweep(dense, inverse_factor(hessian), select, slab, step),
+            task.notes,
+        )
+        return keep, updated
 
 
 def _up_to(total: int, column: int, d_in: int) -> int:
@@ -90,3 +101,24 @@ def sweep(
             block[:, column:] -= errors[:, column, None] * factor[column, column:]
         weight[:, start + slab :] -= errors @ upper[start : start + slab, start + slab :]
     return weight.masked_fill(~keep, 0), keep
+
+
+@dataclass(frozen=True)
+class SparseGptUpdate(Update):
+    """The column :func:`sweep` with a given mask (Frantar & Alistarh, arXiv 2301.00774)."""
+
+    traits = Traits("SparseGPT's update", starts=False, updates=True, source="Frantar & Alistarh, arXiv 2301.00774")
+
+    def fitted(
+        self,
+        weight: Float[Tensor, "r d"],
+        hessian: Float[Tensor, "d d"],
+        keep: Bool[Tensor, "r d"],
+        notes: Counter[str],
+    ) -> Float[Tensor, "r d"]:
+        """The weights after the sweep."""
+
+        def choose(first: int, values: Tensor, own: Tensor) -> Tensor:
+            return keep[:, first : first + values.shape[1]]
+
+        return sweep(weight.double(), inverse_factor(hessian), choose)[0]

@@ -1,35 +1,18 @@
-"""Weight updates on a fixed support: the kept weights of a layer adapt to what was pruned.
-
-A row with dense weights w becomes v, zero outside its support F, and its output error becomes
-``1/2 (v - w)'H(v - w)``. ``H`` is damped everywhere here: ``H + damping * mean(diag H) * I``. The weights
-of inputs that were always zero stay as they are where they are kept.
-"""
+"""Weight updates on a fixed mask by name: the kept weights of a layer adapt to what was pruned."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qubo_prune.choices import UPDATES
-from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.hessian.gram import Gram
-from qubo_prune.hessian.linalg import (
-    UNSEEN,
-    cast_back,
-    check_layer,
-    inverse_factor,
-    promote_range,
-    with_damping,
-)
-from qubo_prune.methods.admm import admm
-from qubo_prune.methods.refit import refit
-from qubo_prune.methods.sparsegpt import sweep
+from qubo_prune.hessian.linalg import check_layer
+from qubo_prune.masks.keep import Pattern
+from qubo_prune.methods.base import LayerTask, Update
+from qubo_prune.methods.registry import make_update
 from qubo_prune.precision import pinned
 
 
@@ -50,24 +33,17 @@ class Updated:
 
 @pinned()
 def update(
-    kind: str,
+    kind: str | Update,
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,
     keep: Bool[Tensor, "d_out d_in"],
     damping: float = DAMPING,
 ) -> Updated:
-    """The kept weights after one of :data:`UPDATES`.
-
-    * ``none``: the dense weights, masked.
-    * ``refit``: the least-squares optimum of every row, ``v_F = (H_FF)^-1 (H w)_F``.
-    * ``admm``: 20 steps of :func:`admm` on the given mask (Boza, arXiv 2401.02938).
-    * ``sparsegpt``: the column :func:`sweep` with the given mask (Frantar & Alistarh, arXiv 2301.00774).
-
-    Where a matrix cannot be factored, the damping is raised tenfold step by step, at most up to 1, and a
-    note says so.
+    """The kept weights of one layer after an update.
 
     Args:
-        kind: which update.
+        kind: ``none``, the dense weights masked; the name of an update (``refit``, ``admm``, ``sparsegpt`` and those of
+            other distributions), or an :class:`~qubo_prune.methods.base.Update`.
         weight: dense weights.
         gram: of the layer's inputs; a stack of them for a grouped convolution.
         keep: the mask.
@@ -76,34 +52,10 @@ def update(
     Raises:
         InputError: there is no such update, shapes do not fit, or the Gram is not positive semidefinite.
     """
-    if kind not in UPDATES:
-        raise InputError(f"There is no update {kind!r}{did_you_mean(kind, UPDATES)}; use one of {', '.join(UPDATES)}.")
-    check_layer(weight, gram, damping)
     if kind == "none":
+        check_layer(weight, gram, damping)
         return Updated(weight.detach().masked_fill(~keep.to(weight.device), 0), damping, {})
-    device, notes, largest, parts = gram.matrix.device, Counter[str](), damping, []
-    masks = gram.split(keep.to(device))
-    # detached: threads of this module would record gradients
-    given = promote_range(weight.detach().to(device), gram)
-    for dense, part, mask in zip(gram.split(given), gram.parts(), masks, strict=True):
-        if part.dead.all():
-            parts.append(dense.masked_fill(~mask, 0).double())
-            notes[UNSEEN] += 1
-            continue
-        result, used = with_damping(part, damping, _attempt(kind, dense, mask, notes), notes)
-        parts.append(result.double().masked_fill(~mask, 0))
-        largest = max(largest, used)
-    return Updated(cast_back(torch.cat(parts), weight.detach(), keep, notes), largest, dict(notes))
-
-
-def _attempt(
-    kind: str, weight: Float[Tensor, "r d"], keep: Bool[Tensor, "r d"], notes: Counter[str]
-) -> Callable[[Tensor], Tensor]:
-    """An update as a function of the damped Hessian."""
-    if kind == "refit":
-        return lambda hessian: refit(weight.double(), hessian, keep, notes)
-    if kind == "admm":
-        return lambda hessian: admm(weight, hessian, lambda step, values: keep)[0]
-    return lambda hessian: sweep(
-        weight.double(), inverse_factor(hessian), lambda first, values, own: keep[:, first : first + values.shape[1]]
-    )[0]
+    made = make_update(kind) if isinstance(kind, str) else kind
+    # neither the pattern nor the density counts, since the mask is given
+    found, notes, largest = made.update(LayerTask(weight, gram, Pattern("row"), 1.0, damping), keep)
+    return Updated(found, largest, notes)

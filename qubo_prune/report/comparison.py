@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Group
 from rich.markup import escape
-from rich.text import Text
 
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.chain import Entry
-from qubo_prune.tables import Shown, Table, rendered, shown
+from qubo_prune.report.prunings import Pruning, Prunings
+from qubo_prune.tables import Table, rendered, shown
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class ComparisonRow:
+class ComparisonRow(Pruning):
     """One model of a comparison.
 
     Attributes:
@@ -77,9 +76,14 @@ class ComparisonRow:
         """On the first of the held-out texts."""
         return self.perplexities[0]
 
+    @property
+    def title(self) -> str:
+        """Method and setting, for people."""
+        return f"{Entry.parse(self.method).label}, {self.setting}"
+
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Shown):
+class Comparison(Prunings):
     """Rows in the order they were asked for, ``dense`` first; ``evaluation`` describes the held-out texts."""
 
     model: str
@@ -88,6 +92,11 @@ class Comparison(Shown):
     evaluation: tuple[dict[str, Any], ...]
     machine: dict[str, Any]
     date: str
+
+    @property
+    def prunings(self) -> tuple[ComparisonRow, ...]:
+        """The rows."""
+        return self.rows
 
     @property
     def settings(self) -> list[str]:
@@ -116,9 +125,13 @@ class Comparison(Shown):
         """The comparison as a table of at most 80 columns."""
         several, many = len(self.evaluation) > 1, len(self.evaluation) > 2
         table = Table(
-            title=escape(f"{self.model}, {self.date}"), title_justify="left", caption_justify="left",
-            box=box.SIMPLE_HEAD, show_edge=False, padding=0,
-        )  # fmt: skip
+            title=escape(f"{self.model}, {self.date}"),
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
         clock = "s: seconds" if several else "seconds: of them, search for masks and weights"
         table.caption = escape(
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
@@ -146,9 +159,11 @@ class Comparison(Shown):
                     )
                     search = () if several else (f"{row.search_seconds:.0f}",)
                     numbers = (
-                        shown(row.relative_error, 5), f"{row.seconds:.0f}", *search,
+                        shown(row.relative_error, 5),
+                        f"{row.seconds:.0f}",
+                        *search,
                         f"{row.peak_memory_bytes / 2**30:.1f}",
-                    )  # fmt: skip
+                    )
                     table.add_row(
                         setting, Entry.parse(row.method).label, *itertools.chain(*values), *(() if many else numbers)
                     )
@@ -159,19 +174,3 @@ class Comparison(Shown):
 
     def __str__(self) -> str:
         return rendered(self.__rich__(), 80)
-
-    def __rich__(self) -> Group:
-        return Group(self.table(), *(Text(sentence, style="bold") for sentence in self.warnings()))
-
-    def warnings(self) -> list[str]:
-        """How many blocks solvers lost and how many the clock cut, as sentences with the rows they are of."""
-        return [
-            f"{Entry.parse(row.method).label}, {row.setting}: {sentence}"
-            for row in self.rows
-            for sentence in row.warnings
-        ]
-
-    @property
-    def all_lost(self) -> bool:
-        """True if the solver lost every block of a row."""
-        return any(row.all_lost for row in self.rows)

@@ -342,9 +342,10 @@ class Report(Shown):
     def _title(self) -> str:
         pattern, solver = self.settings.get("pattern", ""), self.settings.get("solver", "")
         method = self.settings.get("method", "")
-        by = f"{method} blocks by {solver}" if method == "icbs" else method
+        by = f"{method} blocks by {solver}" if solver else method
         if self.loss:
-            by = f"{method} blocks of the loss by {self.settings['loss_settings']['solver']}"
+            decided = (self.settings.get("loss_settings") or {}).get("solver")
+            by = f"blocks of the loss ({method})" + (f" by {decided}" if decided else "")
         share = "" if self.share is None else f" of {percent(self.share)} of the model's weights"
         return f"{self.model}: {by}, pattern {pattern}, density {self.density:.4f}{share}"
 

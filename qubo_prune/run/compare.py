@@ -8,35 +8,36 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from qubo_prune.arguments import as_count, as_names, parse_seconds
-from qubo_prune.choices import METHODS
+from qubo_prune.arguments import as_count, as_names
 from qubo_prune.data.evaluation import perplexity
-from qubo_prune.data.text import check_length, check_source, check_windows, token_windows
+from qubo_prune.data.text import Windows, check_length, check_source, check_windows, token_windows
 from qubo_prune.errors import InputError
 from qubo_prune.files.atomic import atomic_write
-from qubo_prune.files.outputs import check_output
+from qubo_prune.files.outputs import Needed, check_output
 from qubo_prune.methods.chain import Entry
+from qubo_prune.methods.registry import method_names
 from qubo_prune.models.load import LoadedModel, check_name, load_model
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
 from qubo_prune.report.comparison import Comparison, ComparisonRow, Setting
 from qubo_prune.report.report import Report, machine, reset_peak_memory
-from qubo_prune.run.plan import Blocks, Plan, check_method
-from qubo_prune.run.prune import prune, save_pruned
-from qubo_prune.seeds import checked_seed
-from qubo_prune.settings import Given, checked, kinds_of
+from qubo_prune.request import PruneRequest, PruneSettings
+from qubo_prune.run.plan import Plan
+from qubo_prune.run.prune import run_request, save_pruned, signature_of
 from qubo_prune.tables import shown
 
 logger = logging.getLogger(__name__)
 
 #: What a comparison takes if no methods are named.
-COMPARED = ("magnitude", "wanda", "sparsegpt", "admm", "icbs", "icbs:compensated")
+COMPARED = ("magnitude", "wanda", "sparsegpt", "admm", "gram", "compensated")
+#: Settings of a run that a comparison has no use for.
+_NOT_HERE = ("method", "hessian", "run_folder", "resume", "held_out")
 
 
 @pinned()
@@ -47,70 +48,110 @@ def compare(
     calibration: str = "pydoc",
     text: str | Sequence[str] = "pydoc",
     density: float | str | Sequence[float | str] = 0.5,
-    pattern: str = "row",
-    solver: str = "greedy",
-    max_time: float | str | None = None,
-    seed: int = 0,
-    samples: int = 32,
     eval_samples: int = 24,
-    sequence_length: int = 512,
-    include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    device: str = "cpu",
-    dtype: str = "auto",
-    output: str | Path | None = None,
-    overwrite: bool = False,
     progress: bool = False,
+    **settings: Unpack[PruneSettings],
 ) -> Comparison:
     """Prune a model by several methods, each from the dense weights, and evaluate each.
 
     Args:
         model: a name that :func:`qubo_prune.models.load.load_model` takes, or what it returned, which has its dense
             weights again in the end.
-        methods: entries ``METHOD[:HESSIAN][+UPDATE]``, such as ``wanda``, ``admm+refit``, ``icbs:compensated``.
+        methods: entries ``METHOD[+UPDATE][@NAME=VALUE]``, such as ``wanda``, ``admm+refit``, ``compensated``.
         calibration: text source for calibration.
         text: held-out text source, or several; methods are compared on each.
         density: kept share, or several; an entry such as ``"2:4"`` is a pattern of its own.
-        pattern, solver, max_time, seed, samples, sequence_length, include, exclude, device, dtype:
-            see :func:`qubo_prune.prune`.
         eval_samples: windows of held-out text.
-        output: folder for the model of the last method, with ``comparison.json`` and ``comparison.png``.
-        overwrite: replace an output folder that is not empty.
         progress: show progress bars.
+        **settings: those of :func:`qubo_prune.prune`, for all methods; ``output`` is where the model of the last method
+            goes, with ``comparison.json`` and ``comparison.png``.
+
+    Raises:
+        InputError: a setting cannot be used, before anything is loaded.
+        TypeError: there is no such setting; the message gives near ones.
     """
     check_alone("prune and compare the same models")
-    methods = as_names("methods", methods)
-    samples, eval_samples = as_count("samples", samples), as_count("eval_samples", eval_samples)
-    sequence_length = as_count("sequence_length", sequence_length)
-    if not methods:
-        raise InputError(f"No method is given to compare; name one or more of {', '.join(METHODS)}.")
-    entries = [parse_entry(method) for method in methods]
-    asked = list(density) if isinstance(density, Iterable) and not isinstance(density, str) else [density]
-    settings = [Setting.parse(each, pattern) for each in asked]
-    for entry, setting in itertools.product(entries, settings):
-        check_entry(entry, setting, solver)
-    parse_seconds(max_time)
-    checked_seed(seed)
-    if isinstance(model, str):
-        check_name(model, dtype, device)
+    for name in _NOT_HERE:
+        if name in settings:
+            raise InputError(f"{name} is given, which a comparison has no use for; name methods, and leave it out.")
+    asked = PruneRequest.of(model, calibration, settings=settings, caller="compare")
+    eval_samples = as_count("eval_samples", eval_samples)
+    runs = _runs(asked, as_names("methods", methods), density)
     texts = [text] if isinstance(text, str) else list(text)
-    if not texts:
-        raise InputError("No held-out text is given; name one or more.")
-    for source in (calibration, *texts):
-        check_source(source)
-    for count in (samples, eval_samples):
-        check_windows(count, sequence_length)
-    named = model if isinstance(model, str) else model.name
-    needed = {"model": named, "calibration text": calibration, "held-out text": texts}
-    target = None if output is None else check_output(output, overwrite, needed)
-    bars = Progress(progress)
+    target = _checked(asked, texts, eval_samples)
+    bars, length = Progress(progress), int(asked.data.sequence_length)
     if isinstance(model, str):
         with bars.task(f"loading {model}", None):
-            loaded = load_model(model, dtype, device)
+            loaded = load_model(model, asked.place.dtype, asked.place.device, asked.place.trust_remote_code)
     else:
         loaded = model
-    check_length(loaded.model, sequence_length)
-    held_out = [token_windows(loaded.tokenizer, each, "evaluation", eval_samples, sequence_length) for each in texts]
+    check_length(loaded.model, length)
+    held_out = [token_windows(loaded.tokenizer, each, "evaluation", eval_samples, length) for each in texts]
+    return _compared(loaded, runs, held_out, target, bars, progress)
+
+
+compare.__signature__ = signature_of(compare)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class _OneRun:
+    """A method at a setting, and what is asked of it."""
+
+    entry: Entry
+    setting: Setting
+    request: PruneRequest
+
+
+def _runs(asked: PruneRequest, methods: Sequence[str], density: Any) -> list[_OneRun]:
+    """All methods at all settings, each checked as far as it can be without the model."""
+    if not methods:
+        raise InputError(f"No method is given to compare; name one or more of {', '.join(method_names())}.")
+    entries = [Entry.parse(method) for method in methods]
+    several = list(density) if isinstance(density, Iterable) and not isinstance(density, str) else [density]
+    settings = [Setting.parse(each, asked.budget.pattern) for each in several]
+    runs = [
+        _OneRun(entry, setting, request_for(entry, setting, asked))
+        for setting, entry in itertools.product(settings, entries)
+    ]
+    for one in runs:
+        Plan.of(one.request)
+    return runs
+
+
+def request_for(entry: Entry, setting: Setting, asked: PruneRequest) -> PruneRequest:
+    """What is asked of a method at a setting."""
+    changed = asked.changed({**entry.words(), "pattern": setting.pattern, "output": None})
+    return replace(changed, density=setting.density)
+
+
+def _checked(asked: PruneRequest, texts: Sequence[str], eval_samples: int) -> Path | None:
+    """The folder for the result; raises :class:`InputError` if model, texts or folder cannot be used."""
+    model, data = asked.model, asked.data
+    if isinstance(model, str):
+        check_name(model, asked.place.dtype, asked.place.device)
+    if asked.place.weights != "memory":
+        raise InputError("weights is 'disk', and a comparison evaluates a model in memory; leave weights out.")
+    if not texts:
+        raise InputError("No held-out text is given; name one or more.")
+    for source in (asked.calibration, *texts):
+        check_source(source)
+    for count in (int(data.samples), eval_samples):
+        check_windows(count, int(data.sequence_length))
+    named = model if isinstance(model, str) else model.name
+    needed: Needed = {"model": named, "calibration text": asked.calibration, "held-out text": texts}
+    output = asked.run.output
+    return None if output is None else check_output(output, asked.run.overwrite, needed)
+
+
+def _compared(
+    loaded: LoadedModel,
+    runs: Sequence[_OneRun],
+    held_out: Sequence[Windows],
+    target: Path | None,
+    bars: Progress,
+    progress: bool,
+) -> Comparison:
+    """Prune and evaluate a model again and again."""
 
     def perplexities() -> tuple[float, ...]:
         return tuple(perplexity(loaded.model, each.tokens, each.source, bars).perplexity for each in held_out)
@@ -118,48 +159,26 @@ def compare(
     rows = [ComparisonRow("dense", 1.0, perplexities())]
     calibrated: dict[str, Any] = {}
     with _dense_again(loaded) as restore:
-        for setting, entry in itertools.product(settings, entries):
+        for one in runs:
             restore()
             reset_peak_memory()
-            report = prune(
-                loaded.model, calibration, setting.density, pattern=setting.pattern, method=entry.method,
-                hessian=entry.hessian, update=entry.update, max_time=max_time, seed=seed, samples=samples,
-                sequence_length=sequence_length, include=include, exclude=exclude, tokenizer=loaded.tokenizer,
-                progress=progress, **{"solver": solver, **dict(entry.settings)},
-            )  # fmt: skip
+            given = one.request.changed({"tokenizer": loaded.tokenizer})
+            report = run_request(replace(given, model=loaded.model), progress=progress)
             calibrated = report.calibration
-            rows.append(_row(entry, setting, report, perplexities()))
+            rows.append(_row(one.entry, one.setting, report, perplexities()))
             logger.info(
-                "%s, %s: perplexity %s, layer error %s, %.0f s", entry, setting,
-                ", ".join(f"{value:.3f}" for value in rows[-1].perplexities), shown(report.relative_error, 6),
+                "%s, %s: perplexity %s, layer error %s, %.0f s",
+                one.entry,
+                one.setting,
+                ", ".join(f"{value:.3f}" for value in rows[-1].perplexities),
+                shown(report.relative_error, 6),
                 report.seconds["total"],
-            )  # fmt: skip
+            )
         evaluated = tuple(each.describe() | {"tokens": each.tokens[:, 1:].numel()} for each in held_out)
         result = Comparison(loaded.name, tuple(rows), calibrated, evaluated, machine(), time.strftime("%Y-%m-%d"))
         if target is not None:
             save_pruned(loaded, target, report, partial(_add_to, result))
     return result
-
-
-def parse_entry(text: str) -> Entry:
-    """Read an entry with its values in the types of the arguments of :func:`qubo_prune.prune`."""
-    entry, kinds = Entry.parse(text), kinds_of(prune)
-    values = (
-        (name, checked(f"The setting {name} of {text!r}", Given(value), kinds[name])) for name, value in entry.settings
-    )
-    return replace(entry, settings=tuple(values))
-
-
-def check_entry(entry: Entry, setting: Setting, solver: str = "greedy") -> None:
-    """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this entry at that setting."""
-    check_method(entry.method, entry.hessian, entry.update)
-    given = dict(entry.settings)
-    blocks = Blocks(given.pop("solver", solver), {}, given.pop("block_size", None), None, given.pop("polish", True))
-    given.pop("guard", None)
-    Plan.checked(
-        density=setting.density, pattern=setting.pattern, method=entry.method, hessian=entry.hessian,
-        update=entry.update, blocks=blocks, **given,
-    )  # fmt: skip
 
 
 def _add_to(result: Comparison, folder: Path) -> None:

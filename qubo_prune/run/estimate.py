@@ -7,7 +7,6 @@ as they would be; the rest is taken to be like that part.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from rich.console import Group
 from rich.text import Text
 from torch import nn
 
-from qubo_prune.arguments import plain_arguments
+from qubo_prune.blocks.loss.descent import OnStep
 from qubo_prune.data.calibration import Calibration
 from qubo_prune.errors import InputError
 from qubo_prune.files.parsing import expanded
@@ -36,20 +35,12 @@ from qubo_prune.models.load import DTYPES, LoadedModel, load_model, module_as_gi
 from qubo_prune.models.names import DottedName, folded
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
+from qubo_prune.request import PruneRequest
 from qubo_prune.run.folder import check_free
+from qubo_prune.run.layerwise import densities_of, named_in_full, nothing_reached, prune_alone
 from qubo_prune.run.memory import MemoryEstimate, available_memory, estimate, resident_memory
 from qubo_prune.run.plan import Plan
-from qubo_prune.run.prune import (
-    Checked,
-    check_arguments,
-    check_fits,
-    densities_of,
-    named_in_full,
-    nothing_reached,
-    plan_layers,
-    prune,
-    prune_alone,
-)
+from qubo_prune.run.prune import Checked, check_fits, check_request, plan_layers, request_of
 from qubo_prune.solver.block_counts import NONE
 from qubo_prune.tables import Shown, Table, rendered
 
@@ -220,7 +211,7 @@ class RunEstimate(Shown):
     def _title(self) -> str:
         asked = self.settings
         blocks = f" blocks by {asked['solver']}" if asked["solver"] else ""
-        return f"{self.model}: {asked['method']}{blocks}, Hessian {asked['hessian']}, pattern {asked['pattern']}"
+        return f"{self.model}: {asked['method']}{blocks}, pattern {asked['pattern']}"
 
     def __rich__(self) -> Group:
         return Group(self.table(), *map(Text, self.sentences()))
@@ -271,19 +262,26 @@ def estimate_run(
         InputError: as a run would.
         TypeError: there is no such argument.
     """
-    bound = inspect.signature(prune).bind(model, calibration, density, **arguments)
-    bound.apply_defaults()
-    given = plain_arguments(bound.arguments)
-    checked = check_arguments(given)
-    check_free(given["run_folder"], given["resume"])
-    bars = Progress(given["progress"])
+    own = {name: arguments.pop(name) for name in ("on_step", "progress") if name in arguments}
+    groups = {name: arguments.pop(name, None) for name in ("budget", "data", "place", "run")}
+    method = arguments.pop("method", "gram")
+    request = request_of(model, calibration, density, method, groups, arguments, caller="estimate_run")
+    return estimate_request(request, own.get("on_step"), bool(own.get("progress", False)))
+
+
+def estimate_request(request: PruneRequest, on_step: OnStep | None = None, progress: bool = False) -> RunEstimate:
+    """Tell what a request asks for; see :func:`estimate_run`."""
+    checked, model = check_request(request, on_step), request.model
+    check_free(request.run.run_folder, request.run.resume)
+    bars = Progress(progress)
     with bars.task(f"looking at {model if isinstance(model, str) else type(model).__name__}", None):
         began = time.perf_counter()
-        loaded = _looked_at(given)
+        loaded = _looked_at(request)
         loading = time.perf_counter() - began
-        plan, layers, _, data = plan_layers(given, checked, loaded)
-        coverage = Coverage.of(loaded.model, layers, given["include"], given["exclude"])
-        left = _left_dense(plan, loaded, layers, data, given["include"])
+        planned = plan_layers(checked, loaded)
+        plan, layers, data = planned.plan, planned.layers, planned.data
+        coverage = Coverage.of(loaded.model, layers, request.budget.include, request.budget.exclude)
+        left = _left_dense(plan, loaded, layers, data)
         names = {layer.name for layer in left}
         every, layers = layers, [layer for layer in layers if layer.name not in names]
         if not layers:
@@ -291,7 +289,7 @@ def estimate_run(
         densities = densities_of(plan, layers)
         if loaded.shelf.in_memory and not _is_hollow(loaded.model):
             check_finite(layers)
-        memory = _memory(given, loaded, layers, plan, data)
+        memory = _memory(request, loaded, layers, plan, data)
         available = available_memory() + resident_memory()
     with bars.task("measuring a part of the run", None):
         seconds, warnings = None, list[str]()
@@ -304,14 +302,12 @@ def estimate_run(
     )  # fmt: skip
 
 
-def _left_dense(
-    plan: Plan, loaded: LoadedModel, layers: Sequence[Layer], data: Calibration, include: Sequence[str]
-) -> list[LeftDense]:
+def _left_dense(plan: Plan, loaded: LoadedModel, layers: Sequence[Layer], data: Calibration) -> list[LeftDense]:
     """Layers that some of the inputs do not reach, where the model can be run as a whole."""
     if not loaded.shelf.in_memory or _is_hollow(loaded.model):
         return []
     inputs = data.inputs[:_WINDOWS]
-    uses, named = uses_of(loaded.model, layers, inputs), named_in_full(plan, layers, include)
+    uses, named = uses_of(loaded.model, layers, inputs), named_in_full(plan, layers)
     missing = [layer for layer in layers if layer.name not in uses.called and layer.name not in named]
     tried = f"not reached by the first {len(inputs)} calibration inputs, and dense unless others reach it"
 
@@ -322,16 +318,17 @@ def _left_dense(
     return [LeftDense(layer.name, layer.parameter.numel(), why(layer)) for layer in missing]
 
 
-def _looked_at(given: Mapping[str, Any]) -> LoadedModel:
+def _looked_at(request: PruneRequest) -> LoadedModel:
     """The model, with no more of its weights in memory than have to be."""
-    model, dtype, device, trust = (given[name] for name in ("model", "dtype", "device", "trust_remote_code"))
+    model, place = request.model, request.place
+    dtype, device, trust = place.dtype, place.device, place.trust_remote_code
     if not isinstance(model, str):
-        return module_as_given(model, given["tokenizer"])
+        return module_as_given(model, request.data.tokenizer)
     folder = expanded(model)
     if not is_checkpoint(folder):
         return load_model(model, dtype, device, trust)
     nowhere = Path("no-folder")  # hidden states would be there
-    if given["weights"] == "disk":
+    if place.weights == "disk":
         return load_on_disk(model, device, trust, nowhere)
     check_fits(model, dtype, device)
     try:
@@ -346,11 +343,11 @@ def _is_hollow(model: nn.Module) -> bool:
 
 
 def _memory(
-    given: Mapping[str, Any], loaded: LoadedModel, layers: Sequence[Layer], plan: Plan, data: Calibration
+    request: PruneRequest, loaded: LoadedModel, layers: Sequence[Layer], plan: Plan, data: Calibration
 ) -> MemoryEstimate | None:
     """What a run would have at its peak, whose weights may be in memory where these are not."""
-    blocks, process, device = None, resident_memory(), torch.device(given["device"])
-    if given["weights"] == "disk":
+    blocks, process, device = None, resident_memory(), torch.device(request.place.device)
+    if request.place.weights == "disk":
         blocks = loaded.shelf.blocks
     elif device.type == "cpu":
         process += sum(p.numel() * p.dtype.itemsize for p in loaded.model.parameters() if p.is_meta)
@@ -364,9 +361,9 @@ def _groups(plan: Plan, layers: Sequence[Layer], densities: Mapping[str, float])
     groups = []
     for (name, shape), found in members.items():
         kept = sum(plan.pattern.num_kept(shape, densities[layer.name]) for layer in found)
-        descent = plan.descent
+        descent = plan.chain.blocks
         blocks = None if descent is None else descent.max_sweeps
-        size = None if descent is None else min(descent.block_size, shape[1])
+        size = None if descent is None else min(descent.size, shape[1])
         groups.append(LayerGroup(name, len(found), shape, kept, blocks, size))
     return tuple(groups)
 
@@ -377,13 +374,9 @@ def _unforeseen(checked: Checked, plan: Plan, loaded: LoadedModel) -> list[str]:
         said.append("Which layers the calibration reaches is seen in the run only; those that it does not stay dense.")
     if plan.allocation != "uniform":
         said.append(f"The allocation {plan.allocation!r} decides the densities of the layers in the run.")
-    if plan.task is not None:
-        settings = plan.task.settings
-        limit = "" if plan.max_time is None else f" or {duration(plan.max_time)} of the run"
-        said.append(
-            f"Blocks of the loss, {settings.block_size} weights each, come after that, {settings.max_blocks} of them"
-            f"{limit} at most; their time and memory are not foreseen."
-        )
+    if plan.chain.whole is not None:
+        limit = "" if plan.max_time is None else duration(plan.max_time)
+        said.append(f"{plan.chain.whole.foreseen(limit)}; their time and memory are not foreseen.")
     if plan.allocation == "fisher":
         said.append("The time of the gradients for the allocation is not foreseen.")
     if checked.output is not None:
@@ -476,12 +469,7 @@ class _Measured:
 
     def _prune(self, layer: Layer, gram: Gram, count: int) -> float:
         """Seconds that so many rows of a layer take."""
-        part, plan = _some_rows(layer, count), self._plan
-        start = plan.warm_start if isinstance(plan.warm_start, str) and plan.warm_start != "gradient" else "wanda"
-        alone = replace(
-            plan, max_time=None, densities={}, allocation="uniform", density=self._densities[layer.name],
-            warm_start=start,
-        )  # fmt: skip
+        part, alone = _some_rows(layer, count), self._plan.alone(self._densities[layer.name])
         began = time.perf_counter()
         self._blocks += prune_alone(alone, part, _gram_of_rows(gram, count)).blocks
         return time.perf_counter() - began

@@ -127,7 +127,12 @@ def estimate(
     config = getattr(model, "config", None)
     width, vocabulary = getattr(config, "hidden_size", None), getattr(config, "vocab_size", None)
     windows = [window for window in (*inputs, *held_out) if isinstance(window, Tensor) and window.ndim == 2]
-    if plan.task is not None or width is None or vocabulary is None or len(windows) < len(inputs) + len(held_out):
+    if (
+        plan.chain.whole is not None
+        or width is None
+        or vocabulary is None
+        or len(windows) < len(inputs) + len(held_out)
+    ):
         return None
     # "cuda" is the device on which parameters are already, as "cuda:0"
     device = next((each.device for each in model.parameters() if each.device.type == device.type), device)
@@ -209,7 +214,7 @@ def _work(layer: Layer, plan: Plan, guarded: bool) -> int:
     work = 4 * item * matrix + 3 * 8 * matrix
     if plan.updates:  # factors of the Gram, inverses for batches of rows
         work += 4 * 8 * square + _ARRAYS * 8 * min(_ENTRIES, d_out * square)
-    elif plan.descent is not None:  # fields and costs of flips
+    elif plan.chain.blocks is not None:  # fields and costs of flips
         work += 4 * 8 * matrix
     return gram + work
 

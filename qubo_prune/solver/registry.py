@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -20,8 +17,8 @@ from typing import Any, overload
 from rich.console import Group
 from rich.text import Text
 
-from qubo_prune.choices import ADAPTERS, GROUP
 from qubo_prune.errors import InputError, SettingError, SolverError, did_you_mean
+from qubo_prune.plugins import ADAPTERS, SOLVERS, by_name, check_requirements, import_object, only, origin
 from qubo_prune.settings import Given, check_instance, checked_settings, checked_values
 from qubo_prune.solver.interface import Capabilities, Solver
 from qubo_prune.tables import Shown, Table
@@ -47,22 +44,6 @@ class SolverInfo:
     error: str | None = None
 
 
-def _entry_points(group: str = GROUP) -> Iterable[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=group))
-
-
-def _origin(entry: importlib.metadata.EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else "an unknown distribution"
-
-
-def _by_name(group: str = GROUP) -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """Entry points grouped by name; two with one target (an install seen twice) count once."""
-    found: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
-    for entry in _entry_points(group):
-        found.setdefault(entry.name, {}).setdefault(entry.value, entry)
-    return {name: list(entries.values()) for name, entries in sorted(found.items())}
-
-
 def solver_class(name: str) -> type[Solver]:
     """The solver class of that name.
 
@@ -70,7 +51,7 @@ def solver_class(name: str) -> type[Solver]:
         InputError: no such name (the message gives near ones).
         SolverError: two plug-ins share the name, or the plug-in cannot be imported.
     """
-    entries = _by_name()
+    entries = by_name(SOLVERS)
     if ":" in name:
         target = name
     elif name not in entries:
@@ -79,52 +60,16 @@ def solver_class(name: str) -> type[Solver]:
             f"{', '.join(entries) or 'none'}, and 'package.module:Class' names any other."
         )
     else:
-        target = _only(name, entries[name]).value
+        target = only(name, entries[name]).value
     return _load(name, target)
 
 
-def _only(name: str, entries: list[importlib.metadata.EntryPoint]) -> importlib.metadata.EntryPoint:
-    if len(entries) > 1:
-        given = " and ".join(f"{e.value} (from {_origin(e)})" for e in entries)
-        raise SolverError(f"The solver name {name!r} is claimed by {given}; uninstall one of them.")
-    return entries[0]
-
-
 def _load(name: str, target: str) -> type[Solver]:
-    loaded = import_object(name, target)
+    loaded = import_object("solver", name, target)
     if not (isinstance(loaded, type) and issubclass(loaded, Solver)):
         raise SolverError(f"The solver {name!r} ({target}) is not a subclass of qubo_prune.Solver.")
     check_requirements(name, loaded.capabilities.requires)
     return loaded
-
-
-def import_object(name: str, target: str) -> Any:
-    """What ``package.module:Thing`` names.
-
-    Raises:
-        SolverError: it cannot be imported, whatever the reason.
-    """
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a plug-in does at import is its own failure
-        raise SolverError(
-            f"The solver {name!r} ({target}) cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-
-
-def check_requirements(name: str, requires: Iterable[tuple[str, str]]) -> None:
-    """Raise :class:`SolverError`, with the command to run, if a module that a solver needs is missing."""
-    packages = [package for module, package in requires if not _importable(module)]
-    if packages:
-        raise SolverError(f"The solver {name!r} needs a package that is missing: pip install {' '.join(packages)}")
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except Exception:  # a parent package is missing, or broken
-        return False
 
 
 def make_solver(solver: str | Solver, **settings: Any) -> Solver:
@@ -190,13 +135,13 @@ def read_settings(solver: str, texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _adapter(name: str) -> type[Adapter]:
-    entries = _by_name(ADAPTERS)
+    entries = by_name(ADAPTERS)
     if name not in entries:
         raise InputError(
             f"There is no adapter {name!r}{did_you_mean(name, entries)}; installed are {', '.join(entries) or 'none'}."
         )
-    target = _only(name, entries[name]).value
-    adapter = import_object(name, target)
+    target = only(name, entries[name]).value
+    adapter = import_object("solver", name, target)
     if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
         raise SolverError(f"The adapter {name!r} ({target}) is not a subclass of qubo_prune.solver.registry.Adapter.")
     return adapter
@@ -261,9 +206,9 @@ def describe_solvers() -> SolverList:
     True
     """
     infos = []
-    for name, entries in _by_name().items():
+    for name, entries in by_name(SOLVERS).items():
         entry = entries[0]
-        info = SolverInfo(name, entry.value, _origin(entry))
+        info = SolverInfo(name, entry.value, origin(entry))
         try:
             infos.append(dataclasses.replace(info, capabilities=solver_class(name).capabilities))
         except SolverError as error:
@@ -273,7 +218,7 @@ def describe_solvers() -> SolverList:
 
 def available_adapters() -> list[str]:
     """Names of the registered adapters, sorted."""
-    return list(_by_name(ADAPTERS))
+    return list(by_name(ADAPTERS))
 
 
 def available_solvers() -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.solver.registry import check_requirements
+from qubo_prune.plugins import check_requirements
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit

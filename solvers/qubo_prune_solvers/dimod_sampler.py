@@ -12,9 +12,9 @@ import numpy as np
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
 from qubo_prune.formats.libraries import to_cqm
+from qubo_prune.plugins import import_object
 from qubo_prune.settings import check_settings
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
-from qubo_prune.solver.registry import import_object
 from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
 from qubo_prune_solvers._interrupts import interruptible
@@ -83,7 +83,7 @@ class DimodSampler(Remade):
             TypeError: neither takes a setting.
         """
         name = f"dimod:{path}"
-        thing = import_object(name, path)
+        thing = import_object("solver", name, path)
         rest: Mapping[str, Any] = settings
         if callable(thing) and not hasattr(type(thing), "sample"):
             thing, rest = make(name, thing, settings)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qubo_prune.errors import InputError
+from qubo_prune.plugins import import_object
 from qubo_prune.settings import check_settings, checked_values, kinds_of
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
-from qubo_prune.solver.registry import import_object
 from qubo_prune_solvers._adapting import Remade, argument_names, make, takes_any_name
 
 # what a function can name, and what it then gets of a request
@@ -95,7 +95,7 @@ class CallableSolver(Remade):
             TypeError: it takes no argument of a setting's name.
         """
         name = f"callable:{path}"
-        function = import_object(name, path)
+        function = import_object("solver", name, path)
         rest: dict[str, Any] = dict(settings)
         if isinstance(function, type):
             function, rest = make(name, function, settings)

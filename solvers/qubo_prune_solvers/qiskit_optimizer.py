@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
 from qubo_prune.formats.libraries import to_quadratic_program
+from qubo_prune.plugins import import_object
 from qubo_prune.problem.qubo import BlockQubo, binary
 from qubo_prune.settings import check_settings
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
-from qubo_prune.solver.registry import import_object
 from qubo_prune_solvers._adapting import Remade, argument_names, make
 from qubo_prune_solvers._bqm import small_seed
 
@@ -71,7 +71,7 @@ class QiskitOptimizer(Remade):
             TypeError: it has no such setting.
         """
         name = f"qiskit:{path}"
-        thing = import_object(name, path)
+        thing = import_object("solver", name, path)
         check_settings(name, settings, [*(argument_names(thing) if callable(thing) else []), "counts"])
         algorithm = make(name, thing, settings)[0] if callable(thing) else thing
         return cls(algorithm, settings.get("counts", "auto")).remade_from(path, settings)

@@ -23,7 +23,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.hessian.stream import Seconds, stream
 from qubo_prune.masks import Pattern
-from qubo_prune.methods.scores import warm_start
+from qubo_prune.methods.registry import choose
 from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 from qubo_prune.solver.registry import make_solver
@@ -119,7 +119,7 @@ def test_the_error_after_the_blocks_is_that_of_their_masks(study: BlockStudy, so
 
     def visit(layer: Layer, gram: Gram) -> None:
         weight = layer.matrix()
-        keep = warm_start("wanda", weight, gram, pattern, 0.5, 0)
+        keep = choose("wanda", weight, gram, pattern, 0.5, 0).keep
         settings = Descent(make_solver("exact"), 8, row_swaps=False)
         blocks = descend(weight, gram, keep, pattern, settings).keep
         after = descend(weight, gram, blocks, pattern, Descent(make_solver("greedy"), max_sweeps=0)).keep

@@ -7,9 +7,8 @@ from itertools import chain
 import pytest
 
 from qubo_prune.bench.origins import ORIGINS
-from qubo_prune.bench.suites import SUITES, Family, suite_families
+from qubo_prune.bench.suites import HESSIANS, SUITES, Family, suite_families
 from qubo_prune.errors import InputError
-from qubo_prune.run.plan import HESSIANS
 
 EVERYTHING = [pytest.param(family, id=f"{suite}-{family.name}") for suite in SUITES for family in SUITES[suite]]
 #: ``(d_out, d_in)`` of the layers, from the architectures' own configurations.

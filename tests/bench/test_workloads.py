@@ -216,7 +216,7 @@ def test_blocks_of_the_loss_help_a_real_convolutional_network() -> None:
     assert isinstance(model, PitchNetwork)
     dense = workload.score(model)
     assert dense.accuracy > 0.99
-    arguments = {"pattern": workload.pattern, "hessian": "fisher", "warm_start": "magnitude", "loss": workload.loss}
+    arguments = {"pattern": workload.pattern, "method": "loss", "warm_start": "magnitude", "loss": workload.loss}
     settings = {"samples": 100, "scoring_samples": 100, "max_samples": 100, "batch_check": 50}
     scores = []
     for blocks in (0, 9):
@@ -264,7 +264,7 @@ def test_the_probe_of_a_vision_transformer_stays_dense(tmp_path: Path, monkeypat
     first, second = workload.model(0), workload.model(1)
     assert first is not second
     report = prune(
-        first, workload.train, 0.5, pattern=workload.pattern, hessian="fisher", warm_start="magnitude",
+        first, workload.train, 0.5, pattern=workload.pattern, method="loss", warm_start="magnitude",
         loss=workload.loss, exclude=workload.excluded,
         loss_settings={"samples": 6, "scoring_samples": 6, "max_samples": 6, "max_blocks": 12},
     )  # fmt: skip

@@ -23,7 +23,8 @@ from qubo_prune.blocks.selection import borderline_block
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
-from qubo_prune.methods.scores import SCORES, warm_start
+from qubo_prune.methods.registry import choose
+from qubo_prune.methods.scores import SCORES
 from qubo_prune.problem import BlockBatch
 from qubo_prune.problem.qubo import group_counts
 from qubo_prune.solver import (
@@ -49,7 +50,7 @@ def layer(rng) -> Layer:
 
 
 def start_of(layer: Layer, pattern: str, density: float = 0.5) -> torch.Tensor:
-    return warm_start("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0)
+    return choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
 
 
 def run(layer: Layer, keep: torch.Tensor, pattern: str, deadline: Deadline | None = None, **settings) -> DescentResult:
@@ -296,7 +297,7 @@ def test_sweeps_end_when_no_row_improves(layer):
 def test_weights_of_half_precision_descend_too(layer, dtype):
     narrow = layer.weight.to(dtype)
     double = Layer(narrow.double(), layer.inputs, layer.gram)
-    keep = warm_start("wanda", narrow, layer.gram, Pattern.parse("row"), 0.5, 0)
+    keep = choose("wanda", narrow, layer.gram, Pattern.parse("row"), 0.5, 0).keep
     settings = Descent(Greedy(), block_size=12)
     result = descend(narrow, layer.gram, keep, Pattern.parse("row"), settings)
     assert double.error(result.keep) < double.error(keep)
@@ -307,7 +308,7 @@ def test_weights_of_half_precision_descend_too(layer, dtype):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_warm_starts_have_exact_counts(rng, kind, pattern):
     layer = random_layer(rng, 5, 16, dead=(3, 4))
-    keep = warm_start(kind, layer.weight, layer.gram, Pattern.parse(pattern), 0.5, 1)
+    keep = choose(kind, layer.weight, layer.gram, Pattern.parse(pattern), 0.5, 1).keep
     assert keep.dtype == torch.bool
     assert Pattern.parse(pattern).violations(keep, 0.5) == 0
     if pattern != "2:4":
@@ -316,13 +317,13 @@ def test_warm_starts_have_exact_counts(rng, kind, pattern):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_greedy_warm_start_beats_wanda(layer, pattern):
-    greedy = warm_start("greedy", layer.weight, layer.gram, Pattern.parse(pattern), 0.5, 0)
+    greedy = choose("greedy", layer.weight, layer.gram, Pattern.parse(pattern), 0.5, 0).keep
     assert layer.error(greedy) < layer.error(start_of(layer, pattern))
 
 
 def test_an_unknown_warm_start_is_refused(layer):
     with pytest.raises(InputError, match="wand"):
-        warm_start("wand", layer.weight, layer.gram, Pattern.parse("row"), 0.5, 0)
+        choose("wand", layer.weight, layer.gram, Pattern.parse("row"), 0.5, 0)
 
 
 def test_descent_writes_neither_to_weights_nor_to_the_start(layer):

@@ -17,13 +17,13 @@ import tiny
 from reference import feasible_points
 from typer.testing import CliRunner
 
-from qubo_prune import KeepMasks
+from qubo_prune import KeepMasks, plugins
 from qubo_prune.cli import app
 from qubo_prune.formats.text import read_problem, write_problem
 from qubo_prune.models.classifiers import load_classifier
 from qubo_prune.problem import BlockQubo
 from qubo_prune.run.compare import COMPARED
-from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers, registry
+from qubo_prune.solver import Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune.solver.dispatch import solve
 
 SMALL = ["--samples", "4", "--sequence-length", "16"]
@@ -51,7 +51,7 @@ def test_prune_then_eval(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "pruned"
     code, printed, _ = call("prune", model, "--calibration", text, "--output", out, *SMALL)
     assert code == 0
-    assert "icbs blocks by greedy" in " ".join(printed.split())
+    assert "gram blocks by greedy" in " ".join(printed.split())
     assert {"model.safetensors", "report.json", "masks.safetensors", "config.json"} <= {p.name for p in out.iterdir()}
     code, printed, _ = call("eval", out, "--text", text, *SMALL)
     assert code == 0
@@ -98,13 +98,13 @@ def test_compare_prints_one_table(model: Path, text: Path, tmp_path: Path) -> No
         "compare", model, "--calibration", text, "--text", text, "--eval-samples", 3, "--output", out, *SMALL
     )
     assert code == 0
-    for label in ("dense", "magnitude", "Wanda", "iCBS blocks"):
+    for label in ("dense", "magnitude", "Wanda", "Gram blocks"):
         assert label in printed
     saved = json.loads((out / "comparison.json").read_text())
     assert [row["method"] for row in saved["rows"]] == ["dense", *COMPARED]
     # every method starts from the dense weights
     alone = tmp_path / "alone"
-    given = ("--calibration", text, "--output", alone, "-q", "--hessian", "compensated")
+    given = ("--calibration", text, "--output", alone, "-q", "--method", "compensated")
     assert call("prune", model, *given, *SMALL)[0] == 0
     assert (alone / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
@@ -157,8 +157,8 @@ def test_solvers_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_solver_that_cannot_be_used_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [EntryPoint("cold", "no_such_package:Cold", registry.GROUP)]
-    monkeypatch.setattr(registry, "_entry_points", lambda group=registry.GROUP: entries)
+    entries = [EntryPoint("cold", "no_such_package:Cold", plugins.SOLVERS)]
+    monkeypatch.setattr(plugins, "_entry_points", lambda group=plugins.SOLVERS: entries)
     code, printed, _ = call("solvers")
     assert code == 0
     assert "not usable" in printed
@@ -326,7 +326,7 @@ def test_missing_model_and_full_output_folder(model: Path, text: Path, tmp_path:
 _INTERRUPTED_IN_THE_FIFTH_LAYER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-import qubo_prune.run.prune as pruning
+import qubo_prune.methods.gram_blocks as pruning
 real, calls = pruning.descend, []
 def interrupted(*args):
     calls.append(1)
@@ -362,7 +362,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 FISHER = [
-    "--hessian", "fisher", "--loss-set", "samples=8", "--loss-set", "scoring_samples=8", "--loss-set", "block_size=32",
+    "--method", "loss", "--loss-set", "samples=8", "--loss-set", "scoring_samples=8", "--loss-set", "block_size=32",
 ]  # fmt: skip
 
 
@@ -375,9 +375,9 @@ def test_prune_on_the_loss_of_a_text(model: Path, text: Path, tmp_path: Path) ->
         "max_blocks=14",
     )  # fmt: skip
     assert code == 0, errors
-    assert "icbs blocks of the loss by greedy" in " ".join(printed.split())
+    assert "blocks of the loss (loss) by greedy" in " ".join(printed.split())
     report = json.loads((out / "report.json").read_text())
-    assert (report["settings"]["hessian"], report["settings"]["loss"]) == ("fisher", "NextToken")
+    assert (report["settings"]["method"], report["settings"]["loss"]) == ("loss", "NextToken")
     assert report["calibration"]["loss_windows"] == 40
     assert report["loss"]["blocks"] == sum(step["blocks"] for step in report["loss"]["steps"]) > 0
     masks = KeepMasks.load(out / "masks.safetensors")
@@ -385,20 +385,20 @@ def test_prune_on_the_loss_of_a_text(model: Path, text: Path, tmp_path: Path) ->
     assert {float(mask.float().mean()) for mask in masks.values()} == {0.5}
 
 
-@pytest.mark.parametrize("hessian", ["gram", "fisher"])
-def test_prune_an_image_classifier(hessian: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gram", "icbs"])
+def test_prune_an_image_classifier(method: str, tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification
 
     source, images = pictures.classifier(tmp_path / "dense"), pictures.folder(tmp_path / "images", 12)
     out = tmp_path / "pruned"
-    settings = [*FISHER, "--loss-set", "max_blocks=14"] if hessian == "fisher" else []
+    settings = [*FISHER, "--loss-set", "max_blocks=14", "--method", "icbs"] if method == "icbs" else []
     code, printed, errors = call("prune", source, "--images", images, "--output", out, "--json", *settings)
     assert code == 0, errors
     report = json.loads(printed)
-    assert report["settings"]["hessian"] == hessian
+    assert report["settings"]["method"] == method
     assert report["calibration"] == {"source": "given samples", "samples": 24, "gram_samples": 24}
     assert report["totals"]["density"] == 0.5
-    assert (report["loss"] is None) == (hessian == "gram")
+    assert (report["loss"] is None) == (method == "gram")
     masks = KeepMasks.load(out / "masks.safetensors")
     assert masks.verify(AutoModelForImageClassification.from_pretrained(out)) == {}
     assert load_classifier(str(out)).label2id == {"cat": 0, "dog": 1}
@@ -407,13 +407,13 @@ def test_prune_an_image_classifier(hessian: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loss-set", "samples=3"], "hessian is 'gram', which takes no loss; give hessian='fisher'"),
+        (["--loss-set", "samples=3"], "the method 'gram' takes no loss; give method='loss'"),
         ([*FISHER, "--loss-set", "samples"], "The setting 'samples' is not understood; give --loss-set name=value"),
         ([*FISHER, "--loss-set", "samples=4"], "The setting 'samples' is given twice"),
         ([*FISHER, "--loss-set", "sample=4"], "There is no setting 'sample' of the descent on the loss"),
         ([*FISHER, "--loss-set", "preset=papr"], "There is no preset 'papr' (did you mean 'paper'?)"),
         ([*FISHER, "--loss-set", "max_blocks=-1"], "max_blocks is -1; it must be at least 0"),
-        ([*FISHER, "--method", "wanda"], "The method 'wanda' takes no Hessian"),
+        ([*FISHER, "--method", "wanda"], "the method 'wanda' takes no loss"),
         ([*FISHER, "--warm-start", "gradien"], "did you mean 'gradient'"),
         ([*FISHER], "The sequence length is 128, but the model takes at most 64 tokens"),
         ([*FISHER, "--loss-length", "1"], "holds no token windows"),
@@ -475,15 +475,15 @@ def losers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("losers", None)
 
 
-@pytest.mark.parametrize("hessian", ["gram", "compensated", "fisher"])
+@pytest.mark.parametrize("method", ["gram", "compensated", "loss"])
 def test_a_solver_that_loses_every_block_is_told_and_ends_with_code_1(
-    losers: None, hessian: str, model: Path, text: Path, tmp_path: Path
+    losers: None, method: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pruned"
-    short = ["--loss-set", "max_blocks=2", "--loss-length", "8"] if hessian == "fisher" else []
+    short = ["--loss-set", "max_blocks=2", "--loss-length", "8"] if method == "loss" else []
     code, printed, errors = call(
-        "prune", model, "--calibration", text, "--solver", "callable:losers:floats", "--hessian", hessian, "--workers",
-        0, "--block-size", 8, "--block-time", "none" if hessian != "fisher" else "60s", "--include", "*.0.mlp.*",
+        "prune", model, "--calibration", text, "--solver", "callable:losers:floats", "--method", method, "--workers",
+        0, "--block-size", 8, "--block-time", "none" if method != "loss" else "60s", "--include", "*.0.mlp.*",
         "--output", out, *short, *SMALL,
     )  # fmt: skip
     assert code == 1
@@ -511,10 +511,10 @@ def test_quiet_runs_say_what_was_lost_and_comparisons_too(
     assert (code, printed) == (0, "")
     assert "callable:losers:once lost" in errors
     code, printed, errors = call(
-        "compare", model, *some, "--text", text, "--eval-samples", 2, "--methods", "wanda,icbs"
+        "compare", model, *some, "--text", text, "--eval-samples", 2, "--methods", "wanda,gram"
     )
     assert (code, printed) == (0, "")
-    assert "iCBS blocks, 0.5 row: callable:losers:once lost" in errors
+    assert "Gram blocks, 0.5 row: callable:losers:once lost" in errors
 
 
 def test_a_sparsity_is_what_a_density_leaves(model: Path, text: Path, tmp_path: Path) -> None:

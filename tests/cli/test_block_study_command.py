@@ -10,9 +10,9 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from qubo_prune.bench.block_study import BLOCK_TIMES, MAX_TIME, SIZES, SOLVERS
+from qubo_prune.bench.block_study import BLOCK_TIMES, SIZES, StudySettings, study_blocks
 from qubo_prune.cli import app
-from qubo_prune.cli.block_study import blocks_command
+from qubo_prune.cli.block_study import StudyOptions
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -29,9 +29,23 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
     text, model = str(folder / "text.txt"), str(tiny.save(folder / "model"))
     return [
-        "--model", model, "--calibration", text, "--text", text, "--samples", "4", "--eval-samples", "3",
-        "--sequence-length", "16", "--workers", "0", "--include", "*.layers.1.self_attn.v_proj",
-    ]  # fmt: skip
+        "--model",
+        model,
+        "--calibration",
+        text,
+        "--text",
+        text,
+        "--samples",
+        "4",
+        "--eval-samples",
+        "3",
+        "--sequence-length",
+        "16",
+        "--workers",
+        "0",
+        "--include",
+        "*.layers.1.self_attn.v_proj",
+    ]
 
 
 def test_a_study_end_to_end(common: list[str], tmp_path: Path) -> None:
@@ -48,10 +62,15 @@ def test_a_study_end_to_end(common: list[str], tmp_path: Path) -> None:
     ]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [(p["solver"], p["block_size"], p["block_time"]) for p in results["points"]] == [
-        ("Wanda", None, None), ("whole-row swaps", None, None), ("greedy", 8, None), ("greedy", 8, 10.0),
-        ("greedy", 16, None), ("greedy", 16, 10.0), ("qaoa(layers=1, maxiter=5)", 8, None),
+        ("Wanda", None, None),
+        ("whole-row swaps", None, None),
+        ("greedy", 8, None),
+        ("greedy", 8, 10.0),
+        ("greedy", 16, None),
+        ("greedy", 16, 10.0),
+        ("qaoa(layers=1, maxiter=5)", 8, None),
         ("qaoa(layers=1, maxiter=5)", 8, 10.0),
-    ]  # fmt: skip
+    ]
     assert results["settings"]["max_time"] == 60.0
     assert results["layers"] == ["model.layers.1.self_attn.v_proj"]
     assert "qaoa(layers=1, maxiter=5) is left out at 16: it takes at most 14 variables." in " ".join(printed.split())
@@ -124,11 +143,15 @@ def test_what_only_the_model_tells_is_one_sentence_too(common: list[str]) -> Non
 
 
 def test_the_defaults_are_those_of_python() -> None:
-    given = {name: param.default for name, param in inspect.signature(blocks_command).parameters.items()}
-    assert given["solvers"] == SOLVERS
-    assert given["sizes"] == ",".join(map(str, SIZES))
-    assert given["block_times"] == ",".join(BLOCK_TIMES)
-    assert given["max_time"] == MAX_TIME
+    expected = vars(StudySettings()) | {
+        "model": inspect.signature(study_blocks).parameters["model"].default,
+        "sizes": ",".join(map(str, SIZES)),
+        "block_times": ",".join(BLOCK_TIMES),
+        "sparsity": None,
+        "include": None,
+        "exclude": None,
+    }
+    assert vars(StudyOptions()) == expected
 
 
 def test_help_fits_narrow_terminals_and_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ SMALL = {"samples": 4, "scoring_samples": 4, "block_size": 16, "max_blocks": 2}
 
 def fisher(model: nn.Module, source: Any, **settings: Any) -> Report:
     return prune(
-        model, source, 0.5, hessian="fisher", pattern="layer", held_out=source, warm_start="gradient",
+        model, source, 0.5, method="loss", pattern="layer", held_out=source, warm_start="gradient",
         loss_settings=SMALL, tokenizer=tiny.tokenizer(), **settings,
     )  # fmt: skip
 

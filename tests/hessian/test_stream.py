@@ -14,7 +14,7 @@ import torch
 from measured import measured, weights
 from torch import Tensor, nn
 
-import qubo_prune.run.prune as pruning
+import qubo_prune.run.layerwise as pruning
 from qubo_prune import InputError, prune
 from qubo_prune.hessian import Gram
 from qubo_prune.hessian.stream import Seconds, _record_stack, find_stages, sample, stream
@@ -658,7 +658,7 @@ def test_a_run_that_goes_on_measures_again_what_runs_several_times(tmp_path: Pat
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning._Run, "_measure_again", stop)
+        patch.setattr(pruning.LayerRun, "_measure_again", stop)
         with pytest.raises(KeyboardInterrupt):
             prune(make(), batches, 0.5, run_folder=tmp_path / "run")
     resumed = prune(make(), batches, 0.5, run_folder=tmp_path / "run", resume=True)

@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from published import PUBLISHED
 from reference import Layer, random_layer
 
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.hessian.linalg import UNSEEN
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.methods import registry as peers
-from qubo_prune.methods.base import Choice, Task
-from qubo_prune.methods.registry import PEERS, choose
+from qubo_prune.methods.base import Decision, LayerTask
+from qubo_prune.methods.registry import choose
 from qubo_prune.methods.scores import score
+from qubo_prune.methods.sparsefw import SparseFW
 from qubo_prune.methods.update import update
 
 PATTERNS = [("row", 0.4), ("layer", 0.35), ("2:4", 0.5)]
-UPDATING = [name for name, peer in PEERS.items() if peer.updates]
-MASKS = [name for name, peer in PEERS.items() if not peer.updates]
+UPDATING = [name for name, peer in PUBLISHED.items() if peer.traits.updates]
+MASKS = [name for name, peer in PUBLISHED.items() if not peer.traits.updates]
 
 
 @pytest.fixture
@@ -57,17 +58,17 @@ def wanda(layer: Layer, pattern: str, density: float) -> NDArray[np.bool_]:
     return highest(np.abs(layer.weight.numpy()) * norms, pattern, density)
 
 
-def chosen(name: str, layer: Layer, pattern: str, density: float) -> Choice:
+def chosen(name: str, layer: Layer, pattern: str, density: float) -> Decision:
     return choose(name, layer.weight, layer.gram, Pattern.parse(pattern), density)
 
 
-def error(layer: Layer, choice: Choice) -> float:
+def error(layer: Layer, choice: Decision) -> float:
     """Measured mean squared output error."""
     weight = layer.weight * choice.keep if choice.weight is None else choice.weight
     return float(layer.row_errors(weight).sum())
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(
     ("pattern", "density"),
     [(p, d) for p in ("row", "layer") for d in (0.1, 0.33, 0.5, 0.9, 1.0)]
@@ -78,12 +79,12 @@ def test_counts_are_exact_and_pruned_weights_zero(layer, name, pattern, density)
     assert found.keep.shape == layer.weight.shape
     assert Pattern.parse(pattern).violations(found.keep, density) == 0
     assert found.notes == {}
-    assert (found.weight is not None) == PEERS[name].updates
+    assert (found.weight is not None) == PUBLISHED[name].traits.updates
     if found.weight is not None:
         assert torch.equal(found.weight != 0, found.keep)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 def test_every_method_gives_one_answer_and_beats_a_random_mask(layer, name, pattern, density):
     first, again = chosen(name, layer, pattern, density), chosen(name, layer, pattern, density)
@@ -92,7 +93,7 @@ def test_every_method_gives_one_answer_and_beats_a_random_mask(layer, name, patt
     assert error(layer, first) < layer.error(layer.random_keep(pattern, density))
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_stay(layer, name, pattern, density, dtype):
@@ -306,8 +307,8 @@ def test_the_first_steps_of_sparsefw_equal_a_loop(layer, pattern, density, steps
     fixed = {"row": highest(scores, "row", 9 / 24), "layer": highest(scores, "layer", 53 / 168),
              "2:4": highest(scores, "1:4", 0.25)}[pattern]  # fmt: skip
     relaxed = frank_wolfe_in_loops(layer, pattern, density, steps, fixed)
-    task = Task(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
-    found, weight = peers.sparsefw(task, iterations=steps)
+    task = LayerTask(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
+    found, weight = SparseFW(iterations=steps).masked(task)
     assert weight is None
     assert np.array_equal(found.numpy(), highest(np.where(fixed, np.inf, relaxed.round(12)), pattern, density))
     assert found[torch.tensor(fixed)].all()
@@ -317,8 +318,8 @@ def test_the_first_steps_of_sparsefw_equal_a_loop(layer, pattern, density, steps
 def test_sparsefw_relaxes_to_a_better_mask_when_more_weights_are_free(rng, pattern, density):
     layer = random_layer(rng, 16, 40)
     start = layer.error(keep_highest(score("wanda", layer.weight, layer.gram, 0), Pattern.parse(pattern), density))
-    task = Task(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
-    tight, loose = (layer.error(peers.sparsefw(task, alpha)[0]) for alpha in (0.9, 0.2))
+    task = LayerTask(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
+    tight, loose = (layer.error(SparseFW(alpha).masked(task)[0]) for alpha in (0.9, 0.2))
     assert loose < tight < start
 
 
@@ -340,7 +341,7 @@ def test_no_swap_improves_the_mask_of_sparseswaps(layer, pattern, density):
 # data that lacks something
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 def test_dead_inputs_are_pruned_first(rng, name, pattern, density):
     layer = random_layer(rng, 6, 24, dead=(3, 8, 21))
@@ -359,7 +360,7 @@ def test_dead_inputs_are_pruned_first(rng, name, pattern, density):
         torch.testing.assert_close(found.weight[:, :18], dead)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 def test_without_data_the_largest_weights_stay_and_a_note_says_so(layer, name, pattern, density):
     empty = Gram(torch.zeros(24, 24, dtype=torch.float64), 0)
@@ -372,7 +373,7 @@ def test_without_data_the_largest_weights_stay_and_a_note_says_so(layer, name, p
         assert torch.equal(found.weight, layer.weight * found.keep)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 def test_singular_grams_are_damped_more_where_they_must_be(rng, name, pattern, density):
     layer = random_layer(rng, 5, 20, tokens=6)
@@ -383,7 +384,7 @@ def test_singular_grams_are_damped_more_where_they_must_be(rng, name, pattern, d
     assert len(raised) == (name == "sparsegpt")
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize(("pattern", "density"), PATTERNS)
 def test_groups_of_a_convolution_have_their_own_grams(rng, name, pattern, density):
     layers = [random_layer(rng, 3, 12), random_layer(rng, 3, 12), random_layer(rng, 3, 12, dead=tuple(range(12)))]

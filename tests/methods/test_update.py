@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from published import UPDATES
 from reference import Layer, random_layer
 
 from qubo_prune.errors import InputError
@@ -12,7 +13,7 @@ from qubo_prune.hessian import Gram
 from qubo_prune.hessian.linalg import UNSEEN, inverse_factor
 from qubo_prune.methods import refit as module
 from qubo_prune.methods.sparsegpt import sweep
-from qubo_prune.methods.update import UPDATES, update
+from qubo_prune.methods.update import update
 
 PATTERNS = ["row", "layer", "2:4"]
 ADAPTING = [kind for kind in UPDATES if kind != "none"]

@@ -87,14 +87,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "wanda": (tiny.llama, {"method": "wanda"}),
     "blocks": (tiny.llama, {}),
-    "compensated": (tiny.llama, {"hessian": "compensated"}),
-    "compensated in half precision": (half, {"hessian": "compensated"}),
+    "compensated": (tiny.llama, {"method": "compensated"}),
+    "compensated in half precision": (half, {"method": "compensated"}),
     "half precision": (half, {"method": "wanda"}),
     "tied": (tied, {"method": "wanda"}),
     "updated without a correction": (tiny.llama, {"method": "wanda", "update": "refit", "correction": 0.0}),
     "outliers": (tiny.llama, {"allocation": "owl", "pattern": "layer"}),
     "transposed": (tiny.gpt2, {"correction": 0.5, "update": "refit"}),
-    "two kinds of rotary embeddings": (tiny.gemma, {"hessian": "compensated"}),
+    "two kinds of rotary embeddings": (tiny.gemma, {"method": "compensated"}),
 }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_a_run_on_the_disk_is_the_run_in_memory(
 
 def test_held_out_windows_are_judged_with_one_decoder_layer_in_memory_too(tmp_path: Path, text: str) -> None:
     folder = checkpoint(tmp_path / "model", tiny.llama())
-    reports = both(folder, text, hessian="compensated", guard=2)
+    reports = both(folder, text, method="compensated", guard=2)
     assert reports[1].held_out_perplexity is not None
     assert len(set(reports[1].held_out_perplexity)) == 2
     are_the_same(folder, reports)
@@ -191,7 +191,7 @@ def test_a_layer_that_is_loaded_again_is_pruned(tmp_path: Path) -> None:
 def test_a_run_in_memory_goes_on_on_the_disk(tmp_path: Path) -> None:
     """And the other way around: what was decided is the same."""
     folder = checkpoint(tmp_path / "model", tiny.llama())
-    given: dict[str, Any] = {"density": 0.5, "block_size": 8, "workers": 0, "hessian": "compensated"}
+    given: dict[str, Any] = {"density": 0.5, "block_size": 8, "workers": 0, "method": "compensated"}
     whole = prune(str(folder), tiny.tokens(), output=tmp_path / "whole", **given)
     for first, second in (("memory", "disk"), ("disk", "memory"), ("disk", "disk")):
         run, output = tmp_path / f"{first}-{second}", tmp_path / f"{first}-{second}-out"
@@ -246,7 +246,7 @@ def test_what_cannot_be_on_the_disk_is_refused(tmp_path: Path) -> None:
     refused("needs a local folder of safetensors", "smollm2-135m")
     refused("There is no model at", str(tmp_path / "nowhere"))
     refused("no output is given", output=None)
-    refused("gradients of the loss need the whole model", hessian="fisher")
+    refused("gradients of the loss need the whole model", method="loss")
     refused("gradients of the loss need the whole model", allocation="fisher")
     refused("keeps the checkpoint's own type", dtype="float32")
     refused("outside the stack of decoder layers", prune_head=True)

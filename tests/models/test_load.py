@@ -270,7 +270,7 @@ def test_compiled_models_have_the_masks_of_uncompiled_ones(way: Callable[[nn.Mod
     given: dict[str, Any] = {"calibration": list(inputs.split(10))}
     if hessian == "fisher":
         given = {
-            "calibration": [(inputs, torch.arange(20) % 8)], "hessian": "fisher", "warm_start": "gradient",
+            "calibration": [(inputs, torch.arange(20) % 8)], "method": "loss", "warm_start": "gradient",
             "loss_settings": {"max_blocks": 1, "block_size": 8},
         }  # fmt: skip
     expected, found = (prune(one, density=0.5, **given) for one in (plain, model))

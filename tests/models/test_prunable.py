@@ -275,8 +275,8 @@ def test_runs_within_inference_mode_are_like_others() -> None:
         return report
 
     data = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
-    loss: dict[str, Any] = {"hessian": "fisher", "loss_settings": {"max_blocks": 1, "block_size": 8}}
-    for settings in ({"loss": "classification", "hessian": "compensated"}, loss):
+    loss: dict[str, Any] = {"method": "loss", "loss_settings": {"max_blocks": 1, "block_size": 8}}
+    for settings in ({"loss": "classification", "method": "compensated"}, loss):
         expected = run(data, **settings)
         with torch.inference_mode():
             made = data.clone()

@@ -97,7 +97,7 @@ def test_weights_that_an_embedding_shares_stay_dense(kind: str) -> None:
 
 def test_a_tied_head_is_pruned_whole_if_asked() -> None:
     for model, name in ((Tied(), "head"), (nn.Sequential(Tied()), "0.head")):
-        report = prune(model, list(tiny.tokens(3).split(1)), 0.5, prune_head=True, hessian="compensated")
+        report = prune(model, list(tiny.tokens(3).split(1)), 0.5, prune_head=True, method="compensated")
         assert name in [layer.name for layer in report.layers]
         tied = model if isinstance(model, Tied) else model[0]
         assert tied.head.weight is tied.embedding.weight
@@ -108,7 +108,7 @@ def test_a_tied_head_is_pruned_whole_if_asked() -> None:
 def test_errors_of_a_tied_head_and_of_what_reads_its_embedding_are_those_of_the_pruned_model(update: str) -> None:
     for model in (Tied(), nn.Sequential(Tied()), tiny.llama(tie_word_embeddings=True)):
         batches, dense = list(tiny.tokens(6).split(1)), measured.weights(model)
-        report = prune(model, batches, 0.5, prune_head=True, hessian="compensated", update=update)
+        report = prune(model, batches, 0.5, prune_head=True, method="compensated", update=update)
         found = measured.measured(model, dense, batches)
         assert len(report.layers) > 1
         assert {layer.name: layer.relative_after for layer in report.layers} == pytest.approx(found, rel=1e-6)

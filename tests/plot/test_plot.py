@@ -82,7 +82,7 @@ def loss_trace() -> LossTrace:
 def comparison(texts: int = 1, settings: tuple[str, ...] = ("0.5 row", "2:4")) -> Comparison:
     rows = [ComparisonRow("dense", 1.0, (20.0, 22.0)[:texts])]
     for number, setting in enumerate(settings, 1):
-        for place, method in enumerate(("wanda", "icbs", "icbs:compensated@allocation=fisher@max_sweeps=1"), 1):
+        for place, method in enumerate(("wanda", "gram", "compensated@allocation=fisher@max_sweeps=1"), 1):
             values = (20.0 + 10 * number / place, 22.0 + 9 * number / place)[:texts]
             rows.append(ComparisonRow(method, 0.5, values, 1.0, 0.01 / place, 10.0**place, setting=setting))
     evaluation = tuple({"source": name, "tokens": 100} for name in ("pydoc", "/some/where/a wiki.txt")[:texts])

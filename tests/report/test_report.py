@@ -42,7 +42,7 @@ def report(model: str = "tiny") -> Report:
         layer("layers.1.up", 3.0, 1.0),
         layer("layers.1.down", 2.0, 2.0),
     )
-    settings = {"pattern": "row", "solver": "greedy", "method": "icbs", "seed": 3}
+    settings = {"pattern": "row", "solver": "greedy", "method": "gram", "seed": 3}
     seconds = {"forward": 1.0, "hessian": 1.0, "search": 1.5, "total": 4.0}
     return Report(layers, model, settings, {"source": "given", "tokens": 100}, seconds)
 

@@ -15,7 +15,7 @@ import torch
 from qubo_prune.errors import InputError
 from qubo_prune.methods.chain import Entry
 from qubo_prune.models import load_model
-from qubo_prune.run.compare import compare, parse_entry
+from qubo_prune.run.compare import compare
 
 
 @pytest.fixture
@@ -72,22 +72,22 @@ def test_methods_are_checked_before_anything_is_loaded() -> None:
 def test_settings_and_entries_make_a_row_each(sources: tuple[str, str], tmp_path: Path) -> None:
     model, text = sources
     found = compare(
-        model, ["admm+refit", "icbs:compensated@correction=0"], density=["0.5", 0.25, "2:4"], pattern="layer",
+        model, ["admm+refit", "compensated@correction=0"], density=["0.5", 0.25, "2:4"], pattern="layer",
         calibration=text, text=text, samples=4, eval_samples=3, sequence_length=16, output=tmp_path / "out",
     )  # fmt: skip
     assert found.settings == ["0.5 layer", "0.25 layer", "2:4"]
     assert [(row.method, row.setting) for row in found.rows[1:3]] == [
-        ("admm+refit", "0.5 layer"), ("icbs:compensated@correction=0", "0.5 layer"),
+        ("admm+refit", "0.5 layer"), ("compensated@correction=0", "0.5 layer"),
     ]  # fmt: skip
     assert [row.density for row in found.rows] == [1.0, 0.5, 0.5, 0.25, 0.25, 0.5, 0.5]
     for setting in found.settings:
-        ours, theirs = (found.row(method, setting) for method in ("icbs:compensated@correction=0", "admm+refit"))
+        ours, theirs = (found.row(method, setting) for method in ("compensated@correction=0", "admm+refit"))
         assert ours.relative_error < theirs.relative_error
     assert all(row.peak_memory_bytes > 2**20 for row in found.rows[1:])
     shown = str(found)
     assert max(map(len, shown.splitlines())) <= 80
     # long names go on in the next line
-    assert {"ADMM", "refit", "iCBS", "correction"} <= set(re.findall(r"\w+", shown))
+    assert {"ADMM", "refit", "compensated", "correction"} <= set(re.findall(r"\w+", shown))
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 5000
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert len(saved["rows"]) == 7
@@ -124,37 +124,39 @@ def test_entries_have_settings_of_their_own(sources: tuple[str, str]) -> None:
     ("text", "entry", "label"),
     [
         (
-            "icbs:compensated@correction=0.25@allocation=fisher@polish=false",
-            Entry("icbs", "compensated", None, (("correction", 0.25), ("allocation", "fisher"), ("polish", False))),
-            "iCBS compensated, correction 0.25, allocation fisher, polish false",
+            "compensated@correction=0.25@allocation=fisher@polish=false",
+            Entry("compensated", None, (("correction", 0.25), ("allocation", "fisher"), ("polish", False))),
+            "compensated blocks, correction 0.25, allocation fisher, polish false",
         ),
         ("wanda", Entry("wanda"), "Wanda"),
         ("admm+refit", Entry("admm", update="refit"), "ADMM + refit"),
-        ("icbs", Entry("icbs"), "iCBS blocks"),
-        ("icbs:compensated", Entry("icbs", "compensated"), "iCBS compensated"),
-        ("icbs:gram+refit", Entry("icbs", update="refit"), "iCBS blocks + refit"),
+        ("gram", Entry("gram"), "Gram blocks"),
+        ("icbs", Entry("icbs"), "iCBS"),
+        ("icbs:gram", Entry("gram"), "Gram blocks"),
+        ("icbs:compensated", Entry("compensated"), "compensated blocks"),
+        ("gram+refit", Entry("gram", update="refit"), "Gram blocks + refit"),
     ],
 )
 def test_entries_are_read(text: str, entry: Entry, label: str) -> None:
-    assert parse_entry(text) == entry
+    assert Entry.parse(text) == entry
     assert entry.label == label
-    assert parse_entry(str(entry)) == entry
+    assert Entry.parse(str(entry)) == entry
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"methods": ["admm:compensated"]}, "The method 'admm' takes no Hessian"),
-        ({"methods": ["icbs:gramm"]}, "did you mean 'gram'"),
+        ({"methods": ["gramm"]}, "did you mean 'gram'"),
         ({"methods": ["admm@corection=1"]}, "did you mean 'correction'"),
         ({"methods": ["admm@correction"]}, "give NAME=VALUE"),
         ({"methods": ["admm@correction=7"]}, "correction is 7"),
         ({"methods": ["admm@correction=much"]}, "'much'; a number or none is needed"),
-        ({"methods": ["icbs@max_sweeps=1.5"]}, "'1.5'; a whole number or none is needed"),
-        ({"methods": ["icbs@polish=maybe"]}, "'maybe'; true or false is needed"),
+        ({"methods": ["gram@max_sweeps=1.5"]}, "'1.5'; a whole number or none is needed"),
+        ({"methods": ["gram@polish=maybe"]}, "'maybe'; true or false is needed"),
         ({"methods": ["wanda@correction=0.5"]}, "'wanda'.*leaves them"),
-        ({"methods": ["icbs@solver=gredy"]}, "did you mean 'greedy'"),
-        ({"methods": ["icbs:compensated@allocation=owl"], "density": "2:4"}, "2:4"),
+        ({"methods": ["gram@solver=gredy"]}, "did you mean 'greedy'"),
+        ({"methods": ["compensated@allocation=owl"], "density": "2:4"}, "2:4"),
         ({"methods": ["wanda+refitt"]}, "did you mean 'refit'"),
         ({"methods": ["wanda"], "density": "half"}, "There is no pattern 'half'"),
         ({"methods": ["wanda"], "density": "1.5"}, "density is 1.5"),

@@ -15,6 +15,7 @@ from test_large import run
 
 from qubo_prune.errors import InputError
 from qubo_prune.models.layers import find_layers
+from qubo_prune.request import PruneRequest
 from qubo_prune.run.memory import MemoryEstimate, as_text, available_memory, estimate
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import check_fits
@@ -29,7 +30,7 @@ def foreseen(plan: Plan, blocks: bool = False, windows: int = 4, **changes: Any)
 
 
 def plan(**settings: Any) -> Plan:
-    return Plan.checked(**{"density": 0.5, "pattern": "row", "method": "icbs", **settings})
+    return Plan.of(PruneRequest.of(None, settings=settings))
 
 
 def test_the_parts_follow_what_they_are_of() -> None:
@@ -37,8 +38,8 @@ def test_the_parts_follow_what_they_are_of() -> None:
     assert usual.total == usual.process + usual.weights + usual.undo + usual.states + usual.layer
     assert usual.weights == sum(parameter.nbytes for parameter in tiny.llama().parameters())
     assert foreseen(plan(), windows=40).states > usual.states
-    assert foreseen(plan(hessian="compensated")).layer > usual.layer
-    assert foreseen(plan(hessian="compensated")).undo > usual.undo
+    assert foreseen(plan(method="compensated")).layer > usual.layer
+    assert foreseen(plan(method="compensated")).undo > usual.undo
 
 
 def test_on_the_disk_more_decoder_layers_and_windows_take_no_more_but_for_masks() -> None:

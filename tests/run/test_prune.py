@@ -16,11 +16,12 @@ import pytest
 import tiny
 import torch
 import unseen
+from published import LAYERWISE, LOSS_STARTS, STARTS
 from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
-import qubo_prune.run.plan as plan
-import qubo_prune.run.prune as pruning
+import qubo_prune.methods.gram_blocks as pruning
+import qubo_prune.methods.loss_blocks as loss_blocks
 from qubo_prune import InputError, KeepMasks, prune
 from qubo_prune.arguments import parse_seconds
 from qubo_prune.blocks.loss.descent import LossDescent
@@ -30,7 +31,6 @@ from qubo_prune.data.losses import Classification, Objective
 from qubo_prune.hessian.gradients import moments
 from qubo_prune.masks import Pattern
 from qubo_prune.models.layers import find_layers
-from qubo_prune.run.plan import LOSS_WARM_STARTS, METHODS, WARM_STARTS
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 
 
@@ -69,7 +69,7 @@ def test_every_group_holds_exactly_its_count(make: Any, pattern: str, density: f
 
 
 @pytest.mark.gate(10)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LAYERWISE)
 @pytest.mark.parametrize(("pattern", "density"), [("row", 0.5), ("row", 0.3), ("layer", 0.37)])
 def test_convolutions_hold_exactly_their_counts(tmp_path: Path, method: str, pattern: str, density: float) -> None:
     model = tiny.cnn()
@@ -105,7 +105,7 @@ def test_blocks_lower_the_error_of_convolutions_and_the_trace_adds_up() -> None:
         assert len(entry.trace) == 3
 
 
-@pytest.mark.parametrize("start", [*WARM_STARTS, "masks"])
+@pytest.mark.parametrize("start", [*STARTS, "masks"])
 def test_grouped_convolutions_take_every_warm_start(start: str) -> None:
     given = prune(tiny.cnn(), tiny.images(), method="magnitude").masks if start == "masks" else start
     report = prune(tiny.cnn(), tiny.images(), warm_start=given)
@@ -162,12 +162,12 @@ def test_blocks_beat_wanda_and_no_blocks_are_wanda() -> None:
     errors = {
         name: prune(tiny.mlp(), x, **settings).error_after
         for name, settings in {
-            "icbs": {},
+            "gram": {},
             "wanda": {"method": "wanda"},
             "nothing": {"solver": _Nothing(), "max_time": 1e-6},
         }.items()
     }
-    assert errors["icbs"] < errors["wanda"] == errors["nothing"]
+    assert errors["gram"] < errors["wanda"] == errors["nothing"]
 
 
 class _Nothing(Solver):
@@ -187,7 +187,7 @@ def test_the_same_seed_gives_the_same_masks() -> None:
 
 
 @pytest.mark.gate(4)
-@pytest.mark.parametrize("start", WARM_STARTS)
+@pytest.mark.parametrize("start", STARTS)
 def test_every_warm_start_is_improved_or_kept(start: str) -> None:
     report = run(tiny.llama(), warm_start=start)
     assert all(layer.error_after <= layer.error_before * (1 + 1e-9) for layer in report.layers)
@@ -370,7 +370,7 @@ def test_output_needs_a_model_that_can_be_saved(tmp_path: Path) -> None:
         prune(tiny.mlp(), torch.randn(8, 12), output=tmp_path / "out", tokenizer=tiny.tokenizer())
 
 
-# -- hessian="fisher": the descent on the loss after the warm start
+# -- method="loss": the descent on the loss after the warm start
 
 QUICK: dict[str, Any] = {
     "block_size": 64, "blocks_per_step": 2, "samples": 300, "scoring_samples": 300, "max_samples": 600,
@@ -384,7 +384,7 @@ WINDOWS: dict[str, Any] = {
 
 def on_loss(model: nn.Module, calibration: Any = None, **settings: Any) -> Any:
     source = digits.digits()[0] if calibration is None else calibration
-    given = {"density": 0.2, "pattern": "layer", "hessian": "fisher", "loss_settings": QUICK, **settings}
+    given = {"density": 0.2, "pattern": "layer", "method": "loss", "loss_settings": QUICK, **settings}
     return prune(model, source, **given)
 
 
@@ -411,11 +411,11 @@ def check_loss(model: nn.Module, dense: nn.Module, report: Any) -> None:
     assert trace.blocks == sum(step.blocks for step in trace.steps)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["loss"]["best_loss"] == trace.best_loss
-    assert data["settings"]["hessian"] == "fisher"
+    assert data["settings"]["method"] == "loss"
     assert data["settings"]["loss_settings"]["block_size"] > 0
     assert report.seconds["total"] >= report.seconds["loss"] > 0
     told = " ".join(str(report).split())
-    assert f"icbs blocks of the loss by {report.settings['loss_settings']['solver']}" in told
+    assert f"blocks of the loss (loss) by {report.settings['loss_settings']['solver']}" in told
     assert f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks" in told
 
 
@@ -424,7 +424,7 @@ def swapped(start: Mapping[str, torch.Tensor], report: Any) -> list[int]:
 
 
 @pytest.mark.gate(6)
-@pytest.mark.parametrize("start", [*WARM_STARTS, *LOSS_WARM_STARTS, "masks"])
+@pytest.mark.parametrize("start", [*LOSS_STARTS, "masks"])
 @pytest.mark.parametrize(("pattern", "density"), [("layer", 0.2), ("row", 0.2), ("2:4", 0.5)])
 def test_the_loss_falls_from_every_warm_start_in_every_pattern(start: str, pattern: str, density: float) -> None:
     shape = {"pattern": pattern, "density": density, "seed": 3}
@@ -619,7 +619,7 @@ def test_large_models_and_language_models_have_settings_of_their_own(monkeypatch
         return int(report.settings["loss_settings"]["micro_batch"])
 
     found = [micro_batch(digits.reader()), micro_batch(tiny.llama(), tiny.tokens(10))]
-    monkeypatch.setattr(plan, "LARGE", 2000)
+    monkeypatch.setattr(loss_blocks, "LARGE", 2000)
     found.append(micro_batch(digits.reader()))
     kinds = ("classifier", "language", "large")
     assert found == [LossDescent.preset(kind).micro_batch for kind in kinds]
@@ -696,7 +696,7 @@ def test_an_interrupt_before_the_descent_gives_every_weight_back(monkeypatch: py
     def interrupted(*args: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruning, "descend_loss", interrupted)
+    monkeypatch.setattr(loss_blocks, "descend_loss", interrupted)
     model, dense = digits.reader(), digits.reader()
     with pytest.raises(KeyboardInterrupt):
         on_loss(model)
@@ -739,14 +739,14 @@ class OneCount(Small):
     [
         (
             {"hessian": "fischer"},
-            r"no Hessian 'fischer' \(did you mean 'fisher'\?\); use one of gram, compensated, fisher",
+            r"no Hessian 'fischer' \(did you mean 'fisher'\?\); give a method: gram, compensated or loss",
         ),
-        ({"hessian": "gram", "loss_settings": {"samples": 3}}, "which takes no loss; give hessian='fisher'"),
-        ({"method": "wanda"}, "The method 'wanda' takes no Hessian; leave hessian out"),
-        ({"method": "magnitude"}, "The method 'magnitude' takes no Hessian"),
+        ({"method": "gram", "loss_settings": {"samples": 3}}, "'gram' takes no loss; give method='loss'"),
+        ({"method": "wanda"}, "loss_settings are given and the method 'wanda' takes no loss"),
+        ({"method": "wanda", "hessian": "fisher"}, "The method 'wanda' takes no Hessian; leave hessian out"),
         (
-            {"hessian": "gram", "warm_start": "gram", "loss_settings": None, "loss": "classification"},
-            "no warm start 'gram'.* for this Hessian; use one of magnitude, wanda, .*admm.*or keep masks",
+            {"method": "gram", "warm_start": "gram", "loss_settings": None, "loss": "classification"},
+            "no warm start 'gram'.* for the method 'Gram blocks'; use one of admm, .*wanda, or keep masks",
         ),
         ({"warm_start": "gradien"}, "did you mean 'gradient'"),
         ({"loss_settings": {"blocksize": 3}}, r"no setting 'blocksize' .*\(did you mean 'block_size'"),
@@ -876,11 +876,11 @@ def is_dense(model: nn.Module, before: dict[str, torch.Tensor], report: Any) -> 
 
 
 @pytest.mark.gate(8)
-@pytest.mark.parametrize("method", ["icbs", "magnitude", "sparsegpt", "compensated"])
+@pytest.mark.parametrize("method", ["gram", "magnitude", "sparsegpt", "compensated"])
 @pytest.mark.parametrize("kind", unseen.WITHOUT_INPUT)
 def test_what_no_input_reaches_stays_dense_and_is_told(kind: Any, method: str) -> None:
     model = kind()
-    before, settings = state(model), {"hessian": method} if method == "compensated" else {"method": method}
+    before, settings = state(model), {"method": method}
     report = prune(model, unseen.inputs(), 0.5, **settings)
     assert is_dense(model, before, report)
     reason = "used by its weight only" if unseen.WITHOUT_INPUT[kind] else "not reached by any calibration input"
@@ -966,7 +966,7 @@ def test_what_no_gradient_reaches_is_not_pruned_on_the_loss(kind: Any, start: st
     model = kind()
     before = state(model)
     report = prune(
-        model, unseen.data(), 0.5, hessian="fisher", warm_start=start, loss_settings={"max_blocks": 2, "samples": 32},
+        model, unseen.data(), 0.5, method="loss", warm_start=start, loss_settings={"max_blocks": 2, "samples": 32},
     )  # fmt: skip
     assert is_dense(model, before, report)
     assert report.left_dense[0].reason in (
@@ -986,7 +986,7 @@ def test_what_inputs_reach_and_no_gradient_has_the_mask_of_its_warm_start(kind: 
     settings = {"max_blocks": 4, "samples": 32}
     model = kind()
     dense = measured.weights(model)
-    report = prune(model, unseen.data(), 0.5, hessian="fisher", warm_start="wanda", loss_settings=settings)
+    report = prune(model, unseen.data(), 0.5, method="loss", warm_start="wanda", loss_settings=settings)
     wanda = prune(kind(), unseen.inputs(), 0.5, method="wanda")
     assert torch.equal(report.masks["odd.weight"], wanda.masks["odd.weight"])
     odd = next(layer for layer in report.layers if layer.name == "odd")
@@ -997,7 +997,7 @@ def test_what_inputs_reach_and_no_gradient_has_the_mask_of_its_warm_start(kind: 
 
 def test_a_layer_named_in_full_without_a_gradient_is_ranked_by_magnitude() -> None:
     report = prune(
-        unseen.Frozen(), unseen.data(), 0.5, hessian="fisher", warm_start="gradient", include=["first", "odd", "last"],
+        unseen.Frozen(), unseen.data(), 0.5, method="loss", warm_start="gradient", include=["first", "odd", "last"],
         loss_settings={"max_blocks": 1, "samples": 32},
     )  # fmt: skip
     size = unseen.Frozen().odd.weight.abs()
@@ -1010,7 +1010,7 @@ def test_weights_without_a_slope_are_ranked_by_magnitude_below_the_others() -> N
         model.first.bias[:8] = -1e3  # these outputs are never above 0, so that nothing comes back to them
     size = model.first.weight.detach().abs()
     report = prune(
-        model, unseen.data(), 0.5, hessian="fisher", warm_start="gradient",
+        model, unseen.data(), 0.5, method="loss", warm_start="gradient",
         loss_settings={"max_blocks": 0, "samples": 32},
     )  # fmt: skip
     keep = report.masks["first.weight"]
@@ -1026,5 +1026,5 @@ def test_a_loss_that_depends_on_no_layer_is_refused() -> None:
     model = Deaf()
     before = state(model)
     with pytest.raises(InputError, match=r"All 3 layers .* are not reached by any gradient of the loss"):
-        prune(model, unseen.data(), 0.5, hessian="fisher")
+        prune(model, unseen.data(), 0.5, method="loss")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

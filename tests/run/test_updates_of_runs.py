@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from published import PUBLISHED, UPDATES
 from torch import nn
 
-import qubo_prune.run.prune as pruning
+import qubo_prune.methods.refit as fitting
 from qubo_prune import InputError, prune
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.text import token_windows
 from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.methods.registry import PEERS
 from qubo_prune.methods.scores import score
-from qubo_prune.methods.update import UPDATES
 from qubo_prune.models.layers import find_layers
 
 SHAPES = [("row", 0.5), ("layer", 0.37), ("2:4", 0.5)]
@@ -53,7 +52,7 @@ def test_compensated_blocks_hold_their_counts_and_beat_their_warm_start(
     make: Any, pattern: str, density: float
 ) -> None:
     model = make()
-    report = run(model, pattern=pattern, density=density, hessian="compensated")
+    report = run(model, pattern=pattern, density=density, method="compensated")
     assert_exact(model, report, pattern, density)
     assert report.relative_error < report.relative_error_before  # ADMM's weights
     assert report.settings["update"] == "refit"
@@ -63,7 +62,7 @@ def test_compensated_blocks_hold_their_counts_and_beat_their_warm_start(
 
 @pytest.mark.gate(12)
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("method", ["wanda", "admm", "icbs", *(name for name in PEERS if name != "admm")])
+@pytest.mark.parametrize("method", ["wanda", "admm", "gram", *(name for name in PUBLISHED if name != "admm")])
 def test_every_method_takes_every_update(method: str, update: str) -> None:
     model, inputs = linear(), correlated()
     dense = model.weight.detach().clone()
@@ -87,13 +86,13 @@ def test_a_refit_is_the_least_squares_fit() -> None:
 
 
 def test_published_methods_update_weights_as_they_do_by_default() -> None:
-    for name, peer in PEERS.items():
+    for name, peer in PUBLISHED.items():
         model = linear()
         dense = model.weight.detach().clone()
         report = prune(model, correlated(), method=name)
         changed = not torch.equal(model.weight.detach(), dense * report.masks["weight"])
-        assert changed == peer.updates
-        assert report.settings["update"] == ("own" if peer.updates else "none")
+        assert changed == peer.traits.updates
+        assert report.settings["update"] == ("own" if peer.traits.updates else "none")
 
 
 def test_the_model_gets_its_weights_back_if_an_update_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +106,16 @@ def test_the_model_gets_its_weights_back_if_an_update_fails(monkeypatch: pytest.
             raise RuntimeError("in the middle")
         return original(*given)
 
-    original = pruning.update_weights
-    monkeypatch.setattr(pruning, "update_weights", failing)
+    original = fitting.refit
+    monkeypatch.setattr(fitting, "refit", failing)
     with pytest.raises(RuntimeError, match="in the middle"):
-        run(model, hessian="compensated")
+        run(model, method="compensated")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_without_time_the_layers_have_the_weights_of_the_warm_start() -> None:
     hurried, admm = tiny.llama(), tiny.llama()
-    report = run(hurried, hessian="compensated", max_time=1e-6)
+    report = run(hurried, method="compensated", max_time=1e-6)
     run(admm, method="admm", correction=0.5)
     assert all(torch.equal(a, b) for a, b in zip(hurried.parameters(), admm.parameters(), strict=True))
     assert all("has the weights of its warm start" in " ".join(layer.notes) for layer in report.layers)
@@ -131,10 +130,10 @@ def dense_output_error(model: nn.Module, dense: nn.Module) -> float:
         return float((model(tiny.tokens()).logits - dense(tiny.tokens()).logits).square().mean())
 
 
-@pytest.mark.parametrize("method", ["admm", "sparsegpt", "icbs"])
+@pytest.mark.parametrize("method", ["admm", "sparsegpt", "gram"])
 def test_correction_brings_the_outputs_nearer_to_the_dense_model(method: str) -> None:
     plain, whole, dense = tiny.llama(), tiny.llama(), tiny.llama()
-    update = "refit" if method == "icbs" else None
+    update = "refit" if method == "gram" else None
     run(plain, method=method, update=update, damping=0.1)
     report = run(whole, method=method, update=update, correction=1.0, damping=0.1)
     assert_exact(whole, report, "row", 0.5)
@@ -144,11 +143,11 @@ def test_correction_brings_the_outputs_nearer_to_the_dense_model(method: str) ->
 
 
 def test_compensated_blocks_correct_halfway_unless_told_otherwise() -> None:
-    settings = run(tiny.llama(), hessian="compensated").settings
+    settings = run(tiny.llama(), method="compensated").settings
     assert (settings["correction"], settings["damping"]) == (0.5, 0.3)
-    settings = run(tiny.llama(), hessian="compensated", correction=0.0).settings
+    settings = run(tiny.llama(), method="compensated", correction=0.0).settings
     assert (settings["correction"], settings["damping"]) == (0.0, 0.01)
-    settings = run(tiny.llama(), hessian="compensated", update="none").settings
+    settings = run(tiny.llama(), method="compensated", update="none").settings
     assert settings["correction"] == 0.0
     assert run(tiny.llama(), method="admm").settings["correction"] == 0.0
 
@@ -191,14 +190,14 @@ def test_a_layer_whose_held_out_error_rises_gets_its_warm_start_back() -> None:
     batches = [few, others]
     model, free = linear(), linear()
     dense = model.weight.detach().clone()
-    report = prune(model, batches, method="icbs", update="refit", damping=1e-9, guard=1)
+    report = prune(model, batches, method="gram", update="refit", damping=1e-9, guard=1)
     (layer,) = report.layers
     assert layer.reverted
     assert layer.held_out_after > layer.held_out_before > 0
     assert report.totals()["reverted"] == [layer.name]
     assert torch.equal(model.weight, dense * report.masks["weight"])
     assert_exact(model, report, "row", 0.5)
-    unguarded = prune(free, batches[:1], method="icbs", update="refit", damping=1e-9)
+    unguarded = prune(free, batches[:1], method="gram", update="refit", damping=1e-9)
     assert not unguarded.layers[0].reverted
     assert not torch.equal(free.weight, dense * unguarded.masks["weight"])
 
@@ -206,7 +205,7 @@ def test_a_layer_whose_held_out_error_rises_gets_its_warm_start_back() -> None:
 def test_held_out_errors_are_those_of_the_held_out_inputs() -> None:
     model, (seen, held_out) = linear(), correlated(800).split(400)
     dense = model.weight.detach().clone().double()
-    report = prune(model, [seen, held_out], hessian="compensated", guard=1)
+    report = prune(model, [seen, held_out], method="compensated", guard=1)
     (layer,) = report.layers
     assert not layer.reverted
     lost = held_out.double() @ (dense - model.weight.detach().double()).T
@@ -254,7 +253,7 @@ def test_layers_have_densities_by_name() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"hessian": "compensated"}, {"method": "wanda"}, {"method": "magnitude", "pattern": "layer"}],
+    [{"method": "compensated"}, {"method": "wanda"}, {"method": "magnitude", "pattern": "layer"}],
 )
 def test_protected_weights_stay(settings: dict[str, Any]) -> None:
     model, inputs = linear(), correlated()
@@ -271,7 +270,7 @@ def test_protected_weights_stay(settings: dict[str, Any]) -> None:
 
 def test_protected_weights_stay_in_groups() -> None:
     model = linear()
-    report = prune(model, correlated(), pattern="2:4", hessian="compensated", protect=0.25)
+    report = prune(model, correlated(), pattern="2:4", method="compensated", protect=0.25)
     assert_exact(model, report, "2:4", 0.5)
 
 
@@ -282,7 +281,7 @@ def test_protected_weights_stay_in_groups() -> None:
     ("settings", "message"),
     [
         ({"update": "refitt"}, r"no update 'refitt' \(did you mean 'refit'\?\)"),
-        ({"hessian": "fisher", "update": "refit"}, "The update 'refit' needs the Grams"),
+        ({"method": "loss", "update": "refit"}, "The update 'refit' needs the Grams"),
         ({"hessian": "compensated", "method": "admm"}, "The method 'admm' takes no Hessian"),
         ({"damping": -1.0}, "damping is -1.0"),
         ({"allocation": "owls"}, "did you mean 'owl'"),
@@ -292,10 +291,10 @@ def test_protected_weights_stay_in_groups() -> None:
         ({"densities": {"*": 1.5}}, "1.5"),
         ({"correction": 1.5}, "from 0 to 1"),
         ({"method": "wanda", "correction": 0.5}, "'wanda'.*'none' leaves them"),
-        ({"hessian": "fisher", "correction": 0.5}, "'fisher'"),
-        ({"hessian": "compensated", "update": "none", "correction": 0.5}, "'compensated'"),
+        ({"method": "loss", "correction": 0.5}, "'loss'"),
+        ({"method": "compensated", "update": "none", "correction": 0.5}, "'compensated'"),
         ({"protect": 0.6, "method": "wanda"}, "0.6"),
-        ({"protect": 0.1}, "use the Hessian 'compensated'"),
+        ({"protect": 0.1}, "use the method 'compensated'"),
         ({"pattern": "2:4", "densities": {"*": 0.25}}, "keeps 0.5 of the weights"),
     ],
 )

@@ -21,7 +21,8 @@ import torch
 from reference import random_batch, random_feasible, random_starts
 
 from qubo_prune.errors import InputError
-from qubo_prune.run.plan import Blocks, Plan, task_of
+from qubo_prune.request import PruneRequest
+from qubo_prune.run.plan import Plan
 from qubo_prune.solver import BatchRequest, Solver, SolveRequest, SolveResult, Status, clusters, single_answer
 from qubo_prune.solver.clusters import Cluster, ClusterLost, WorkerDied, connect, split_name
 from qubo_prune.solver.dispatch import Handling, handling_of, parse_workers, solve_batch
@@ -174,16 +175,14 @@ def test_workers_are_a_number_or_a_cluster() -> None:
 
 
 def test_a_cluster_with_nothing_to_do_is_refused_before_it_is_asked() -> None:
-    def plan(**arguments: Any) -> None:
-        Plan.checked(
-            **{"density": 0.5, "pattern": "row", "method": "icbs", "workers": "dask:tcp://moon:1", **arguments}
-        )
+    def plan(**settings: Any) -> None:
+        given = {"workers": "dask:tcp://moon:1", "loss": "classification", **settings}
+        Plan.of(PruneRequest.of(None, (), settings=given))
 
     with pytest.raises(InputError, match="the solver 'greedy' decides many blocks at once in this process"):
         plan()
-    task = task_of("fisher", "classification", ())
     with pytest.raises(InputError, match="blocks of the loss are decided one after another in this process"):
-        plan(task=task, hessian="fisher", blocks=Blocks("neal"))
+        plan(method="loss", solver="neal")
 
 
 def test_a_cluster_whose_package_is_missing_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import pytest
 import qubo_prune_solvers
 from qubo_prune_solvers.greedy import Greedy
 
+from qubo_prune import plugins
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.settings import check_settings
-from qubo_prune.solver import Capabilities, Solver, registry
+from qubo_prune.solver import Capabilities, Solver
 from qubo_prune.solver.registry import (
     Adapter,
     available_solvers,
@@ -21,7 +22,7 @@ from qubo_prune.solver.registry import (
     solver_class,
 )
 
-GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", registry.GROUP)
+GREEDY = EntryPoint("greedy", "qubo_prune_solvers.greedy:Greedy", plugins.SOLVERS)
 
 
 @pytest.fixture
@@ -29,12 +30,12 @@ def plug_ins(monkeypatch):
     """Replaces the installed entry points by those given, next to ``greedy``."""
 
     def install(adapters: dict[str, str] | None = None, **targets: str) -> None:
-        given = [EntryPoint(name.rstrip("_"), target, registry.GROUP) for name, target in targets.items()]
+        given = [EntryPoint(name.rstrip("_"), target, plugins.SOLVERS) for name, target in targets.items()]
         known = {
-            registry.GROUP: [GREEDY, *given],
-            registry.ADAPTERS: [EntryPoint(name, to, registry.ADAPTERS) for name, to in (adapters or {}).items()],
+            plugins.SOLVERS: [GREEDY, *given],
+            plugins.ADAPTERS: [EntryPoint(name, to, plugins.ADAPTERS) for name, to in (adapters or {}).items()],
         }
-        monkeypatch.setattr(registry, "_entry_points", lambda group=registry.GROUP: known[group])
+        monkeypatch.setattr(plugins, "_entry_points", lambda group=plugins.SOLVERS: known[group])
 
     return install
 
@@ -53,8 +54,8 @@ def test_every_module_of_the_solver_package_has_its_entry_point():
         for module in pkgutil.iter_modules(qubo_prune_solvers.__path__)
         if not module.name.startswith("_")
     }
-    groups = (registry.GROUP, registry.ADAPTERS)
-    entries = {entry.value.partition(":")[0] for group in groups for entry in registry._entry_points(group)}
+    groups = (plugins.SOLVERS, plugins.ADAPTERS)
+    entries = {entry.value.partition(":")[0] for group in groups for entry in plugins._entry_points(group)}
     assert modules
     assert modules <= entries, "list it in pyproject.toml, then install the package again"
 

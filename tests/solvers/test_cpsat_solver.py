@@ -8,10 +8,10 @@ import pytest
 from qubo_prune_solvers.cpsat import CpSat
 from reference import energy, minimum, random_feasible, random_problem
 
-from qubo_prune import solve
+from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.solver import SolveRequest, Status, registry
+from qubo_prune.solver import SolveRequest, Status
 from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
@@ -179,8 +179,8 @@ def test_large_blocks_are_refused_with_advice():
 
 
 def test_the_package_to_install_is_named(monkeypatch):
-    found = registry._importable
-    monkeypatch.setattr(registry, "_importable", lambda module: module != "ortools" and found(module))
+    found = plugins._importable
+    monkeypatch.setattr(plugins, "_importable", lambda module: module != "ortools" and found(module))
     with pytest.raises(SolverError, match="'cpsat' needs a package that is missing: pip install ortools"):
         make_solver("cpsat")
 

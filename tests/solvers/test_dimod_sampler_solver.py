@@ -13,10 +13,10 @@ from qubo_prune_solvers import dimod_sampler
 from qubo_prune_solvers.dimod_sampler import DimodSampler
 from reference import minimum, random_feasible, random_problem
 
-from qubo_prune import solve
+from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.solver import SolveRequest, Status, registry
+from qubo_prune.solver import SolveRequest, Status
 from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
@@ -197,7 +197,7 @@ def test_a_missing_package_is_named(monkeypatch):
         SolverError, match=r"'dimod:dwave\.samplers:TabuSampler'.*cannot be loaded: ModuleNotFoundError"
     ):
         make_solver("dimod:dwave.samplers:TabuSampler")
-    assert registry._importable("dimod")
+    assert plugins._importable("dimod")
 
 
 def test_the_example_of_the_documentation_runs():

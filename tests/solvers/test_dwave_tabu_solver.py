@@ -7,10 +7,10 @@ import pytest
 from qubo_prune_solvers.dwave_tabu import DwaveTabu
 from reference import minimum, random_feasible, random_problem
 
-from qubo_prune import solve
+from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.solver import SolveRequest, Status, registry
+from qubo_prune.solver import SolveRequest, Status
 from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
@@ -89,8 +89,8 @@ def test_counts_are_refused_without_dispatch(rng):
 
 
 def test_the_package_to_install_is_named(monkeypatch):
-    found = registry._importable
-    monkeypatch.setattr(registry, "_importable", lambda module: module != "dwave.samplers" and found(module))
+    found = plugins._importable
+    monkeypatch.setattr(plugins, "_importable", lambda module: module != "dwave.samplers" and found(module))
     with pytest.raises(SolverError, match="'dwave-tabu' needs a package that is missing: pip install dwave-samplers"):
         make_solver("dwave-tabu")
 

@@ -10,8 +10,8 @@ from qiskit.primitives import BackendSamplerV2, StatevectorSampler
 from qiskit.providers.basic_provider import BasicSimulator
 from qubo_prune_solvers._qaoa_device import Device
 
+from qubo_prune import plugins
 from qubo_prune.errors import SolverError
-from qubo_prune.solver import registry
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_backend_that_is_a_method_is_found_too(circuit):
 
 
 def test_aer_is_named_where_it_is_missing(circuit, monkeypatch):
-    found = registry._importable
-    monkeypatch.setattr(registry, "_importable", lambda module: module != "qiskit_aer" and found(module))
+    found = plugins._importable
+    monkeypatch.setattr(plugins, "_importable", lambda module: module != "qiskit_aer" and found(module))
     with pytest.raises(SolverError, match="needs a package that is missing: pip install qiskit-aer"):
         Device(circuit, "aer", 0.0, 10, seed=1)
     assert "qiskit_aer.noise" not in sys.modules or found("qiskit_aer")

@@ -8,7 +8,7 @@ from qiskit.primitives import StatevectorSampler
 from qubo_prune_solvers.qaoa import Qaoa
 from reference import energy, feasible_points, minimum, random_feasible, random_problem
 
-from qubo_prune import solve
+from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.solver import SolveRequest, Status, registry
@@ -241,7 +241,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 
 def test_the_packages_to_install_are_named(monkeypatch):
-    found = registry._importable
+    found = plugins._importable
     monkeypatch.setattr(
         registry, "_importable", lambda module: module not in ("qiskit", "qiskit_aer") and found(module)
     )

@@ -1,0 +1,93 @@
+"""Blocks within the rows of a layer, whatever Hessian they are emitted from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from qubo_prune.blocks.rows import DescentResult
+from qubo_prune.errors import InputError
+from qubo_prune.masks.keep import Pattern
+from qubo_prune.methods.base import Decision, LayerMethod, LayerTask
+from qubo_prune.precision import pinned
+from qubo_prune.settings import setting
+from qubo_prune.solver.dispatch import Handling, check_size, handling_of
+from qubo_prune.solver.interface import Solver
+from qubo_prune.solver.registry import make_solver
+
+
+@dataclass(frozen=True)
+class RowBlocks(LayerMethod):
+    """Improves a mask row by row: blocks of weights become QUBOs that a solver decides.
+
+    A subclass says in :meth:`descend` which Hessian the blocks come from.
+
+    Attributes:
+        solver: decides the blocks: a name or a :class:`~qubo_prune.Solver`.
+        solver_settings: fields of a named solver.
+        block_size: weights per block, half of them kept and half pruned; ``None`` for the usual one, or the most that
+            the solver takes if that is less.
+        max_sweeps: most blocks that each row takes.
+        block_time: wall-clock seconds that the solver has for a block, or ``None``.
+        polish: swap within the blocks that the solver has decided.
+        workers: processes for solvers that take one block at a time, or a cluster.
+    """
+
+    solver: Any = "greedy"
+    solver_settings: Mapping[str, Any] = field(default_factory=dict)
+    block_size: int | None = None
+    max_sweeps: int = setting(1)
+    block_time: float | None = 60.0
+    polish: bool = True
+    workers: int | str | None = field(default=None, repr=False)
+
+    #: Weights per block if that is not said.
+    usual_size: ClassVar[int] = 64
+
+    @cached_property
+    def made(self) -> Solver:
+        """The solver."""
+        return make_solver(self.solver, **self.solver_settings)
+
+    @property
+    def solver_name(self) -> str:
+        """For reports and messages."""
+        return self.solver if isinstance(self.solver, str) else type(self.made).__name__
+
+    @property
+    def size(self) -> int:
+        """Weights per block."""
+        if self.block_size is not None:
+            return self.block_size
+        return min(self.usual_size, self.made.capabilities.max_variables or self.usual_size)
+
+    @cached_property
+    def handling(self) -> Handling:
+        """What is done around the solver, connected to its cluster if there is one."""
+        return handling_of(self.made, self.solver_name, self.workers, self.polish)
+
+    def check(self, pattern: Pattern, density: float) -> None:
+        """Raise :class:`InputError` if blocks, solver and pattern do not go together."""
+        if self.size < 2 or self.max_sweeps < 0:
+            raise InputError(
+                f"block_size is {self.size} and max_sweeps {self.max_sweeps}; at least 2 and 0 are needed."
+            )
+        if pattern.of and self.size < pattern.of:
+            raise InputError(
+                f"block_size is {self.size}, which holds no group of {pattern.name}; give {pattern.of} or more."
+            )
+        check_size(self.made, self.solver_name, self.size)
+        assert self.handling is not None  # connects to a cluster now
+
+    def descend(self, task: LayerTask, so_far: Decision) -> DescentResult:
+        """What blocks make of the mask so far; every budget keeps its count."""
+        raise NotImplementedError
+
+    @pinned()
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        """The improved mask; kept weights are the dense ones."""
+        assert so_far is not None
+        found = self.descend(task, so_far)
+        return Decision(keep=found.keep, notes=found.kept_start, search=found)

@@ -1,0 +1,81 @@
+"""Plug-ins by name: every solver, adapter and method, the built-in ones too, enters through an entry point.
+
+Nothing is imported until it is asked for, and a plug-in that fails to import breaks no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qubo_prune.errors import SolverError
+
+EntryPoint = importlib.metadata.EntryPoint
+
+#: Groups of entry points: solvers, adapters that make solvers of other libraries' objects, and methods.
+SOLVERS, ADAPTERS, METHODS = "qubo_prune.solvers", "qubo_prune.adapters", "qubo_prune.methods"
+#: What one of a group is called in messages.
+_KINDS = {SOLVERS: "solver", ADAPTERS: "adapter", METHODS: "method"}
+
+
+def _entry_points(group: str) -> Iterable[EntryPoint]:
+    return importlib.metadata.entry_points(group=group)
+
+
+def by_name(group: str) -> dict[str, list[EntryPoint]]:
+    """Entry points grouped by name, sorted; two with one target (an install seen twice) count once."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in _entry_points(group):
+        found.setdefault(entry.name, {}).setdefault(entry.value, entry)
+    return {name: list(entries.values()) for name, entries in sorted(found.items())}
+
+
+def origin(entry: EntryPoint) -> str:
+    """The distribution that an entry point comes from."""
+    return entry.dist.name if entry.dist is not None else "an unknown distribution"
+
+
+def only(name: str, entries: Sequence[EntryPoint]) -> EntryPoint:
+    """The one entry point of a name; raises :class:`SolverError` if several distributions claim it."""
+    if len(entries) > 1:
+        given = " and ".join(f"{entry.value} (from {origin(entry)})" for entry in entries)
+        kind = _KINDS.get(entries[0].group, "plug-in")
+        raise SolverError(f"The {kind} name {name!r} is claimed by {given}; uninstall one of them.")
+    return entries[0]
+
+
+def import_object(kind: str, name: str, target: str) -> Any:
+    """What ``package.module:Thing`` names.
+
+    Args:
+        kind: ``solver``, ``adapter`` or ``method``, for messages.
+        name: that was asked for.
+        target: where it is.
+
+    Raises:
+        SolverError: it cannot be imported, whatever the reason.
+    """
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a plug-in does at import is its own failure
+        raise SolverError(
+            f"The {kind} {name!r} ({target}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_requirements(name: str, requires: Iterable[tuple[str, str]]) -> None:
+    """Raise :class:`SolverError`, with the command to run, if a module that a solver needs is missing."""
+    packages = [package for module, package in requires if not _importable(module)]
+    if packages:
+        raise SolverError(f"The solver {name!r} needs a package that is missing: pip install {' '.join(packages)}")
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except Exception:  # a parent package is missing, or broken
+        return False
