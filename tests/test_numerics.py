@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from qubo_prune.blocks.certificate import block_optima, least_error
 from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
 from qubo_prune.blocks.emission import emit_rows, emit_whole_rows
-from qubo_prune.blocks.gram_rows import LayerState
-from qubo_prune.blocks.rows import UNFED, Descent, descend
+from qubo_prune.blocks.gram_rows import LayerState, descend
+from qubo_prune.blocks.rows import UNFED, Descent
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Drift, Gram, GramAccumulator
 from qubo_prune.masks import Pattern

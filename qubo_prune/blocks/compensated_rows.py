@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.blocks.row_descent import (
+from qubo_prune.blocks.rows import (
     UNFED,
     Descent,
     DescentResult,
+    EmittedBlocks,
     Moved,
-    RowBlocks,
     RowDescent,
     RowState,
     descend_rows,
@@ -136,7 +136,7 @@ class Compensated:
         pattern: Pattern,
         settings: Descent,
     ) -> CompensatedRows:
-        """See :data:`~qubo_prune.blocks.row_descent.MakeState`."""
+        """See :data:`~qubo_prune.blocks.rows.MakeState`."""
         frozen = torch.zeros_like(keep) if stays is None else stays
         return CompensatedRows(_Given(weight, gram, keep, frozen, pattern, settings), self, self.damping)
 
@@ -276,7 +276,7 @@ class CompensatedRows(RowState):
         most = max(1, int(counts.max())) ** 2
         return torch.split(rows[counts.argsort(stable=True)], max(1, limit // most))
 
-    def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[RowBlocks]:
+    def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[EmittedBlocks]:
         """One block for each row with its QUBO; none where nothing can be swapped."""
         support = self._support(rows)
         self._energies[rows] = energy = support.energy
@@ -287,7 +287,7 @@ class CompensatedRows(RowState):
         if chosen is None:
             return []
         blocks = Blocks.of(support, *chosen)
-        return [RowBlocks(rows, blocks.batch(), blocks.x.contiguous(), ticket=blocks)]
+        return [EmittedBlocks(rows, blocks.batch(), blocks.x.contiguous(), ticket=blocks)]
 
     def _borderline(self, support: Support, costs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept columns that cost least and places of the pruned ones that gain most."""
@@ -322,7 +322,7 @@ class CompensatedRows(RowState):
         labels = torch.cat([numbers.repeat_interleave(n), numbers.repeat_interleave(m - n)])
         return columns[:, :, :n].flatten(1), places, labels
 
-    def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[RowBlocks, BatchResult]]) -> Moved:
+    def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         """Take the answers that lower the exact energy, then swap."""
         before = self._energies[rows]
         change, solver_gain, polish_gain, offers = torch.zeros_like(before), 0.0, 0.0, None

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qubo_prune.blocks.emission import emit_rows, emit_whole_rows
-from qubo_prune.blocks.row_descent import (
+from qubo_prune.blocks.rows import (
     UNFED,
     Descent,
     DescentResult,
+    EmittedBlocks,
     Moved,
-    RowBlocks,
     RowDescent,
     RowState,
     descend_rows,
@@ -199,7 +199,7 @@ class GramRows(RowState):
         # the Hessian of each row's block fills the memory, but most steps read only rows of it
         return in_parts(rows, self._settings.block_size**2 // 4)
 
-    def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[RowBlocks]:
+    def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[EmittedBlocks]:
         """One block of borderline weights for each row that is neither dense nor empty."""
         num_pruned = self.layer.masks(rows).sum(1)
         half, d = self._settings.block_size // 2, self.layer.weight.shape[1]
@@ -214,7 +214,7 @@ class GramRows(RowState):
 
     def _blocks(
         self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int, places: Bool[Tensor, " p"]
-    ) -> list[RowBlocks]:
+    ) -> list[EmittedBlocks]:
         """The blocks of some rows of a part, with their ``places`` in it; none where no group fits."""
         costs, x = self.layer.flip_costs(rows), self.layer.masks(rows)
         draw = torch.Generator().manual_seed(seed)
@@ -222,9 +222,9 @@ class GramRows(RowState):
         if not len(labels):
             return []
         start, problems = x.gather(1, columns) > 0, self.layer.emit(rows, columns, labels)
-        return [RowBlocks(rows, problems, start, costs.gather(1, columns), (places, columns, x))]
+        return [EmittedBlocks(rows, problems, start, costs.gather(1, columns), (places, columns, x))]
 
-    def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[RowBlocks, BatchResult]]) -> Moved:
+    def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         """Take the answers that lower the energy, which is the layer's."""
         change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         by_solver = by_polish = 0.0
@@ -258,10 +258,12 @@ class GramRows(RowState):
             descent.round(in_parts(rows, self.layer.weight.shape[1]), self._emit_whole, self._accept_whole, Greedy())
             descent.mark()
 
-    def _emit_whole(self, rows: Int[Tensor, " r"], seed: int) -> Sequence[RowBlocks]:
-        return [RowBlocks(rows, self.layer.emit_whole(rows), self.layer.masks(rows) > 0, self.layer.flip_costs(rows))]
+    def _emit_whole(self, rows: Int[Tensor, " r"], seed: int) -> Sequence[EmittedBlocks]:
+        return [
+            EmittedBlocks(rows, self.layer.emit_whole(rows), self.layer.masks(rows) > 0, self.layer.flip_costs(rows))
+        ]
 
-    def _accept_whole(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[RowBlocks, BatchResult]]) -> Moved:
+    def _accept_whole(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         ((_, answer),) = answered
         # nothing but the exchange between rows follows, which refreshes the field
         self.layer.move(rows, answer.assignments.to(self.layer.x.dtype), update_field=False)

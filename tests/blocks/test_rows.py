@@ -16,9 +16,17 @@ from reference import Layer, random_layer
 from torch import Tensor
 
 from qubo_prune.blocks.compensated_rows import CompensatedDescent, CompensatedRows
-from qubo_prune.blocks.gram_rows import GramRows
-from qubo_prune.blocks.row_descent import Moved, RowBlocks, RowDescent, RowState, descend_rows, in_parts
-from qubo_prune.blocks.rows import Descent, DescentResult, descend
+from qubo_prune.blocks.gram_rows import GramRows, descend
+from qubo_prune.blocks.rows import (
+    Descent,
+    DescentResult,
+    EmittedBlocks,
+    Moved,
+    RowDescent,
+    RowState,
+    descend_rows,
+    in_parts,
+)
 from qubo_prune.blocks.selection import borderline_block
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
@@ -388,7 +396,7 @@ class DiagonalPlusLowRank(RowState):
     def parts(self, rows: Tensor) -> Sequence[Tensor]:
         return in_parts(rows, 2**16)  # 16 rows at once
 
-    def emit(self, rows: Tensor, misses: Tensor, seed: int) -> Sequence[RowBlocks]:
+    def emit(self, rows: Tensor, misses: Tensor, seed: int) -> Sequence[EmittedBlocks]:
         weight, x, field = self.weight[rows], self.x[rows], self.field(rows)
         own = weight.square() * (self.diagonal + self.factor.square().sum(1)) / 2
         costs = own + weight * field - 2 * own * x
@@ -405,9 +413,9 @@ class DiagonalPlusLowRank(RowState):
         linear = u * (field.gather(1, columns) - coupled)
         offset = -((u * now * coupled).sum(1) / 2 + (linear * now).sum(1))
         counts = group_counts(now, labels, int(labels.max()) + 1)
-        return [RowBlocks(rows, BlockBatch(block, u, linear, offset, labels, counts), now > 0, ticket=columns)]
+        return [EmittedBlocks(rows, BlockBatch(block, u, linear, offset, labels, counts), now > 0, ticket=columns)]
 
-    def accept(self, rows: Tensor, answered: Sequence[tuple[RowBlocks, BatchResult]]) -> Moved:
+    def accept(self, rows: Tensor, answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         change, solver_gain, polish_gain = torch.zeros(len(rows), dtype=torch.float64), 0.0, 0.0
         for blocks, answer in answered:
             self.x[blocks.rows] = self.x[blocks.rows].scatter(1, blocks.ticket, answer.assignments.double())
@@ -490,11 +498,11 @@ class Logged(DiagonalPlusLowRank):
     def begin(self, descent: RowDescent) -> None:
         self.calls.append("begin")
 
-    def emit(self, rows: Tensor, misses: Tensor, seed: int) -> Sequence[RowBlocks]:
+    def emit(self, rows: Tensor, misses: Tensor, seed: int) -> Sequence[EmittedBlocks]:
         self.calls.append("emit")
         return super().emit(rows, misses, seed)
 
-    def accept(self, rows: Tensor, answered: Sequence[tuple[RowBlocks, BatchResult]]) -> Moved:
+    def accept(self, rows: Tensor, answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         self.calls.append("accept")
         return super().accept(rows, answered)
 
