@@ -27,8 +27,8 @@ from typing import Any
 KINDS: dict[str, dict[str, Any]] = {
     "gram": {"solver": "neal", "solver_settings": {"num_reads": 2}, "max_sweeps": 1, "block_size": 32,
              "workers": 0, "block_time": None},
-    "compensated": {"hessian": "compensated", "max_sweeps": 2, "block_size": 32, "pattern": "layer"},
-    "loss": {"hessian": "fisher", "pattern": "layer", "block_size": 64,
+    "compensated": {"method": "compensated", "max_sweeps": 2, "block_size": 32, "pattern": "layer"},
+    "loss": {"method": "loss", "pattern": "layer", "block_size": 64,
              "loss_settings": {"max_blocks": 12, "samples": 60, "scoring_samples": 40, "held_out": 50, "patience": 99,
                                "batch_check": 20, "micro_batch": 20}},
 }  # fmt: skip
@@ -53,7 +53,7 @@ def job(kind: str, folder: str | None, answer: str) -> None:
     tones, model = make_tones(TONES, seed=1), pitch_network("tiny")
     settings = KINDS[kind]
     data: Any = [tones.frames]
-    if settings.get("hessian") == "fisher":
+    if settings.get("method") == "loss":
         data, settings = TensorSamples(tones.frames, tones.bins), settings | {"loss": tone_losses}
     report = prune(model, data, 0.5, include=LAYERS, run_folder=folder, resume=folder is not None, **settings)
     digest = hashlib.sha256((digest_of_model(model) + digest_of_batches(dict(report.masks))).encode()).hexdigest()

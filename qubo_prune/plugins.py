@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from qubo_prune.errors import SolverError
@@ -22,7 +25,21 @@ _KINDS = {SOLVERS: "solver", ADAPTERS: "adapter", METHODS: "method"}
 
 
 def _entry_points(group: str) -> Iterable[EntryPoint]:
-    return importlib.metadata.entry_points(group=group)
+    return _known(group, tuple((path, _changed(path)) for path in sys.path))
+
+
+@lru_cache(maxsize=16)
+def _known(group: str, places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of a group, until something is installed: reading them takes as long as a small solve."""
+    return tuple(importlib.metadata.entry_points(group=group))
+
+
+def _changed(path: str) -> int:
+    """When something was put into a folder, or taken from it."""
+    try:
+        return os.stat(path or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def by_name(group: str) -> dict[str, list[EntryPoint]]:

@@ -258,7 +258,7 @@ class _Runner:
                     points.append(Point(points[-1].blocks + step.blocks, step.seconds, workload.score(model)))
 
             arguments |= {
-                "hessian": "fisher",
+                "method": "loss",
                 "warm_start": self._masks[start.method, density, seed],
                 "on_step": on_step,
                 "loss_settings": self._descent(method),

@@ -298,7 +298,7 @@ def _method_name(how: MethodSettings) -> str:
 @cache
 def _note_old_word(old: str, now: str) -> None:
     """Say once in a process what an old word is called now."""
-    _log.info("%s is an old word for the method %r.", old, now)
+    _log.warning("%s is an old word; it means method=%r.", old, now)
 
 
 def _check_update(update: str | None, whole: ModelMethod | None) -> None:

@@ -141,7 +141,7 @@ def methods(
     Raises:
         InputError: the quantity is another one.
 
-    Such as ``plot.methods(compare("smollm2-135m", ["wanda", "icbs"]), "rise")``.
+    Such as ``plot.methods(compare("smollm2-135m", ["wanda", "gram"]), "rise")``.
     """
     if quantity not in _LABELS:
         raise InputError(f"The quantity {quantity!r} is not known; use one of {', '.join(_LABELS)}.")

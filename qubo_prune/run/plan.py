@@ -161,13 +161,24 @@ class Plan:
             "max_sweeps": blocks.max_sweeps if blocks else None,
             "max_time": self.max_time,
             "seed": self.seed,
+            "asked": {name: _plain(value) for name, value in self.request.compared().items()},
         }
 
     def compared(self) -> dict[str, Any]:
         """What a run that goes on must have been begun with."""
         start = self.request.how.warm_start
         given = None if start is None or isinstance(start, str) else start
-        return self.request.compared() | self.settings() | {"given_masks": given, "hessian": None}
+        resolved = {name: value for name, value in self.settings().items() if name != "asked"}
+        return self.request.compared() | resolved | {"given_masks": given, "hessian": None}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, tuple | list) else str(value)
 
 
 def for_model(chain: Chain, loss: Loss, seed: int, layers: Any = ()) -> Chain:

@@ -256,7 +256,7 @@ def test_a_run_reports_how_many_sampled_blocks_are_optimal(pattern: str, monkeyp
         ({"certify": "trace", "method": "compensated"}, "'compensated'"),
         ({"certify": "trace", "method": "admm"}, "'admm'"),
         ({"certify": "trace", "update": "refit"}, "'refit'"),
-        ({"certify": "trace", "method": "loss"}, "'fisher'"),
+        ({"certify": "trace", "method": "loss"}, "'loss'"),
     ],
 )
 def test_what_cannot_be_certified_is_refused(settings: dict[str, Any], told: str) -> None:
