@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 
 from qubo_prune.checks import CheckOutcome, NotApplicable, outcome_of, require
 from qubo_prune.errors import InputError
+from qubo_prune.methods.contract import MethodContract as MethodContract
+from qubo_prune.methods.contract import check_method as check_method
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
 from qubo_prune.solver import dispatch
 from qubo_prune.solver.interface import (
