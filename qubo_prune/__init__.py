@@ -27,6 +27,13 @@ _HOME = {
     "solve": "solver.dispatch",
     "read_problem": "formats.text",
     "write_problem": "formats.text",
+    "Budget": "request",
+    "DataSettings": "request",
+    "Placement": "request",
+    "RunSettings": "request",
+    "MethodSettings": "request",
+    "Chain": "methods.chain",
+    "describe_methods": "methods.registry",
     "prune": "run.prune",
     "estimate_run": "run.estimate",
     "RunEstimate": "run.estimate",
@@ -43,14 +50,20 @@ __all__ = [
     "BatchResult",
     "BlockBatch",
     "BlockQubo",
+    "Budget",
     "Capabilities",
+    "Chain",
+    "DataSettings",
     "FactorForm",
     "InputError",
     "KeepMasks",
     "Ledger",
+    "MethodSettings",
+    "Placement",
     "QuboPruneError",
     "Report",
     "RunEstimate",
+    "RunSettings",
     "SolveRequest",
     "SolveResult",
     "Solver",
@@ -58,6 +71,7 @@ __all__ = [
     "Status",
     "__version__",
     "available_solvers",
+    "describe_methods",
     "describe_solvers",
     "estimate_run",
     "perplexity",
@@ -72,8 +86,11 @@ if TYPE_CHECKING:
     from qubo_prune.errors import InputError, QuboPruneError, SolverError
     from qubo_prune.formats.text import read_problem, write_problem
     from qubo_prune.masks.keep import KeepMasks
+    from qubo_prune.methods.chain import Chain
+    from qubo_prune.methods.registry import describe_methods
     from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
     from qubo_prune.report.report import Report
+    from qubo_prune.request import Budget, DataSettings, MethodSettings, Placement, RunSettings
     from qubo_prune.run.estimate import RunEstimate, estimate_run
     from qubo_prune.run.prune import prune
     from qubo_prune.solver.dispatch import solve

@@ -43,7 +43,10 @@ from typing import ClassVar
 
 import torch
 
-from qubo_prune import BlockQubo, Capabilities, Report, SolveRequest, SolveResult, Solver, Status, prune, solve
+from qubo_prune import BlockQubo, Budget, Capabilities, Chain, Report, SolveRequest, SolveResult, Solver, Status
+from qubo_prune import prune, solve
+from qubo_prune.methods import Decision, LayerMethod, LayerTask, Traits
+from qubo_prune.methods.gram_blocks import GramBlocks
 from qubo_prune.solver import single_answer
 from qubo_prune_solvers.tabu import Tabu
 
@@ -62,6 +65,21 @@ problem = BlockQubo([[1.0, 0.5], [0.5, 2.0]], num_pruned=1)
 energy: float = solve(problem, Mine(sweeps=3)).energy
 better: float = solve(problem, Tabu(steps=5), time_limit=1.0).energy
 report: Report = prune(torch.nn.Linear(4, 4), torch.zeros(2, 4), density=0.5, solver=Mine())
+
+
+@dataclass(frozen=True)
+class Louder(LayerMethod):
+    traits: ClassVar[Traits] = Traits("louder")
+    power: float = 2.0
+
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        return Decision(keep=task.highest(task.wanda().abs() ** self.power))
+
+
+chain = Chain([Louder(power=3.0), GramBlocks(solver="tabu")])
+again: Report = prune(
+    torch.nn.Linear(4, 4), torch.ones(2, 4), method=chain, budget=Budget(pattern="layer"), allocation="uniform"
+)
 """
 
 
@@ -69,12 +87,12 @@ report: Report = prune(torch.nn.Linear(4, 4), torch.zeros(2, 4), density=0.5, so
 def test_a_users_script_is_clean_under_strict_types_and_a_misspelt_keyword_is_found(tmp_path):
     pytest.importorskip("mypy", reason="mypy is not installed; it comes with the extra 'lint'")
     (tmp_path / "good.py").write_text(SCRIPT)
-    (tmp_path / "bad.py").write_text(SCRIPT.replace("density=0.5", "densty=0.5"))
+    (tmp_path / "bad.py").write_text(SCRIPT.replace('allocation="uniform"', 'alocation="uniform"'))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "good.py", "bad.py"], cwd=tmp_path, capture_output=True, text=True
     )
     assert "good.py" not in done.stdout
-    assert 'Unexpected keyword argument "densty" for "prune"; did you mean "density"?' in done.stdout
+    assert 'Unexpected keyword argument "alocation" for "prune"; did you mean "allocation"?' in done.stdout
     assert done.stdout.strip().endswith("Found 1 error in 1 file (checked 2 source files)")
 
 

@@ -264,9 +264,13 @@ class ModelMethod(Method):
         """The same with what follows from the loss, the seed of the run and the layers."""
         return self
 
-    def foreseen(self) -> str:
-        """What it is going to do, as the beginning of a sentence."""
-        return f"{self.traits.label} comes"
+    def foreseen(self, limit: str) -> str:
+        """What it is going to do after the layers' own steps, in words.
+
+        Args:
+            limit: the time that the run has at most; empty without a limit.
+        """
+        return f"{self.traits.label} comes after that" + (f", within {limit} of the run" if limit else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as plain data, for the report."""

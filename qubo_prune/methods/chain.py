@@ -12,7 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -26,7 +26,7 @@ from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, Mo
 from qubo_prune.methods.given import GivenMasks
 from qubo_prune.methods.registry import make_method, make_update, method_class, method_names, start_names, update_names
 from qubo_prune.methods.row_blocks import RowBlocks
-from qubo_prune.request import GROUPS, HOME, MethodSettings, all_fields
+from qubo_prune.request import GROUPS, HOME, MethodSettings, all_fields, plain
 from qubo_prune.settings import Given, Kind, checked, kinds_of
 
 _log = logging.getLogger(__name__)
@@ -182,6 +182,8 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
     Raises:
         InputError: there is no such method, or the words do not go together.
     """
+    if isinstance(how.method, (Chain, Method)):
+        _check_made(how)
     if isinstance(how.method, Chain):
         return how.method
     words = {
@@ -217,6 +219,20 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
     elif begins is None:
         begins = main.traits.start if how.warm_start is None else "given masks"
     return Chain(steps, name, update if whole is None else None, begins)
+
+
+def _check_made(how: MethodSettings) -> None:
+    """Raise :class:`InputError` if words are given that an object of a method does not go by."""
+    usual, chain = (MethodSettings(), plain(MethodSettings())), isinstance(how.method, Chain)
+    taken = () if chain else ("update", "warm_start")
+    shared = ("method", "damping", "correction", *taken)
+    for each in fields(how):
+        value = getattr(how, each.name)
+        if each.name not in shared and all(value != getattr(default, each.name) for default in usual):
+            what = "chain" if chain else "method"
+            raise InputError(
+                f"{each.name} is given, and the {what} {how.method!r} is made already; give it to its class instead."
+            )
 
 
 def _method_name(how: MethodSettings) -> str:
@@ -308,7 +324,9 @@ class Entry:
         name, *given = text.split("@")
         name, _, update = name.partition("+")
         method, _, hessian = name.partition(":")
-        if hessian in _OLD_HESSIANS and method == "icbs":
+        if hessian in _OLD_HESSIANS:
+            if method != "icbs":
+                raise InputError(f"The method {method!r} takes no Hessian; give {_OLD_HESSIANS[hessian]!r} by itself.")
             method = _OLD_HESSIANS[hessian]
         elif hessian:
             method = name

@@ -103,10 +103,10 @@ class LossBlocks(ModelMethod):
         )
         return ModelDecision({name: Decision(keep=keep) for name, keep in trace.keep.items()}, trace)
 
-    def foreseen(self) -> str:
+    def foreseen(self, limit: str) -> str:
         """Blocks at most, and their size."""
-        descent = self.descent
-        return f"Blocks of the loss, {descent.block_size} weights each, {descent.max_blocks} of them at most, come"
+        most = f"{self.descent.max_blocks} of them" + (f" or {limit} of the run" if limit else "")
+        return f"Blocks of the loss, {self.descent.block_size} weights each, come after that, {most} at most"
 
     def to_dict(self) -> dict[str, Any]:
         """All settings of the descent."""

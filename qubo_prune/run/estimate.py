@@ -375,8 +375,8 @@ def _unforeseen(checked: Checked, plan: Plan, loaded: LoadedModel) -> list[str]:
     if plan.allocation != "uniform":
         said.append(f"The allocation {plan.allocation!r} decides the densities of the layers in the run.")
     if plan.chain.whole is not None:
-        limit = "" if plan.max_time is None else f", {duration(plan.max_time)} of the run at most"
-        said.append(f"{plan.chain.whole.foreseen()} after that{limit}; their time and memory are not foreseen.")
+        limit = "" if plan.max_time is None else duration(plan.max_time)
+        said.append(f"{plan.chain.whole.foreseen(limit)}; their time and memory are not foreseen.")
     if plan.allocation == "fisher":
         said.append("The time of the gradients for the allocation is not foreseen.")
     if checked.output is not None:

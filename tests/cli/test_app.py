@@ -386,19 +386,19 @@ def test_prune_on_the_loss_of_a_text(model: Path, text: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("method", ["gram", "icbs"])
-def test_prune_an_image_classifier(hessian: str, tmp_path: Path) -> None:
+def test_prune_an_image_classifier(method: str, tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification
 
     source, images = pictures.classifier(tmp_path / "dense"), pictures.folder(tmp_path / "images", 12)
     out = tmp_path / "pruned"
-    settings = [*FISHER, "--loss-set", "max_blocks=14"] if hessian == "fisher" else []
+    settings = [*FISHER, "--loss-set", "max_blocks=14", "--method", "icbs"] if method == "icbs" else []
     code, printed, errors = call("prune", source, "--images", images, "--output", out, "--json", *settings)
     assert code == 0, errors
     report = json.loads(printed)
     assert report["settings"]["method"] == method
     assert report["calibration"] == {"source": "given samples", "samples": 24, "gram_samples": 24}
     assert report["totals"]["density"] == 0.5
-    assert (report["loss"] is None) == (hessian == "gram")
+    assert (report["loss"] is None) == (method == "gram")
     masks = KeepMasks.load(out / "masks.safetensors")
     assert masks.verify(AutoModelForImageClassification.from_pretrained(out)) == {}
     assert load_classifier(str(out)).label2id == {"cat": 0, "dog": 1}
@@ -477,13 +477,13 @@ def losers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["gram", "compensated", "loss"])
 def test_a_solver_that_loses_every_block_is_told_and_ends_with_code_1(
-    losers: None, hessian: str, model: Path, text: Path, tmp_path: Path
+    losers: None, method: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pruned"
-    short = ["--loss-set", "max_blocks=2", "--loss-length", "8"] if hessian == "fisher" else []
+    short = ["--loss-set", "max_blocks=2", "--loss-length", "8"] if method == "loss" else []
     code, printed, errors = call(
         "prune", model, "--calibration", text, "--solver", "callable:losers:floats", "--method", method, "--workers",
-        0, "--block-size", 8, "--block-time", "none" if hessian != "fisher" else "60s", "--include", "*.0.mlp.*",
+        0, "--block-size", 8, "--block-time", "none" if method != "loss" else "60s", "--include", "*.0.mlp.*",
         "--output", out, *short, *SMALL,
     )  # fmt: skip
     assert code == 1

@@ -14,10 +14,10 @@ from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram
 from qubo_prune.hessian.linalg import UNSEEN
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.methods import registry as peers
 from qubo_prune.methods.base import Decision, LayerTask
 from qubo_prune.methods.registry import choose
 from qubo_prune.methods.scores import score
+from qubo_prune.methods.sparsefw import SparseFW
 from qubo_prune.methods.update import update
 
 PATTERNS = [("row", 0.4), ("layer", 0.35), ("2:4", 0.5)]
@@ -308,7 +308,7 @@ def test_the_first_steps_of_sparsefw_equal_a_loop(layer, pattern, density, steps
              "2:4": highest(scores, "1:4", 0.25)}[pattern]  # fmt: skip
     relaxed = frank_wolfe_in_loops(layer, pattern, density, steps, fixed)
     task = LayerTask(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
-    found, weight = peers.sparsefw(task, iterations=steps)
+    found, weight = SparseFW(iterations=steps).masked(task)
     assert weight is None
     assert np.array_equal(found.numpy(), highest(np.where(fixed, np.inf, relaxed.round(12)), pattern, density))
     assert found[torch.tensor(fixed)].all()
@@ -319,7 +319,7 @@ def test_sparsefw_relaxes_to_a_better_mask_when_more_weights_are_free(rng, patte
     layer = random_layer(rng, 16, 40)
     start = layer.error(keep_highest(score("wanda", layer.weight, layer.gram, 0), Pattern.parse(pattern), density))
     task = LayerTask(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
-    tight, loose = (layer.error(peers.sparsefw(task, alpha)[0]) for alpha in (0.9, 0.2))
+    tight, loose = (layer.error(SparseFW(alpha).masked(task)[0]) for alpha in (0.9, 0.2))
     assert loose < tight < start
 
 

@@ -15,7 +15,7 @@ import torch
 from qubo_prune.errors import InputError
 from qubo_prune.methods.chain import Entry
 from qubo_prune.models import load_model
-from qubo_prune.run.compare import compare, parse_entry
+from qubo_prune.run.compare import compare
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_entries_have_settings_of_their_own(sources: tuple[str, str]) -> None:
         (
             "compensated@correction=0.25@allocation=fisher@polish=false",
             Entry("compensated", None, (("correction", 0.25), ("allocation", "fisher"), ("polish", False))),
-            "iCBS compensated, correction 0.25, allocation fisher, polish false",
+            "compensated blocks, correction 0.25, allocation fisher, polish false",
         ),
         ("wanda", Entry("wanda"), "Wanda"),
         ("admm+refit", Entry("admm", update="refit"), "ADMM + refit"),
@@ -138,9 +138,9 @@ def test_entries_have_settings_of_their_own(sources: tuple[str, str]) -> None:
     ],
 )
 def test_entries_are_read(text: str, entry: Entry, label: str) -> None:
-    assert parse_entry(text) == entry
+    assert Entry.parse(text) == entry
     assert entry.label == label
-    assert parse_entry(str(entry)) == entry
+    assert Entry.parse(str(entry)) == entry
 
 
 @pytest.mark.parametrize(

@@ -411,7 +411,7 @@ def check_loss(model: nn.Module, dense: nn.Module, report: Any) -> None:
     assert trace.blocks == sum(step.blocks for step in trace.steps)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["loss"]["best_loss"] == trace.best_loss
-    assert data["settings"]["hessian"] == "fisher"
+    assert data["settings"]["method"] == "loss"
     assert data["settings"]["loss_settings"]["block_size"] > 0
     assert report.seconds["total"] >= report.seconds["loss"] > 0
     told = " ".join(str(report).split())

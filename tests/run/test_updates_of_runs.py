@@ -294,7 +294,7 @@ def test_protected_weights_stay_in_groups() -> None:
         ({"method": "loss", "correction": 0.5}, "'loss'"),
         ({"method": "compensated", "update": "none", "correction": 0.5}, "'compensated'"),
         ({"protect": 0.6, "method": "wanda"}, "0.6"),
-        ({"protect": 0.1}, "use the Hessian 'compensated'"),
+        ({"protect": 0.1}, "use the method 'compensated'"),
         ({"pattern": "2:4", "densities": {"*": 0.25}}, "keeps 0.5 of the weights"),
     ],
 )
