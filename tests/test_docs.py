@@ -246,7 +246,9 @@ def test_the_traits_are_those_of_the_class() -> None:
     said = section(DOCS / "own-method.md", "### Traits")
     listed = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(said)}
     given = {field.name: "required" if field.default is MISSING else field.default for field in fields(Traits)}
-    assert listed == {name: value if value == "required" else repr(value).replace("'", '"') for name, value in given.items()}
+    assert listed == {
+        name: value if value == "required" else repr(value).replace("'", '"') for name, value in given.items()
+    }
 
 
 def test_the_tasks_fields_stand_on_the_page() -> None:
@@ -259,7 +261,9 @@ def test_every_method_and_update_has_its_row() -> None:
     """Scores, blocks, published methods and updates on the page of methods; other distributions' are theirs."""
     ours = [info for info in describe_methods() if info.distribution == "qubo-prune"]
     for heading, role in (("## All methods", "method"), ("## Updates", "update")):
-        listed = {name for cells in rows(section(DOCS / "methods.md", heading)) for name in re.findall("`([a-z]+)`", cells[0])}
+        listed = {
+            name for cells in rows(section(DOCS / "methods.md", heading)) for name in re.findall("`([a-z]+)`", cells[0])
+        }
         assert listed - {"none"} == {info.name for info in ours if (info.role == "update") == (role == "update")}
 
 
