@@ -148,17 +148,14 @@ def run_settings() -> list[str]:
     return [each.name for owner in GROUPS.values() for each in dataclasses.fields(owner) if each.metadata["panel"]]
 
 
-def table_of(names: Iterable[str]) -> str:
-    """The options of settings as a table in Markdown, for the documentation."""
-    lines = ["| option | default | meaning |", "|---|---|---|"]
-    for name in names:
-        default, shown = field_of(name).default, field_of(name).metadata["shown"]
-        if shown is None:
-            nothing = default is None or default == () or default is dataclasses.MISSING
-            shown = "" if nothing else "off" if isinstance(default, bool) else f"`{default}`"
-        said = sentences_of(GROUPS[HOME[name]])[name].replace("|", "\\|")
-        lines.append(f"| `{flag_of(name)}` | {shown} | {_without_roles(said)} |")
-    return "\n".join(lines)
+def said_of(name: str, help: str) -> str:
+    """All that is said of an option, in Markdown: of a setting what its field says, else the help."""
+    if name not in HOME:
+        return _without_roles(help)
+    said, off = sentences_of(GROUPS[HOME[name]])[name], field_of(name).metadata["off"]
+    if off is not None:
+        said = f"{off}{said.removeprefix(first_sentence(said))}"
+    return _without_roles(said)
 
 
 def _without_roles(text: str) -> str:

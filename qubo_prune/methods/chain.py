@@ -182,6 +182,7 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
     Raises:
         InputError: there is no such method, or the words do not go together.
     """
+    how = plain(how)
     if isinstance(how.method, (Chain, Method)):
         _check_made(how)
     if isinstance(how.method, Chain):
@@ -223,12 +224,12 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
 
 def _check_made(how: MethodSettings) -> None:
     """Raise :class:`InputError` if words are given that an object of a method does not go by."""
-    usual, chain = (MethodSettings(), plain(MethodSettings())), isinstance(how.method, Chain)
+    usual, chain = plain(MethodSettings()), isinstance(how.method, Chain)
     taken = () if chain else ("update", "warm_start")
     shared = ("method", "damping", "correction", *taken)
     for each in fields(how):
         value = getattr(how, each.name)
-        if each.name not in shared and all(value != getattr(default, each.name) for default in usual):
+        if each.name not in shared and value != getattr(usual, each.name):
             what = "chain" if chain else "method"
             raise InputError(
                 f"{each.name} is given, and the {what} {how.method!r} is made already; give it to its class instead."

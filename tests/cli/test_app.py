@@ -98,7 +98,7 @@ def test_compare_prints_one_table(model: Path, text: Path, tmp_path: Path) -> No
         "compare", model, "--calibration", text, "--text", text, "--eval-samples", 3, "--output", out, *SMALL
     )
     assert code == 0
-    for label in ("dense", "magnitude", "Wanda", "iCBS blocks"):
+    for label in ("dense", "magnitude", "Wanda", "Gram blocks"):
         assert label in printed
     saved = json.loads((out / "comparison.json").read_text())
     assert [row["method"] for row in saved["rows"]] == ["dense", *COMPARED]
@@ -413,7 +413,7 @@ def test_prune_an_image_classifier(method: str, tmp_path: Path) -> None:
         ([*FISHER, "--loss-set", "sample=4"], "There is no setting 'sample' of the descent on the loss"),
         ([*FISHER, "--loss-set", "preset=papr"], "There is no preset 'papr' (did you mean 'paper'?)"),
         ([*FISHER, "--loss-set", "max_blocks=-1"], "max_blocks is -1; it must be at least 0"),
-        ([*FISHER, "--method", "wanda"], "The method 'wanda' takes no Hessian"),
+        ([*FISHER, "--method", "wanda"], "the method 'wanda' takes no loss"),
         ([*FISHER, "--warm-start", "gradien"], "did you mean 'gradient'"),
         ([*FISHER], "The sequence length is 128, but the model takes at most 64 tokens"),
         ([*FISHER, "--loss-length", "1"], "holds no token windows"),
@@ -514,7 +514,7 @@ def test_quiet_runs_say_what_was_lost_and_comparisons_too(
         "compare", model, *some, "--text", text, "--eval-samples", 2, "--methods", "wanda,gram"
     )
     assert (code, printed) == (0, "")
-    assert "iCBS blocks, 0.5 row: callable:losers:once lost" in errors
+    assert "Gram blocks, 0.5 row: callable:losers:once lost" in errors
 
 
 def test_a_sparsity_is_what_a_density_leaves(model: Path, text: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_settings_and_entries_make_a_row_each(sources: tuple[str, str], tmp_path
     shown = str(found)
     assert max(map(len, shown.splitlines())) <= 80
     # long names go on in the next line
-    assert {"ADMM", "refit", "iCBS", "correction"} <= set(re.findall(r"\w+", shown))
+    assert {"ADMM", "refit", "compensated", "correction"} <= set(re.findall(r"\w+", shown))
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 5000
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"))
     assert len(saved["rows"]) == 7

@@ -191,7 +191,7 @@ def test_folders_that_are_taken_are_refused(model: Path, text: str, tmp_path: Pa
     assert estimate_run(str(model), text, **SMALL, run_folder=run, resume=True).layers == 14
     with pytest.raises(InputError, match="a file of that name"):
         estimate_run(str(model), text, **SMALL, run_folder=text)
-    with pytest.raises(TypeError, match="no argument 'densty' .did you mean 'density'"):
+    with pytest.raises(TypeError, match=r"no argument 'densty' .did you mean 'density'"):
         estimate_run(str(model), text, densty=0.5)
 
 

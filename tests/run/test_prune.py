@@ -696,7 +696,7 @@ def test_an_interrupt_before_the_descent_gives_every_weight_back(monkeypatch: py
     def interrupted(*args: Any, **named: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pruning, "descend_loss", interrupted)
+    monkeypatch.setattr(loss_blocks, "descend_loss", interrupted)
     model, dense = digits.reader(), digits.reader()
     with pytest.raises(KeyboardInterrupt):
         on_loss(model)
