@@ -110,7 +110,7 @@ def prune(
         method: blocks (``gram`` from the layers' inputs, ``compensated`` for kept weights that adapt, ``loss`` or
             ``icbs`` from gradients of the loss, over the whole model, after the warm start), a score alone
             (``magnitude``, ``wanda``), a published method (see :mod:`qubo_prune.methods.registry`), an object of
-            :mod:`qubo_prune.methods`, a :class:`~qubo_prune.methods.chain.Chain` of them, or a
+            ``qubo_prune.methods``, a :class:`~qubo_prune.methods.chain.Chain` of them, or a
             :class:`~qubo_prune.request.MethodSettings`.
         budget: how many weights are kept, and where; see :class:`~qubo_prune.request.Budget`.
         data: what is drawn from the calibration; see :class:`~qubo_prune.request.DataSettings`.
