@@ -122,7 +122,7 @@ def setup(app: Any) -> None:
     """Register what is ours."""
     for name in ("coo", "qubo", "lp", "ising"):  # problem files have no lexers of their own
         app.add_lexer(name, TextLexer)
-    # autodoc takes defaults from the source, where those of the settings' fields are not; the page of the fields has them
+    # autodoc looks for defaults in the source, where those of the settings' fields are not
     for function in (prune, compare):
         vars(function).pop("__signature__", None)
     app.connect("missing-reference", _exported)

@@ -96,8 +96,8 @@ class Budget:
             slower. For every layer it is a lower bound of the error that any mask of its counts has, where kept
             weights hold their values (see :mod:`qubo_prune.problem.bounds`); and, for a few random blocks of each, the
             optimum, within a second each (see :func:`qubo_prune.blocks.certificate.block_optima`).
-        include: Prune only layers like this shell-style pattern, such as ``'*.mlp.*'``; all if none is given. A layer that
-            no calibration input reaches stays dense, unless its full name is given here: then it is pruned by
+        include: Prune only layers like this shell-style pattern, such as ``'*.mlp.*'``; all if none is given. A layer
+            that no calibration input reaches stays dense, unless its full name is given here: then it is pruned by
             magnitude.
         exclude: Leave layers like this shell-style pattern dense.
         prune_head: Prune the output head too. Embeddings tied to it become sparse with it.
