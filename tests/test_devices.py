@@ -43,8 +43,8 @@ FULL = [
     ("hessian.gram", "_product", 25, {}, "while the Gram of the inputs of layer 'model.layers.0.mlp"),
     ("methods.refit", "refit", 3, {"update": "refit"}, "while layer 'model.layers.0.self_attn.o_proj'"),
     (
-        "methods.compensated_blocks",
-        "descend_compensated",
+        "methods.row_blocks",
+        "descend_rows",
         2,
         {"method": "compensated"},
         "layer 'model.layers.0.self_attn.v",

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from qubo_prune.blocks.certificate import block_optima, least_error
 from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
 from qubo_prune.blocks.emission import emit_rows, emit_whole_rows
-from qubo_prune.blocks.gram_rows import LayerState
-from qubo_prune.blocks.rows import UNFED, Descent, descend
+from qubo_prune.blocks.gram_rows import LayerState, descend
+from qubo_prune.blocks.rows import UNFED, Descent
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Drift, Gram, GramAccumulator
 from qubo_prune.masks import Pattern
@@ -408,7 +408,7 @@ def test_the_energy_never_rises_over_a_hundred_thousand_accepted_blocks(
             pruned = ~self.keep_mask().numpy()
             seen.append(float(((inputs @ (weight.astype(np.float64) * pruned).T) ** 2).sum()) / len(inputs))
 
-    monkeypatch.setattr("qubo_prune.blocks.rows.LayerState", Watched)
+    monkeypatch.setattr("qubo_prune.blocks.gram_rows.LayerState", Watched)
     keep = choose("random", torch.tensor(weight), gram, Pattern("row"), 0.5, 0).keep
     settings = Descent(Nudge(), block_size=16, max_sweeps=150, patience=3, handling=Handling(polish=False))
     found = descend(torch.tensor(weight), gram, keep, Pattern("row"), settings)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from qubo_prune import BlockQubo, estimate_run, prune, solve
 from qubo_prune.blocks.compensated_rows import CompensatedDescent, descend_compensated
-from qubo_prune.blocks.rows import Descent, descend
+from qubo_prune.blocks.gram_rows import descend
+from qubo_prune.blocks.rows import Descent
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram, GramAccumulator

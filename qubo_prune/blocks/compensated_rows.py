@@ -7,30 +7,31 @@ budget moves between rows after each sweep. See :mod:`qubo_prune.hessian.compens
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.blocks.rows import UNFED, DescentResult, TracePoint, by_group, tell_sweep
+from qubo_prune.blocks.rows import (
+    UNFED,
+    Descent,
+    DescentResult,
+    EmittedBlocks,
+    Moved,
+    RowDescent,
+    RowState,
+    descend_rows,
+)
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
 from qubo_prune.hessian.compensated import DAMPING, Blocks, Curvature, Support, Swaps, sufficient
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.linalg import in_threads
 from qubo_prune.masks.keep import Pattern
-from qubo_prune.precision import pinned
-from qubo_prune.problem.qubo import BlockBatch
-from qubo_prune.solver.block_counts import BlockCounts, by_kind
-from qubo_prune.solver.dispatch import Handling, solve_batch
-from qubo_prune.solver.interface import BatchRequest, Solver, derive_seed
-
-_log = logging.getLogger(__name__)
+from qubo_prune.solver.dispatch import Handling
+from qubo_prune.solver.interface import BatchResult, Solver
 
 #: A row goes on to the next sweep if the last one took at least this share of its energy away.
 _WORTH = 5e-3
@@ -67,8 +68,25 @@ class CompensatedDescent:
     handling: Handling = field(default_factory=Handling)
     dtype: torch.dtype = torch.float32
 
+    @property
+    def descent(self) -> Descent:
+        """The part of them that is the loop's."""
+        return Descent(
+            self.solver,
+            self.block_size,
+            self.max_sweeps,
+            row_swaps=False,
+            seed=self.seed,
+            block_time=self.block_time,
+            handling=self.handling,
+        )
 
-@pinned()
+    @property
+    def hessian(self) -> Compensated:
+        """The part of them that is the Hessian's."""
+        return Compensated(self.damping, self.polish, self.dtype)
+
+
 def descend_compensated(
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,
@@ -92,107 +110,144 @@ def descend_compensated(
         deadline: anytime limit; the best mask so far is returned when it expires.
         stays: weights of the warm start that no block may prune; n:m groups that hold one keep their mask.
     """
-    frozen = torch.zeros_like(keep) if stays is None else stays
-    parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), gram.split(frozen), strict=True))
-
-    def run(number: int, seed: int, left: Deadline) -> DescentResult:
-        tried = replace(settings, seed=seed)
-        while True:
-            descent = _Descent(*parts[number], pattern, tried, left, settings.damping)
-            try:
-                return descent.result()
-            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-                # rounding made a part of the inverse indefinite
-                tried = descent.with_more_precision()
-
-    return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
+    return descend_rows(settings.hessian, weight, gram, keep, pattern, settings.descent, deadline, stays)
 
 
-class _Descent:
-    """One Gram's rows: masks, exact energies and the ledger."""
+@dataclass(frozen=True)
+class Compensated:
+    """Makes the states of a descent by compensated blocks.
 
-    def __init__(
-        self, weight: Tensor, gram: Gram, keep: Tensor, frozen: Tensor, pattern: Pattern,
-        settings: CompensatedDescent, deadline: Deadline, asked: float,
-    ) -> None:  # fmt: skip
-        self._pattern, self._settings, self._deadline = pattern, settings, deadline
+    Attributes:
+        damping: share of the Gram's mean diagonal that is added to its diagonal.
+        polish: follow the solver by exact swaps within the block.
+        dtype: of the search, float64 where float32 does not do.
+    """
+
+    damping: float = DAMPING
+    polish: bool = True
+    dtype: torch.dtype = torch.float32
+
+    def __call__(
+        self,
+        weight: Float[Tensor, "d_out d_in"],
+        gram: Gram,
+        keep: Bool[Tensor, "d_out d_in"],
+        stays: Bool[Tensor, "d_out d_in"] | None,
+        pattern: Pattern,
+        settings: Descent,
+    ) -> CompensatedRows:
+        """See :data:`~qubo_prune.blocks.rows.MakeState`."""
+        frozen = torch.zeros_like(keep) if stays is None else stays
+        return CompensatedRows(_Given(weight, gram, keep, frozen, pattern, settings), self, self.damping)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a state is made of, attempt after attempt."""
+
+    weight: Float[Tensor, "d_out d_in"]
+    gram: Gram
+    keep: Bool[Tensor, "d_out d_in"]
+    frozen: Bool[Tensor, "d_out d_in"]
+    pattern: Pattern
+    settings: Descent
+
+
+class CompensatedRows(RowState):
+    """One Gram's rows: masks, and exact energies of each row with all kept weights at their optimum.
+
+    Energies are those of the damped Hessian. A row's is computed with its first block.
+    """
+
+    def __init__(self, given: _Given, chosen: Compensated, asked: float) -> None:
+        self._given, self._chosen, self._asked = given, chosen, asked
+        self._pattern, self._block_size = given.pattern, given.settings.block_size
+        gram, keep = given.gram, given.keep
         self._device = gram.matrix.device
-        self._x, self._frozen = ~keep.to(self._device), frozen.to(self._device)
-        self._began, self._notes = time.perf_counter(), Counter[str]()
-        self._steps = self._accepted = 0
-        self._solver_gain = self._polish_gain = 0.0
-        self._trace: list[TracePoint] = []
-        self._blocks = BlockCounts()
+        self._x, self._frozen = ~keep.to(self._device), given.frozen.to(self._device)
+        self._notes: dict[str, int] = {}
         self._curvature: Curvature | None = None
+        self._energies = torch.zeros(len(keep), dtype=torch.float64, device=self._device)
         if not gram.diagonal.any():
             self._notes[UNFED] = 1
             return
-        curvature = Curvature.of(gram, settings.damping, torch.float64)
+        curvature = Curvature.of(gram, chosen.damping, torch.float64)
         if curvature.damping > asked:
             self._notes[f"Damping was raised to {curvature.damping:g} of the mean diagonal."] = 1
-        scaled = weight.to(self._device, torch.float64) * curvature.scale
-        dtype = torch.promote_types(settings.dtype, sufficient(curvature, scaled))
+        scaled = given.weight.to(self._device, torch.float64) * curvature.scale
+        dtype = torch.promote_types(chosen.dtype, sufficient(curvature, scaled))
         self._curvature = replace(curvature, inverse=curvature.inverse.to(dtype))
         self._weight = scaled.to(dtype)
-        self._energy = torch.full((len(weight),), torch.nan, dtype=torch.float64, device=self._device)
+        self._energies.fill_(torch.nan)
 
-    def with_more_precision(self) -> CompensatedDescent:
-        """Settings for another attempt where a factorisation failed: more digits, then more damping."""
-        assert self._curvature is not None
-        if self._weight.dtype != torch.float64:
-            return replace(self._settings, dtype=torch.float64)
-        if not self._curvature.damping < 1:
-            raise InputError("The layer's Gram is not positive definite, even with its whole mean diagonal as damping.")
-        return replace(self._settings, damping=min(1.0, max(10 * self._curvature.damping, 1e-8)))
-
-    def result(self) -> DescentResult:
-        """Run to the end or to the deadline."""
+    def again(self) -> CompensatedRows | None:
+        """With more digits, then with more damping: rounding made a part of the inverse indefinite."""
         if self._curvature is None:
-            self._trace = [TracePoint(0.0, 0.0, 0)]
+            return None
+        if self._weight.dtype != torch.float64:
+            chosen = replace(self._chosen, dtype=torch.float64)
+        elif self._curvature.damping < 1:
+            chosen = replace(self._chosen, damping=min(1.0, max(10 * self._curvature.damping, 1e-8)))
         else:
-            self._sweeps()
-        return DescentResult(
-            ~self._x, self._steps, self._accepted, time.perf_counter() - self._began, self._deadline.expired,
-            self._solver_gain, self._polish_gain, dict(self._notes), tuple(self._trace), self._blocks,
-        )  # fmt: skip
+            raise InputError("The layer's Gram is not positive definite, even with its whole mean diagonal as damping.")
+        return CompensatedRows(self._given, chosen, self._asked)
 
-    def _sweeps(self) -> None:
-        counts, d = self._x.sum(1), self._x.shape[1]
-        self._energy[counts == 0] = 0.0
-        active = ((counts > 0) & (counts < d)).nonzero()[:, 0]
-        if not self._deadline.expired:
-            self._settle((counts == d).nonzero()[:, 0])
-        for sweep in range(self._settings.max_sweeps):
-            if not len(active) or self._deadline.expired:
-                break
-            before, offers = self._sweep(active, sweep)
-            if torch.isnan(self._energy).any():  # the time was over
-                break
-            if sweep == 0:
-                self._mark(before, 0, 0)
-            going = before - self._energy > _WORTH * before
-            if self._pattern.name == "layer" and offers:
-                going[self._exchange(offers)] = True
-            active = active[going[active]]
-            self._mark(self._energy, self._accepted, self._steps)
-        left = torch.isnan(self._energy).nonzero()[:, 0]
-        if len(left) and self._deadline.expired:  # their energies would take what there is no time for
-            self._trace = []
+    # -- what is known
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """That the inputs are zero, or that damping had to be raised."""
+        return self._notes
+
+    @property
+    def together(self) -> int:
+        """Two parts for each core, since they are factored matrix by matrix."""
+        return 2 * torch.get_num_threads()
+
+    @property
+    def first_round(self) -> int:
+        """Sweeps count from 0."""
+        return 0
+
+    def energy(self) -> float | None:
+        """The sum over all rows, once each of them is known."""
+        return _total(self._energies)
+
+    def start_energy(self) -> float | None:
+        """The sum of what each row had before its first block."""
+        return None if self._curvature is None else _total(self._started)
+
+    def keep_mask(self) -> Bool[Tensor, "d_out d_in"]:
+        """The mask as it is, True = keep."""
+        return ~self._x
+
+    # -- the hooks
+
+    def begin(self, descent: RowDescent) -> None:
+        """Compute the energies of rows that get no block."""
+        if self._curvature is None:
             return
-        self._settle(left)
-        self._mark(self._energy, self._accepted, self._steps)
+        counts = self._x.sum(1)
+        self._energies[counts == 0] = 0.0
+        if not descent.deadline.expired:
+            self._settle((counts == self._x.shape[1]).nonzero()[:, 0])
+        self._started = self._energies.clone()
 
-    def _mark(self, energy: Float[Tensor, " d_out"], accepted: int, steps: int) -> None:
-        seconds = time.perf_counter() - self._began if self._trace else 0.0
-        self._trace.append(TracePoint(seconds, float(energy.nansum()), accepted, steps))
-        tell_sweep(_log, self._trace[-1].energy, accepted)
+    def between_sweeps(self, descent: RowDescent, moves: Sequence[Moved]) -> Int[Tensor, " r"]:
+        """With the pattern ``layer``, an exchange of what the rows offer."""
+        offers = [move.ticket for move in moves if move.ticket is not None]
+        if self._pattern.name == "layer" and offers:
+            return self._exchange(offers, descent)
+        return torch.zeros(0, dtype=torch.long, device=self._device)
 
-    def _parts(self, rows: Int[Tensor, " r"]) -> list[Tensor]:
-        """Rows of like counts together, as many at once as the memory takes."""
-        counts = self._x[rows].sum(1)
-        limit = _ENTRIES.get(self._device.type, _ENTRIES["cpu"])
-        most = max(1, int(counts.max())) ** 2
-        return list(torch.split(rows[counts.argsort(stable=True)], max(1, limit // most)))
+    def finish(self, descent: RowDescent) -> None:
+        """Compute the energies that are still missing, unless the time is over."""
+        if self._curvature is None:
+            return
+        left = torch.isnan(self._energies).nonzero()[:, 0]
+        if not (len(left) and descent.deadline.expired):
+            self._settle(left)
+            descent.mark()
 
     def _support(self, rows: Int[Tensor, " r"]) -> Support:
         assert self._curvature is not None
@@ -201,48 +256,44 @@ class _Descent:
     def _settle(self, rows: Int[Tensor, " r"]) -> None:
         """Compute the energies of some rows."""
         if len(rows):
-            parts = self._parts(rows)
+            parts = self.parts(rows)
             energies = in_threads(lambda part: self._support(part).energy, parts, self._device)
             for part, energy in zip(parts, energies, strict=True):
-                self._energy[part] = energy
+                self._energies[part] = energy
 
     # -- one block per row
 
-    def _sweep(self, rows: Int[Tensor, " r"], sweep: int) -> tuple[Tensor, list[_Offers]]:
-        """One block for each of some rows; all energies before, and what the rows offer for an exchange."""
-        before, parts = self._energy.clone(), self._parts(rows)
-        offers: list[_Offers] = []
-        wave = 2 * torch.get_num_threads()
-        for at in range(0, len(parts), wave):
-            if self._deadline.expired:
-                break
-            some = parts[at : at + wave]
-            emitted = in_threads(self._emit, some, self._device)
-            tasks: list[tuple[Tensor, Blocks, Tensor]] = []
-            for number, (part, (energy, found)) in enumerate(zip(some, emitted, strict=True), at):
-                before[part] = self._energy[part] = energy
-                if found is not None:
-                    answer = self._solve(*found, derive_seed(self._settings.seed, sweep, number))
-                    tasks.append((part, found[0], answer))
-            moves = in_threads(lambda task: self._accept(*task[1:]), tasks, self._device)
-            offers += [self._book(part, blocks, move) for (part, blocks, _), move in zip(tasks, moves, strict=True)]
-        return before, offers
+    def movable(self) -> Int[Tensor, " r"]:
+        """The rows that are neither dense nor empty."""
+        counts, d = self._x.sum(1), self._x.shape[1]
+        some = (counts > 0) & (counts < d) & (self._curvature is not None)
+        return some.nonzero()[:, 0]
 
-    def _emit(self, rows: Int[Tensor, " r"]) -> tuple[Tensor, tuple[Blocks, BlockBatch] | None]:
-        """Energies of some rows, and one block for each with its QUBO; none where nothing can be swapped."""
+    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " _"]]:
+        """Rows of like counts together, as many at once as the memory takes."""
+        counts = self._x[rows].sum(1)
+        limit = _ENTRIES.get(self._device.type, _ENTRIES["cpu"])
+        most = max(1, int(counts.max())) ** 2
+        return torch.split(rows[counts.argsort(stable=True)], max(1, limit // most))
+
+    def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[EmittedBlocks]:
+        """One block for each row with its QUBO; none where nothing can be swapped."""
         support = self._support(rows)
+        self._energies[rows] = energy = support.energy
+        started = self._started[rows]
+        self._started[rows] = torch.where(torch.isnan(started), energy, started)
         costs = support.prune_costs.masked_fill_(self._frozen[rows], torch.inf)
         chosen = self._groups(support, rows, costs) if self._pattern.of else self._borderline(support, costs)
         if chosen is None:
-            return support.energy, None
+            return []
         blocks = Blocks.of(support, *chosen)
-        return support.energy, (blocks, blocks.batch())
+        return [EmittedBlocks(rows, blocks.batch(), blocks.x.contiguous(), ticket=blocks)]
 
     def _borderline(self, support: Support, costs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept columns that cost least and places of the pruned ones that gain most."""
-        half, counts = self._settings.block_size // 2, support.valid.sum(1)
+        half, counts = self._block_size // 2, support.valid.sum(1)
         a = min(half, int(torch.isfinite(costs).sum(1).min()))
-        b = min(self._settings.block_size - half, int(counts.min()))
+        b = min(self._block_size - half, int(counts.min()))
         if min(a, b) < 1:
             return None
         kept = costs.topk(a, largest=False).indices
@@ -259,7 +310,7 @@ class _Descent:
         shape = (len(rows), -1, m)
         promise = costs.reshape(shape).amin(2) - gains.reshape(shape).amax(2)
         promise = promise.masked_fill_(self._frozen[rows].reshape(shape).any(2), torch.inf)
-        count = min(max(1, self._settings.block_size // m), int(torch.isfinite(promise).sum(1).min()))
+        count = min(max(1, self._block_size // m), int(torch.isfinite(promise).sum(1).min()))
         if not count:
             return None
         groups = promise.topk(count, largest=False).indices
@@ -271,43 +322,37 @@ class _Descent:
         labels = torch.cat([numbers.repeat_interleave(n), numbers.repeat_interleave(m - n)])
         return columns[:, :, :n].flatten(1), places, labels
 
-    def _solve(self, blocks: Blocks, batch: BlockBatch, seed: int) -> Bool[Tensor, "r n"]:
-        """The solver's answers."""
-        request = BatchRequest(batch, blocks.x.contiguous(), seed, self._deadline.remaining, self._settings.block_time)
-        answer = solve_batch(self._settings.solver, request, self._settings.handling)
-        self._blocks += BlockCounts.of_batch(answer, len(answer.assignments))
-        self._notes.update(answer.notes)
-        failures = Counter(status.told(detail) for status, detail in answer.failures.values())
-        self._notes = Counter(by_kind(self._notes, failures))
-        return answer.assignments
-
-    def _accept(self, blocks: Blocks, answer: Tensor) -> _Move:
+    def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         """Take the answers that lower the exact energy, then swap."""
+        before = self._energies[rows]
+        change, solver_gain, polish_gain, offers = torch.zeros_like(before), 0.0, 0.0, None
+        for given, answer in answered:
+            blocks: Blocks = given.ticket
+            swaps, solved, polished = self._moved(blocks, answer.assignments)
+            change = solved + polished
+            better = change < 0
+            self._x[rows[better]] = self._x[rows[better]].scatter(1, blocks.columns[better], swaps.x[better])
+            self._energies[rows] += change.clamp(max=0)
+            solver_gain, polish_gain = -float(solved.sum()), -float(polished.sum())
+            better_swaps = swaps.take(better.nonzero()[:, 0])
+            offers = _Offers.of(rows[better], better_swaps, blocks.columns[better], self._x.shape[1])
+        worth = before - self._energies[rows] > _WORTH * before
+        return Moved(rows, change, worth, solver_gain, polish_gain, offers)
+
+    def _moved(self, blocks: Blocks, answer: Tensor) -> tuple[Swaps, Tensor, Tensor]:
+        """The slots of the blocks in the end, and the energy changes by the solver and by the swaps."""
         swaps, start = Swaps.of(blocks, answer), Swaps.of(blocks, blocks.x)
         before, solved = start.energy(blocks.values), swaps.energy(blocks.values)
         worse = ~(solved < before)  # a NaN is worse as well
         swaps.put(worse, start.take(worse))
         solved = torch.where(worse, before, solved)
-        if self._settings.polish:
-            swaps.descend(self._settings.block_size)
-        return _Move(swaps, solved - before, swaps.energy(blocks.values) - solved)
-
-    def _book(self, rows: Int[Tensor, " r"], blocks: Blocks, move: _Move) -> _Offers:
-        change = move.solved + move.polished
-        better = change < 0
-        self._x[rows[better]] = self._x[rows[better]].scatter(1, blocks.columns[better], move.swaps.x[better])
-        self._energy[rows] += change.clamp(max=0)
-        self._steps += len(rows)
-        self._accepted += int(better.sum())
-        self._solver_gain -= float(move.solved.sum())
-        self._polish_gain -= float(move.polished.sum())
-        return _Offers.of(
-            rows[better], move.swaps.take(better.nonzero()[:, 0]), blocks.columns[better], self._x.shape[1]
-        )
+        if self._chosen.polish:
+            swaps.descend(self._block_size)
+        return swaps, solved - before, swaps.energy(blocks.values) - solved
 
     # -- budget between rows
 
-    def _exchange(self, offers: Sequence[_Offers]) -> Int[Tensor, " r"]:
+    def _exchange(self, offers: Sequence[_Offers], descent: RowDescent) -> Int[Tensor, " r"]:
         """Prune where it is cheap and restore where it gains, as many; the rows that changed.
 
         Costs are those of single changes, so the energies of all rows concerned are computed anew and
@@ -319,29 +364,25 @@ class _Descent:
         most = min(len(costs), len(gains))
         count = int((costs[by_cost[:most]] < _MARGIN * gains[by_gain[:most]]).sum())
         d = self._x.shape[1]
-        while count and not self._deadline.expired:
+        while count and not descent.deadline.expired:
             pruned, restored = cost_at[by_cost[:count]], gain_at[by_gain[:count]]
             rows = torch.cat([pruned, restored]).div(d, rounding_mode="floor")
             rows = torch.nonzero(torch.bincount(rows, minlength=len(self._x)))[:, 0]
-            masks, energies = self._x[rows].clone(), self._energy[rows].clone()
+            masks, energies = self._x[rows].clone(), self._energies[rows].clone()
             self._x.view(-1)[pruned], self._x.view(-1)[restored] = True, False
             self._settle(rows)
-            self._steps += 1
-            if float(self._energy[rows].sum()) < float(energies.sum()):
-                self._accepted += 1
+            lower = float(self._energies[rows].sum()) < float(energies.sum())
+            descent.book(1, int(lower))
+            if lower:
                 return rows
-            self._x[rows], self._energy[rows] = masks, energies
+            self._x[rows], self._energies[rows] = masks, energies
             count //= 2
         return torch.zeros(0, dtype=torch.long, device=self._device)
 
 
-@dataclass(frozen=True, eq=False)
-class _Move:
-    """What became of one block per row: its slots, and the energy changes by the solver and by the swaps."""
-
-    swaps: Swaps
-    solved: Float[Tensor, " r"]
-    polished: Float[Tensor, " r"]
+def _total(energies: Float[Tensor, " d_out"]) -> float | None:
+    """Their sum, unless one of them is not known."""
+    return None if torch.isnan(energies).any() else float(energies.nansum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,38 +1,47 @@
-"""Block coordinate descent on one layer: select, emit, solve, verify, accept, merge; then swaps.
+"""Block coordinate descent on the rows of a layer, for any Hessian: emit, solve, verify, accept, sweep after sweep.
 
-Every row of a layer takes its blocks one after another, each block seeing the rest of its row
-through its linear term; the rows advance together. The layer's energy
-``1/2 tr((W*x) H (W*x)')``, the mean squared output error of the masked layer, never rises.
+Every row takes its blocks one after another, each block seeing the rest of its row; the rows advance together, as
+batches. The loop owns the sweeps, the rows that are still at work, the clock, the seeds, all calls of solvers, the
+ledger and the trace. What a block is, what it costs and when an answer is taken is up to a :class:`RowState`, of which
+each Hessian has its own.
+
+A Hessian of your own is one class that inherits from :class:`RowState` and fills in its abstract methods::
+
+    descend_rows(MyRows, weight, gram, keep, pattern, Descent(solver))
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qubo_prune.blocks.gram_rows import LayerState
-from qubo_prune.blocks.selection import borderline_block
 from qubo_prune.clock import Deadline
 from qubo_prune.events import event
 from qubo_prune.hessian.gram import Gram
+from qubo_prune.hessian.linalg import in_threads
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.precision import pinned
+from qubo_prune.problem.qubo import BlockBatch
 from qubo_prune.solver.block_counts import NONE, BlockCounts, by_kind, total
 from qubo_prune.solver.dispatch import Handling, solve_batch
-from qubo_prune.solver.interface import BatchRequest, Solver, Status, derive_seed
-from qubo_prune.solver.swaps.greedy import Greedy
+from qubo_prune.solver.interface import BatchRequest, BatchResult, Solver, derive_seed
 
 _log = logging.getLogger(__name__)
 
 #: What is said of a layer, or of a group of a convolution, that no input can tell masks apart for.
 UNFED = "All calibration inputs of this layer are zero; its warm start stayed."
+
+_Part = TypeVar("_Part")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -109,14 +118,177 @@ class DescentResult:
     blocks: BlockCounts = NONE
 
 
+# -- what a Hessian has to provide
+
+
+@dataclass(frozen=True, eq=False)
+class EmittedBlocks:
+    """One block in each of some rows, all of one size.
+
+    Attributes:
+        rows: the rows, by their numbers in the state.
+        problems: their block QUBOs, in the order of ``rows``.
+        start: ``(r, n)`` the mask of each block as it is, True = pruned; it meets the counts of ``problems``.
+        flip_costs: ``(r, n)`` ``Q_ii + 2 sum_{j != i} Q_ij x_j`` at the start, if they are known anyway: they save
+            solvers a product with the Hessian.
+        ticket: whatever the state needs to take the answers, which it gets back untouched.
+    """
+
+    rows: Int[Tensor, " r"]
+    problems: BlockBatch
+    start: Bool[Tensor, "r n"]
+    flip_costs: Float[Tensor, "r n"] | None = None
+    ticket: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """What became of some rows after the answers to their blocks.
+
+    Attributes:
+        rows: all rows of the part, also those without a block.
+        change: float64, by how much the energy of each row changed; 0 without a block. Below 0 counts as accepted.
+        gained: rows that gained enough to be worth the next block. The others count a miss.
+        solver_gain: how much of the energy the solver's own answers took away, summed over the rows.
+        polish_gain: the same of what was done to the blocks after the solver.
+        ticket: whatever :meth:`RowState.between_sweeps` needs.
+    """
+
+    rows: Int[Tensor, " r"]
+    change: Float[Tensor, " r"]
+    gained: Bool[Tensor, " r"]
+    solver_gain: float = 0.0
+    polish_gain: float = 0.0
+    ticket: Any = None
+
+
+@runtime_checkable
+class RowState(Protocol):
+    """The rows of a layer on one Hessian while their mask is searched: the mask, and the energies it is searched by.
+
+    A state is made from the dense weights ``(d_out, d_in)``, the warm start and a local Hessian; see :data:`MakeState`.
+    Rows go by their numbers, 0 to ``d_out - 1``. They share the Hessian and are not coupled, so that blocks of
+    different rows add up exactly. Energies are float64, in any unit as long as it is one: those of the Gram, and so the
+    usual one, are mean squared output errors, summed over rows. An energy must never rise: :meth:`accept` leaves the
+    mask of a block as it is where an answer does not lower it. Counts are exact: an answer has those of its block's
+    start (``solve_batch`` sees to that), so they hold if blocks lie within the pattern's groups.
+
+    The loop calls :meth:`begin`, then in every sweep :meth:`parts` of the rows that are at work, :meth:`emit` and
+    :meth:`accept` of each part, :meth:`between_sweeps`, and :meth:`finish` at the end. Inherit from this class to have
+    the methods that are not abstract.
+    """
+
+    @property
+    def notes(self) -> Mapping[str, int]:
+        """What has to be said of the whole layer, known when the state is made: sentences, each with its number."""
+        return {}
+
+    @property
+    def together(self) -> int:
+        """How many parts are emitted, and accepted, side by side in threads; 1 for one after another in this thread.
+
+        With more than one, :meth:`emit` and :meth:`accept` run in threads in which torch uses one core, and write to
+        nothing but what belongs to their own rows.
+        """
+        return 1
+
+    @property
+    def first_round(self) -> int:
+        """The number of the first sweep, from which seeds follow."""
+        return 1
+
+    @abstractmethod
+    def movable(self) -> Int[Tensor, " r"]:
+        """The rows that the sweeps begin with, ascending; such as find no block may be among them.
+
+        None where the Hessian tells no masks apart.
+        """
+
+    @abstractmethod
+    def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " _"]]:
+        """Rows, at least one, as parts, each of so many rows as fit into the memory at once; see :func:`in_parts`."""
+
+    @abstractmethod
+    def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[EmittedBlocks]:
+        """At most one block for each row of a part, as batches of blocks of one size; none where nothing can change.
+
+        Args:
+            rows: the rows of the part.
+            misses: how many blocks in turn each of them had without a gain.
+            seed: of this part in this sweep, which the solver has as well.
+        """
+
+    @abstractmethod
+    def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
+        """Take the answers of a part that lower the energy; called for every part, also without a block.
+
+        ``change`` and ``solver_change`` of an answer are float64 and those of the block QUBO as emitted. A state whose
+        energies are not those of its blocks measures them here.
+        """
+
+    @abstractmethod
+    def energy(self) -> float | None:
+        """The energy of the mask as it is, summed over all rows; ``None`` as long as it is not known.
+
+        Asked for often, so booked rather than measured. A sweep after which it is not known is the last one: the time
+        was over before every row had its block.
+        """
+
+    @abstractmethod
+    def keep_mask(self) -> Bool[Tensor, "d_out d_in"]:
+        """The mask as it is, True = keep."""
+
+    def start_energy(self) -> float | None:
+        """The energy of the warm start if :meth:`energy` did not know it at first; asked for after the first sweep."""
+        return None
+
+    def begin(self, descent: RowDescent) -> None:
+        """Before the first sweep."""
+
+    def between_sweeps(self, descent: RowDescent, moves: Sequence[Moved]) -> Int[Tensor, " r"]:
+        """After each sweep, with what became of its parts, in their order: such as an exchange of budget between rows.
+
+        Returns:
+            rows that changed, which are worth another block, whatever their last one brought.
+        """
+        return torch.zeros(0, dtype=torch.long)
+
+    def finish(self, descent: RowDescent) -> None:
+        """After the last sweep, also where there was none, or the time is over."""
+
+    def again(self) -> RowState | None:
+        """For another attempt from the warm start after a ``torch.linalg.LinAlgError``: with more digits, more damping.
+
+        ``None`` where there is nothing to try; the error is then the caller's.
+        """
+        return None
+
+
+#: Makes the state of the rows of one Gram. ``(weight, gram, keep, stays, pattern, settings)``: dense weights and warm
+#: start ``(d_out, d_in)``; the Gram of their inputs, ``(d_in, d_in)``; weights ``(d_out, d_in)`` that no block may
+#: prune, or ``None``; where counts must hold; the settings of the descent, of which the seed is that of these rows.
+MakeState: TypeAlias = Callable[[Tensor, Gram, Tensor, Tensor | None, Pattern, Descent], RowState]
+
+
+def in_parts(rows: Int[Tensor, " r"], entries: int) -> Sequence[Int[Tensor, " _"]]:
+    """Rows in their order, as many at once as suits the memory if each holds so many float64 entries."""
+    limit = max(16, (2**20 if rows.device.type == "cpu" else 2**27) // max(1, entries))
+    return torch.split(rows, limit)
+
+
+# -- the descent
+
+
 @pinned()
-def descend(
+def descend_rows(
+    make_state: MakeState,
     weight: Float[Tensor, "d_out d_in"],
     gram: Gram,
     keep: Bool[Tensor, "d_out d_in"],
     pattern: Pattern,
     settings: Descent,
     deadline: Deadline | None = None,
+    stays: Bool[Tensor, "d_out d_in"] | None = None,
 ) -> DescentResult:
     """Improve a layer's keep mask; every budget of the pattern keeps the count that ``keep`` gives it.
 
@@ -124,33 +296,50 @@ def descend(
     each of them keeps the count that ``keep`` gives it.
 
     Args:
+        make_state: makes the state of each group's rows, and so says which Hessian blocks see.
         weight: dense weights.
         gram: the local Hessian of the layer's inputs.
         keep: the warm start.
         pattern: where counts must hold.
         settings: solver, block size, limits.
         deadline: anytime limit; the best mask so far is returned when it expires.
+        stays: weights of the warm start that no block may prune; not every state can hold them.
     """
-    parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), strict=True))
-
-    def run(number: int, seed: int, left: Deadline) -> DescentResult:
-        return _Run(LayerState(*parts[number], pattern), pattern, replace(settings, seed=seed), left).result()
-
-    return by_group(len(parts), run, settings.seed, deadline or Deadline(None))
-
-
-def by_group(
-    groups: int, run: Callable[[int, int, Deadline], DescentResult], seed: int, deadline: Deadline
-) -> DescentResult:
-    """``run(number, seed, deadline)`` of groups of rows in turn, each with an equal share of the time left."""
-    if groups == 1:
-        return run(0, seed, deadline)
+    deadline = deadline or Deadline(None)
+    frozen: Sequence[Tensor | None] = [None] * gram.groups if stays is None else gram.split(stays)
+    parts = list(zip(gram.split(weight), gram.parts(), gram.split(keep), frozen, strict=True))
+    if len(parts) == 1:
+        return _descended(make_state, *parts[0], pattern, settings, deadline)
     results = []
-    for number in range(groups):
-        left = deadline.remaining
-        share = deadline if left is None else Deadline(left / (groups - number))
-        results.append(run(number, derive_seed(seed, number), share))
+    for number, part in enumerate(parts):
+        left, own = deadline.remaining, replace(settings, seed=derive_seed(settings.seed, number))
+        share = deadline if left is None else Deadline(left / (len(parts) - number))
+        results.append(_descended(make_state, *part, pattern, own, share))
     return merged(results)
+
+
+def _descended(
+    make_state: MakeState,
+    weight: Tensor,
+    gram: Gram,
+    keep: Tensor,
+    stays: Tensor | None,
+    pattern: Pattern,
+    settings: Descent,
+    deadline: Deadline,
+) -> DescentResult:
+    """The descent of the rows of one Gram, in as many attempts as it takes."""
+    began = time.perf_counter()
+    state = make_state(weight, gram, keep, stays, pattern, settings)
+    while True:
+        try:
+            return RowDescent(state, len(weight), settings, deadline, began).result()
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            began = time.perf_counter()
+            other = state.again()
+            if other is None:
+                raise
+            state = other
 
 
 def merged(results: Sequence[DescentResult]) -> DescentResult:
@@ -165,10 +354,12 @@ def merged(results: Sequence[DescentResult]) -> DescentResult:
         before = trace[-1]
         trace.append(
             TracePoint(
-                before.seconds + result.seconds, before.energy + change, before.accepted + result.accepted,
+                before.seconds + result.seconds,
+                before.energy + change,
+                before.accepted + result.accepted,
                 before.steps + result.steps,
             )
-        )  # fmt: skip
+        )
     return DescentResult(
         torch.cat([result.keep for result in results]),
         sum(result.steps for result in results),
@@ -183,213 +374,154 @@ def merged(results: Sequence[DescentResult]) -> DescentResult:
     )
 
 
-def _everything(state: LayerState) -> Int[Tensor, " r"]:
-    return torch.arange(len(state.weight), device=state.weight.device)
+class RowDescent:
+    """One descent of the rows of one Gram, with the ledger of what was tried; the hooks of its state are given it.
 
+    Attributes:
+        settings: of the descent.
+        deadline: anytime limit, which hooks that take long have to watch.
+    """
 
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What became of one problem per row in some rows."""
-
-    rows: Int[Tensor, " r"]
-    change: Float[Tensor, " r"]
-    steps: int
-    failures: tuple[tuple[Status, str], ...] = ()
-    solver_gain: float = 0.0
-    polish_gain: float = 0.0
-    notes: Counter[str] = field(default_factory=Counter)
-    blocks: BlockCounts = NONE
-
-
-class _Run:
-    """One descent: the layer's state, and the ledger of what was tried."""
-
-    def __init__(self, state: LayerState, pattern: Pattern, settings: Descent, deadline: Deadline) -> None:
-        self._state, self._pattern, self._settings, self._deadline = state, pattern, settings, deadline
-        self._began = time.perf_counter()
-        self._steps = self._accepted = self._rounds = 0
+    def __init__(self, state: RowState, num_rows: int, settings: Descent, deadline: Deadline, began: float) -> None:
+        self.settings, self.deadline = settings, deadline
+        self._state, self._num_rows, self._began = state, num_rows, began
+        self._rounds = state.first_round
+        self._steps = self._accepted = 0
         self._solver_gain = self._polish_gain = 0.0
-        self._kept_start: Counter[str] = Counter()
+        self._notes = Counter(state.notes)
         self._blocks = BlockCounts()
-        self._energy = state.energy()
-        self._trace = [TracePoint(0.0, self._energy, 0)]
+        start = state.energy()
+        self._trace = [] if start is None else [TracePoint(0.0, start, 0)]
 
     def result(self) -> DescentResult:
-        """Run to the end or to the deadline."""
-        if self._state.x.shape[1]:
-            self._search()
-        else:
-            self._kept_start[UNFED] = 1
+        """Run to the end or to the deadline. Without a trace if the energy never came to be known."""
+        self._state.begin(self)
+        self._sweeps()
+        self._state.finish(self)
         return DescentResult(
             self._state.keep_mask(),
             self._steps,
             self._accepted,
             time.perf_counter() - self._began,
-            self._deadline.expired,
+            self.deadline.expired,
             self._solver_gain,
             self._polish_gain,
-            dict(self._kept_start),
+            dict(self._notes),
             tuple(self._trace),
             self._blocks,
         )
 
-    def _search(self) -> None:
-        self._sweeps()
-        if self._settings.row_swaps:
-            self._row_swaps(_everything(self._state))
-        if self._pattern.name == "layer" and self._state.x.numel():
-            self._exchange_between_rows()
+    # -- what hooks may use
 
-    def _round(
-        self, solve_part: Callable[[Tensor, int], _Outcome], rows: Int[Tensor, " r"], entries: int
-    ) -> list[_Outcome]:
-        """Solve one problem in each of some rows, so many rows at once as suits the memory; book it."""
+    def book(self, steps: int, accepted: int) -> None:
+        """Count changes of a hook's own that no solver was asked for: how many were tried and accepted."""
+        self._steps += steps
+        self._accepted += accepted
+
+    def mark(self) -> None:
+        """A point of the trace, with the energy as it is."""
+        energy = self._state.energy()
+        if energy is not None:
+            self._point(energy, self._accepted, self._steps)
+
+    def round(
+        self,
+        parts: Sequence[Int[Tensor, " _"]],
+        emit: Callable[[Tensor, int], Sequence[EmittedBlocks]],
+        accept: Callable[[Tensor, Sequence[tuple[EmittedBlocks, BatchResult]]], Moved],
+        solver: Solver | None = None,
+    ) -> list[Moved]:
+        """Emit, solve, accept and book one block in each row of some parts; parts for which no time is left are left.
+
+        Args:
+            parts: rows, no row in two of them.
+            emit: the blocks of a part, given its rows and its seed.
+            accept: see :meth:`RowState.accept`.
+            solver: decides these blocks instead of the one of the settings, whose handling, credit and count of blocks
+                are not touched then.
+        """
+        moves: list[Moved] = []
+        number, wave = self._rounds, self._state.together
         self._rounds += 1
-        limit = max(16, (2**20 if rows.device.type == "cpu" else 2**27) // max(1, entries))
-        outcomes = []
-        for part, some in enumerate(torch.split(rows, limit)):
-            if self._deadline.expired:
+        for at in range(0, len(parts), wave):
+            if self.deadline.expired:
                 break
-            outcome = solve_part(some, derive_seed(self._settings.seed, self._rounds, part))
-            outcomes.append(outcome)
-            self._steps += outcome.steps
-            self._accepted += int((outcome.change < 0).sum())
-            self._energy += float(outcome.change.sum())
-            self._solver_gain += outcome.solver_gain
-            self._polish_gain += outcome.polish_gain
-            self._blocks += outcome.blocks
-            self._kept_start.update(outcome.notes)
-            failures = Counter(status.told(detail) for status, detail in outcome.failures)
-            self._kept_start = Counter(by_kind(self._kept_start, failures))
-        self._trace.append(TracePoint(time.perf_counter() - self._began, self._energy, self._accepted, self._steps))
-        tell_sweep(_log, self._energy, self._accepted)
-        return outcomes
+            seeds = [derive_seed(self.settings.seed, number, place) for place in range(at, at + wave)]
+            moves += self._wave(list(zip(parts[at : at + wave], seeds, strict=False)), emit, accept, solver)
+        return moves
+
+    # -- the loop
 
     def _sweeps(self) -> None:
         """Give every active row one block after another until none improves."""
-        active = _everything(self._state)
-        misses = torch.zeros(len(active), dtype=torch.long, device=active.device)
-        for _ in range(self._settings.max_sweeps):
-            if not len(active) or self._deadline.expired:
-                break
-            # the Hessian of each row's block fills the memory, but most steps read only rows of it
-            entries = self._settings.block_size**2 // 4
-            for outcome in self._round(lambda rows, seed: self._sweep(rows, misses[rows], seed), active, entries):
-                rows = outcome.rows
-                misses[rows] = torch.where(outcome.change < 0, 0, misses[rows] + 1)
-            active = active[misses[active] < self._settings.patience]
+        state, active = self._state, self._state.movable()
+        misses = torch.zeros(self._num_rows, dtype=torch.long, device=active.device)
+        for _ in range(self.settings.max_sweeps):
+            if not len(active) or self.deadline.expired:
+                return
+            moves = self.round(
+                state.parts(active), lambda rows, seed: state.emit(rows, misses[rows], seed), state.accept
+            )
+            if state.energy() is None:  # the time was over before every row had a block
+                return
+            start = None if self._trace else state.start_energy()
+            if start is not None:
+                self._point(start, 0, 0)
+            for move in moves:
+                misses[move.rows] = torch.where(move.gained, 0, misses[move.rows] + 1)
+            misses[state.between_sweeps(self, moves).to(misses.device)] = 0
+            active = active[misses[active] < self.settings.patience]
+            self.mark()
 
-    def _sweep(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
-        """Solve one block in each of some rows."""
-        change = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        steps, solver_gain, polish_gain, notes, blocks = 0, 0.0, 0.0, Counter[str](), BlockCounts()
-        failures: list[tuple[Status, str]] = []
-        num_pruned = self._state.masks(rows).sum(1)
-        half, d = self._settings.block_size // 2, self._state.weight.shape[1]
-        # blocks of one batch have one shape; rows that are nearly dense or empty go apart
-        short = torch.minimum(num_pruned, d - num_pruned) < half
-        for part in (~short, short):
-            movable = part & (num_pruned > 0) & (num_pruned < d)
-            if movable.any():
-                outcome = self._solve_blocks(rows[movable], misses[movable], seed)
-                change[movable] = outcome.change
-                steps, failures = steps + outcome.steps, [*failures, *outcome.failures]
-                solver_gain, polish_gain = solver_gain + outcome.solver_gain, polish_gain + outcome.polish_gain
-                notes.update(outcome.notes)
-                blocks += outcome.blocks
-        return _Outcome(rows, change, steps, tuple(failures), solver_gain, polish_gain, notes, blocks)
+    def _wave(
+        self,
+        parts: Sequence[tuple[Tensor, int]],
+        emit: Callable[[Tensor, int], Sequence[EmittedBlocks]],
+        accept: Callable[[Tensor, Sequence[tuple[EmittedBlocks, BatchResult]]], Moved],
+        solver: Solver | None,
+    ) -> list[Moved]:
+        """Some parts of a round, with their seeds; their blocks leave the memory before the next ones are emitted."""
+        emitted = self._side_by_side(lambda task: emit(*task), parts, parts[0][0].device)
+        tasks = [
+            (rows, self._answered(blocks, seed, solver)) for (rows, seed), blocks in zip(parts, emitted, strict=True)
+        ]
+        moves = self._side_by_side(lambda task: accept(*task), tasks, parts[0][0].device)
+        for move, (_, answered) in zip(moves, tasks, strict=True):
+            self.book(sum(len(blocks.rows) for blocks, _ in answered), int((move.change < 0).sum()))
+            self._solver_gain += move.solver_gain
+            self._polish_gain += move.polish_gain
+        return moves
 
-    def _solve_blocks(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> _Outcome:
-        state, size = self._state, self._settings.block_size
-        costs, x = state.flip_costs(rows), state.masks(rows)
-        draw = torch.Generator().manual_seed(seed)
-        columns, labels = borderline_block(costs, x, state.groups, size, misses, draw)
-        if not len(labels):
-            return _Outcome(rows, torch.zeros(len(rows), dtype=torch.float64, device=rows.device), 0)
-        start = x.gather(1, columns) > 0
+    def _answered(
+        self, emitted: Sequence[EmittedBlocks], seed: int, solver: Solver | None
+    ) -> list[tuple[EmittedBlocks, BatchResult]]:
+        """The blocks of one part with their answers; what is to be said of them is noted."""
+        answered = [(blocks, self._solve(blocks, seed, solver)) for blocks in emitted]
+        failures: Counter[str] = Counter()
+        for _, answer in answered:
+            failures.update(status.told(detail) for status, detail in answer.failures.values())
+            if solver is None:
+                self._notes.update(answer.notes)
+                self._blocks += BlockCounts.of_batch(answer, len(answer.assignments))
+        self._notes = Counter(by_kind(self._notes, failures))
+        return answered
+
+    def _solve(self, blocks: EmittedBlocks, seed: int, solver: Solver | None) -> BatchResult:
         request = BatchRequest(
-            state.emit(rows, columns, labels), start, seed, self._deadline.remaining, self._settings.block_time,
-            costs.gather(1, columns),
-        )  # fmt: skip
-        answer = solve_batch(self._settings.solver, request, self._settings.handling)
-        better = answer.change < 0
-        moved = x.scatter(1, columns, answer.assignments.to(x.dtype))
-        if better.all():
-            state.move(rows, moved)
-        else:
-            state.move(rows[better], moved[better])
-        solver_gain = -float(answer.solver_change.sum())
-        polish_gain = -float(answer.change.sum()) - solver_gain
-        return _Outcome(
-            rows, answer.change, len(rows), tuple(answer.failures.values()), solver_gain, max(0.0, polish_gain),
-            Counter(answer.notes), BlockCounts.of_batch(answer, len(rows)),
-        )  # fmt: skip
+            blocks.problems, blocks.start, seed, self.deadline.remaining, flip_costs=blocks.flip_costs
+        )
+        if solver is not None:
+            return solve_batch(solver, request)
+        settings = self.settings
+        return solve_batch(settings.solver, replace(request, row_time_limit=settings.block_time), settings.handling)
 
-    def _row_swaps(self, rows: Int[Tensor, " r"]) -> None:
-        """Best swaps over whole rows, from the shared Gram."""
-        swaps, state = Greedy(), self._state
+    def _side_by_side(
+        self, work: Callable[[_Part], _Result], parts: Sequence[_Part], device: torch.device
+    ) -> list[_Result]:
+        """``work`` of every part, in their order."""
+        return [work(part) for part in parts] if self._state.together == 1 else in_threads(work, parts, device)
 
-        def swap(part: Tensor, seed: int) -> _Outcome:
-            request = BatchRequest(
-                state.emit_whole(part), state.masks(part) > 0, seed, self._deadline.remaining,
-                flip_costs=state.flip_costs(part),
-            )  # fmt: skip
-            answer = solve_batch(swaps, request)
-            # nothing but the exchange between rows follows, which refreshes the field
-            state.move(part, answer.assignments.to(state.x.dtype), update_field=False)
-            return _Outcome(part, answer.change, len(part), tuple(answer.failures.values()))
-
-        if not self._deadline.expired:
-            self._round(swap, rows, state.weight.shape[1])
-
-    def _exchange_between_rows(self) -> None:
-        """Move budget from row to row: prune in one, restore in another, while that lowers the energy.
-
-        Rows are not coupled, so exchanges of disjoint pairs of rows add up exactly. Rows that
-        changed are swapped to an optimum of their own again.
-        """
-        state = self._state
-        for _ in range(100):
-            if self._deadline.expired:
-                return
-            state.refresh()
-            costs = state.flip_costs(_everything(state))
-            cost, cheap = costs.masked_fill(state.x > 0, torch.inf).min(1)
-            gain, dear = costs.masked_fill(state.x == 0, -torch.inf).max(1)
-            giver, taker = _match_rows(cost, gain, self._energy * 1e-12)
-            if not len(giver):
-                return
-            rows = torch.cat([giver, taker]).sort().values
-            x = state.x[rows]
-            x[torch.searchsorted(rows, giver), cheap[giver]] = 1
-            x[torch.searchsorted(rows, taker), dear[taker]] = 0
-            state.move(rows, x)
-            self._energy += float((cost[giver] - gain[taker]).sum())
-            self._steps += len(giver)
-            self._accepted += len(giver)
-            self._row_swaps(rows)
-
-
-def _match_rows(
-    cost: Float[Tensor, " r"], gain: Float[Tensor, " r"], least: float
-) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Pairs of distinct rows, each row once: the cheapest to prune in with the dearest to restore in."""
-    by_cost, by_gain = cost.argsort(stable=True).tolist(), gain.argsort(descending=True, stable=True).tolist()
-    costs, gains = cost.tolist(), gain.tolist()
-    used: set[int] = set()
-    givers, takers = [], []
-    i = j = 0
-    while i < len(by_cost) and j < len(by_gain):
-        if by_cost[i] in used:
-            i += 1
-        elif by_gain[j] in used or by_gain[j] == by_cost[i]:
-            j += 1
-        elif costs[by_cost[i]] - gains[by_gain[j]] < -least:
-            givers.append(by_cost[i])
-            takers.append(by_gain[j])
-            used.update((by_cost[i], by_gain[j]))
-        else:
-            break
-    return torch.tensor(givers, device=cost.device, dtype=torch.long), torch.tensor(
-        takers, device=cost.device, dtype=torch.long
-    )
+    def _point(self, energy: float, accepted: int, steps: int) -> None:
+        seconds = time.perf_counter() - self._began if self._trace else 0.0
+        self._trace.append(TracePoint(seconds, energy, accepted, steps))
+        tell_sweep(_log, energy, accepted)

@@ -98,6 +98,10 @@ class Pattern:
         wanted = self.num_kept((keep.shape[0], keep.shape[1]), density) // max(1, len(grouped))
         return int((grouped.sum(1) != wanted).sum())
 
+    def same_counts(self, keep: Bool[Tensor, "r d_in"], other: Bool[Tensor, "r d_in"]) -> bool:
+        """True if every group holds as many weights in one mask as in the other."""
+        return torch.equal(self.groups(keep).sum(1), self.groups(other).sum(1))
+
 
 def keep_highest(scores: Float[Tensor, "r d_in"], pattern: Pattern, density: float) -> Bool[Tensor, "r d_in"]:
     """Keep exactly the pattern's count of highest scores; of equal ones the later column stays."""

@@ -164,6 +164,11 @@ class LayerMethod(Method):
     #: False of a method that leaves the mask as it is.
     moves_masks: ClassVar[bool] = True
 
+    @property
+    def exact(self) -> bool:
+        """False of a start whose counts are not those of pattern and density."""
+        return True
+
     @abc.abstractmethod
     def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
         """Decide a layer.

@@ -161,9 +161,44 @@ class Chain:
                 notes[_TIME_OVER] += 1
                 so_far = replace(so_far, weight=start.weight)
                 break
-            so_far = step.decide(replace(task, deadline=Deadline(left())), so_far)
+            so_far = verified(step, step.decide(replace(task, deadline=Deadline(left())), so_far), task, so_far)
             notes += Counter(so_far.notes)
         return replace(so_far, notes=dict(notes), weight=so_far.weight if self.updates else None)
+
+
+def verified(step: LayerMethod, found: Decision, task: LayerTask, so_far: Decision | None = None) -> Decision:
+    """A decision that can be put into a model as it is: whose counts, shapes, types and zeros are right.
+
+    Args:
+        step: who decided.
+        found: what.
+        task: of what layer.
+        so_far: what was decided before; the counts of its groups stay.
+
+    Raises:
+        InputError: the decision is wrong.
+    """
+    shape, weight = task.weight.shape, found.weight
+    wrong = None
+    if found.keep.shape != shape or found.keep.dtype != torch.bool:
+        wrong = f"a mask of shape {tuple(found.keep.shape)} and type {found.keep.dtype}"
+    elif so_far is not None and not task.pattern.same_counts(found.keep, so_far.keep):
+        wrong = "a mask with other counts than it was given"
+    elif so_far is None and step.exact and task.pattern.violations(found.keep, task.density):
+        wrong = f"a mask that breaks the pattern {task.pattern.name} at density {task.density:g}"
+    elif weight is not None and (weight.shape != shape or weight.dtype != task.weight.dtype):
+        wrong = f"weights of shape {tuple(weight.shape)} and type {weight.dtype}"
+    elif weight is not None and not bool(weight.isfinite().all()):
+        wrong = "weights that are not finite"
+    elif weight is not None and bool(weight[~found.keep.to(weight.device)].any()):
+        wrong = "pruned weights that are not zero"
+    if wrong:
+        where = "the layer" if task.layer is None else f"layer {task.layer.name!r}"
+        raise InputError(
+            f"The method {step.traits.label!r} left {where} with {wrong}; take another method, and tell its author "
+            "(qubo-prune check-method finds such faults)."
+        )
+    return found
 
 
 def _nothing_done(so_far: Decision, start: Decision) -> bool:
@@ -286,7 +321,7 @@ def _starts(how: MethodSettings, main: Method, words: Mapping[str, Any]) -> list
         return [given]
     if not isinstance(given, str):
         loose = isinstance(main, ModelMethod) and main.moves_between_layers
-        return [GivenMasks(given, exact=not loose)]
+        return [GivenMasks(given, exact_counts=not loose)]
     loss = isinstance(main, ModelMethod)
     names = [name for name in start_names() if loss or method_class(name).traits.reads != "samples"]
     names += ["gram", "compensated"] if loss else []

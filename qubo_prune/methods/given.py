@@ -18,13 +18,18 @@ class GivenMasks(LayerMethod):
 
     Attributes:
         masks: ``torch.bool`` in the shapes of the parameters, True = keep.
-        exact: they must have the counts of pattern and density.
+        exact_counts: they must have the counts of pattern and density.
     """
 
     masks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    exact: bool = True
+    exact_counts: bool = True
 
     traits = Traits("given masks", reads="weights")
+
+    @property
+    def exact(self) -> bool:
+        """As it was asked for."""
+        return self.exact_counts
 
     def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
         """The mask of the layer, with its shape and counts checked."""
@@ -42,7 +47,7 @@ class GivenMasks(LayerMethod):
             )
         keep = layer.as_matrix(mask)
         wrong = task.pattern.violations(keep, task.density)
-        if wrong and self.exact:
+        if wrong and self.exact_counts:
             raise InputError(
                 f"The mask {layer.parameter_name!r} breaks the pattern {task.pattern.name} at density {task.density:g} "
                 f"in {wrong} groups; give masks with the exact counts, or the density they have."

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from qubo_prune.blocks.rows import Descent, DescentResult, descend
-from qubo_prune.methods.base import Decision, LayerTask, Traits
+from qubo_prune.blocks.gram_rows import GramRows
+from qubo_prune.blocks.rows import MakeState
+from qubo_prune.methods.base import LayerTask, Traits
 from qubo_prune.methods.row_blocks import RowBlocks
 
 
@@ -15,14 +16,6 @@ class GramBlocks(RowBlocks):
 
     traits = Traits("Gram blocks", starts=False)
 
-    def descend(self, task: LayerTask, so_far: Decision) -> DescentResult:
-        """See :func:`qubo_prune.blocks.rows.descend`."""
-        settings = Descent(
-            self.made,
-            self.size,
-            self.max_sweeps,
-            seed=task.run_seed,
-            block_time=self.block_time,
-            handling=replace(self.handling, journal=task.answers),
-        )
-        return descend(task.weight, task.gram, so_far.keep, task.pattern, settings, task.deadline)
+    def states(self, task: LayerTask) -> MakeState:
+        """See :class:`~qubo_prune.blocks.gram_rows.GramRows`."""
+        return GramRows

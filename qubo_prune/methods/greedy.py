@@ -33,6 +33,5 @@ class ForwardSelection(LayerMethod):
 
 def _selected(state: LayerState) -> Bool[Tensor, "d_out d_in"]:
     """The mask of forward selection, each row with the count it has."""
-    rows = torch.arange(len(state.weight), device=state.weight.device)
-    state.x = forward_selection(state.emit_whole(rows)).to(state.x.dtype)
+    state.x = forward_selection(state.emit_whole(state.everything())).to(state.x.dtype)
     return state.keep_mask()

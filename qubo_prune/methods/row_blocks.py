@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from qubo_prune.blocks.rows import DescentResult
+from qubo_prune.blocks.rows import Descent, DescentResult, MakeState, descend_rows
 from qubo_prune.errors import InputError
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.base import Decision, LayerMethod, LayerTask
@@ -22,7 +23,8 @@ from qubo_prune.solver.registry import make_solver
 class RowBlocks(LayerMethod):
     """Improves a mask row by row: blocks of weights become QUBOs that a solver decides.
 
-    A subclass says in :meth:`descend` which Hessian the blocks come from.
+    A subclass says in :meth:`states` which Hessian the blocks come from; the loop over them is the same for all, see
+    :mod:`qubo_prune.blocks.rows`.
 
     Attributes:
         solver: decides the blocks: a name or a :class:`~qubo_prune.Solver`.
@@ -81,9 +83,24 @@ class RowBlocks(LayerMethod):
         check_size(self.made, self.solver_name, self.size)
         assert self.handling is not None  # connects to a cluster now
 
+    @abc.abstractmethod
+    def states(self, task: LayerTask) -> MakeState:
+        """What makes the state of a layer's rows on the Hessian of these blocks."""
+
     def descend(self, task: LayerTask, so_far: Decision) -> DescentResult:
         """What blocks make of the mask so far; every budget keeps its count."""
-        raise NotImplementedError
+        settings = Descent(
+            self.made,
+            self.size,
+            self.max_sweeps,
+            seed=task.run_seed,
+            block_time=self.block_time,
+            handling=replace(self.handling, journal=task.answers),
+        )
+        stays = task.stays if self.traits.protects else None
+        return descend_rows(
+            self.states(task), task.weight, task.gram, so_far.keep, task.pattern, settings, task.deadline, stays
+        )
 
     @pinned()
     def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:

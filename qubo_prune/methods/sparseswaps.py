@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qubo_prune.blocks.rows import Descent, descend
+from qubo_prune.blocks.gram_rows import descend
+from qubo_prune.blocks.rows import Descent
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.base import LayerTask, Masked, PublishedMethod, Traits
 from qubo_prune.solver.swaps.greedy import Greedy

@@ -6,9 +6,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ from qubo_prune.methods.allocation import (
     predicted_rise,
     protected,
 )
-from qubo_prune.methods.base import Decision, LayerTask, ModelTask
+from qubo_prune.methods.base import Decision, LayerTask, ModelMethod, ModelTask
+from qubo_prune.methods.chain import verified
 from qubo_prune.methods.correction import corrected
 from qubo_prune.methods.gradient import Gradient
 from qubo_prune.models.coverage import LeftDense
@@ -199,6 +200,7 @@ class LayerRun:
             keeper=keeper,
         )
         found = method.decide_all(task, {name: Decision(keep=keep) for name, keep in before.items()})
+        _check_all(method, found.decisions, before, plan)
         for number, report in enumerate(self.reports):
             if report.name not in before:
                 note = {"No gradient of the loss reached this layer, so it has the mask of its warm start.": 1}
@@ -354,35 +356,14 @@ class LayerRun:
         power, before = (_error(gram, change) for change in (weight, weight - began_with))
         after = before if torch.equal(began_with, final) else _error(gram, weight - final)
         self._put(layer, keep, final)
-        kept = int(keep.sum())
-        notes = dict(raised + Counter(start.notes) + Counter(notes))
-        notes |= self._notes_on_reach(layer, gram)
-        search = result.search or DescentResult(keep, 0, 0, 0.0, False)
-        report = LayerReport(
-            name=layer.name,
-            shape=layer.shape,
-            kept=kept,
-            density=kept / weight.numel(),
-            error_before=before,
-            error_after=after,
-            output_power=power,
-            steps=search.steps,
-            accepted=search.accepted,
-            solver_gain=search.solver_gain,
-            polish_gain=search.polish_gain,
-            seconds=seconds,
-            solver=plan.solver_name,
-            tokens=gram.tokens,
-            dead_inputs=int(gram.dead.sum()),
-            stopped_early=search.stopped_early,
-            notes=notes,
-            trace=search.trace,
-            held_out_before=held_out[0],
-            held_out_after=held_out[1],
+        notes = dict(raised + Counter(start.notes) + Counter(notes)) | self._notes_on_reach(layer, gram)
+        found = replace(result, keep=keep, notes=notes)
+        errors = _Errors(before, after, power, *held_out)
+        report = replace(
+            _report_of(layer, gram, found, errors, seconds, plan.solver_name),
             reverted=reverted,
             least_error=proven[0],
             block_optima=proven[1],
-            blocks=search.blocks,
         )
         self.reports.append(report)
         begun = self._starts[layer.name] = Start(start.keep, start.weight if plan.updates else None)
@@ -563,7 +544,7 @@ class LayerRun:
                 known = layer.name in self._start.masks
             if not known:
                 return Decision(keep=task.highest(task.weight.abs()))
-        return self._start.decide(task)
+        return verified(self._start, self._start.decide(task), task)
 
     def _protected(self, task: LayerTask, start: Decision) -> tuple[Tensor | None, Decision]:
         """The weights that stay, and a start that holds them: in their place the lowest of its budget go."""
@@ -590,6 +571,45 @@ class LayerRun:
         return max(0.0, left) * layer.parameter.numel() / self._left
 
 
+@dataclass(frozen=True)
+class _Errors:
+    """Of a layer: before and after, the power of its outputs, and the relative ones on held-out inputs."""
+
+    before: float | None
+    after: float | None
+    power: float | None
+    held_out_before: float | None
+    held_out_after: float | None
+
+
+def _report_of(layer: Layer, gram: Gram, found: Decision, errors: _Errors, seconds: float, solver: str) -> LayerReport:
+    """What is told of a layer that was decided."""
+    kept, search = int(found.keep.sum()), found.search or DescentResult(found.keep, 0, 0, 0.0, False)
+    return LayerReport(
+        name=layer.name,
+        shape=layer.shape,
+        kept=kept,
+        density=kept / found.keep.numel(),
+        error_before=errors.before,
+        error_after=errors.after,
+        output_power=errors.power,
+        steps=search.steps,
+        accepted=search.accepted,
+        solver_gain=search.solver_gain,
+        polish_gain=search.polish_gain,
+        seconds=seconds,
+        solver=solver,
+        tokens=gram.tokens,
+        dead_inputs=int(gram.dead.sum()),
+        stopped_early=search.stopped_early,
+        notes=dict(found.notes),
+        trace=search.trace,
+        held_out_before=errors.held_out_before,
+        held_out_after=errors.held_out_after,
+        blocks=search.blocks,
+    )
+
+
 def nothing_reached(layers: Sequence[Layer], reason: str, instead: str) -> InputError:
     """What is said if a run would leave all its layers dense."""
     names = ", ".join(kinds([layer.name for layer in layers])[:4])
@@ -597,6 +617,22 @@ def nothing_reached(layers: Sequence[Layer], reason: str, instead: str) -> Input
         f"All {len(layers)} layers that are to be pruned ({names}) are {reason}, so nothing would be pruned; give "
         f"{instead}."
     )
+
+
+def _check_all(method: ModelMethod, found: Mapping[str, Decision], before: Mapping[str, Tensor], plan: Plan) -> None:
+    """Raise :class:`InputError` if a method for the whole model did not decide all layers within their budgets."""
+    for name, old in before.items():
+        keep = found[name].keep if name in found else None
+        fits = keep is not None and keep.shape == old.shape and keep.dtype == torch.bool
+        if fits and keep is not None and not method.moves_between_layers:
+            fits = plan.pattern.same_counts(keep.to(old.device), old)
+        if not fits:
+            raise InputError(
+                f"The method {method.traits.label!r} left layer {name!r} without a mask of its counts; take another "
+                "method, and tell its author (qubo-prune check-method finds such faults)."
+            )
+    if sum(int(found[name].keep.sum()) for name in before) != sum(int(old.sum()) for old in before.values()):
+        raise InputError(f"The method {method.traits.label!r} kept another number of weights than it was given.")
 
 
 def _error(gram: Gram, change: Tensor) -> float | None:

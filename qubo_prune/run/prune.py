@@ -107,15 +107,13 @@ def prune(
             Labels among them are left out; blocks of the loss need them (or what ``loss`` takes). Padding that a
             mask marks counts nowhere: padded samples go one by one, by their real positions.
         density: kept share of each budget, above 0 and at most 1; a number or text of one.
-        method: blocks (``gram`` from the layers' inputs, ``compensated`` for kept weights that adapt, ``loss`` or
-            ``icbs`` from gradients of the loss, over the whole model, after the warm start), a score alone
-            (``magnitude``, ``wanda``), a published method (see :mod:`qubo_prune.methods.registry`), an object of
-            ``qubo_prune.methods``, a :class:`~qubo_prune.methods.chain.Chain` of them, or a
-            :class:`~qubo_prune.request.MethodSettings`.
-        budget: how many weights are kept, and where; see :class:`~qubo_prune.request.Budget`.
-        data: what is drawn from the calibration; see :class:`~qubo_prune.request.DataSettings`.
-        place: where the model is; see :class:`~qubo_prune.request.Placement`.
-        run: where results go, seed and limits; see :class:`~qubo_prune.request.RunSettings`.
+        method: the name of blocks (``gram``, ``compensated``, ``loss`` = ``icbs``), of a score or of a published method
+            (see :func:`qubo_prune.describe_methods`); an object of ``qubo_prune.methods``; a
+            :class:`~qubo_prune.Chain` of them; or a :class:`~qubo_prune.MethodSettings`.
+        budget: how many weights are kept, and where.
+        data: what is drawn from the calibration.
+        place: where the model is.
+        run: where results go, seed and limits.
         on_step: with blocks of the loss, called after each step with its record; its time does not count.
         progress: show progress bars.
         **settings: the fields of these groups and of :class:`~qubo_prune.request.MethodSettings` by their names.

@@ -17,7 +17,8 @@ import torch
 
 from qubo_prune.bench.block_study import SWAPS, WANDA, BlockStudy, LeftOut, Point, default_layers, study_blocks
 from qubo_prune.bench.solvers import Entrant
-from qubo_prune.blocks.rows import Descent, descend
+from qubo_prune.blocks.gram_rows import descend
+from qubo_prune.blocks.rows import Descent
 from qubo_prune.data.text import token_windows
 from qubo_prune.errors import InputError
 from qubo_prune.hessian import Gram

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,12 +13,28 @@ import torch
 from qubo_prune_solvers.exact import Exact
 from qubo_prune_solvers.greedy import Greedy
 from reference import Layer, random_layer
+from torch import Tensor
 
-from qubo_prune.blocks.rows import Descent, DescentResult, descend
+from qubo_prune.blocks.compensated_rows import CompensatedDescent, CompensatedRows
+from qubo_prune.blocks.gram_rows import GramRows, descend
+from qubo_prune.blocks.rows import (
+    Descent,
+    DescentResult,
+    EmittedBlocks,
+    Moved,
+    RowDescent,
+    RowState,
+    descend_rows,
+    in_parts,
+)
+from qubo_prune.blocks.selection import borderline_block
 from qubo_prune.errors import InputError
+from qubo_prune.hessian import Gram
 from qubo_prune.masks import Pattern
 from qubo_prune.methods.registry import choose
 from qubo_prune.methods.scores import SCORES
+from qubo_prune.problem import BlockBatch
+from qubo_prune.problem.qubo import group_counts
 from qubo_prune.solver import (
     BatchRequest,
     BatchResult,
@@ -339,3 +357,251 @@ def test_a_solver_that_cannot_be_guarded_is_noted(layer):
     (note,) = [note for note in result.kept_start if "cannot be sent" in note]
     assert "without a limit" in note
     assert result.kept_start[note] >= 12
+
+
+# -- a third Hessian, of which the loop knows nothing
+
+
+class DiagonalPlusLowRank(RowState):
+    """Rows on ``diag(D) + L L'``, the Gram's three largest eigenvectors and what is left of its diagonal."""
+
+    RANK = 3
+
+    def __init__(
+        self, weight: Tensor, gram: Gram, keep: Tensor, stays: Tensor | None, pattern: Pattern, settings: Descent
+    ) -> None:
+        values, vectors = torch.linalg.eigh(gram.matrix)
+        self.factor = vectors[:, -self.RANK :] * values[-self.RANK :].sqrt()
+        self.diagonal = gram.matrix.diagonal() - self.factor.square().sum(1)
+        self.weight, self.x = weight.double(), (~keep).double()
+        self.free = torch.ones_like(keep) if stays is None else ~stays
+        m, columns = pattern.of, torch.arange(weight.shape[1])
+        self.groups, self.size = columns.reshape(-1, m) if m else None, settings.block_size
+
+    def field(self, rows: Tensor) -> Tensor:
+        """``H (w*x)``, without H."""
+        pruned = self.weight[rows] * self.x[rows]
+        return pruned * self.diagonal + (pruned @ self.factor) @ self.factor.T
+
+    def energy(self) -> float | None:
+        return float((self.weight * self.x * self.field(torch.arange(len(self.x)))).sum()) / 2
+
+    def keep_mask(self) -> Tensor:
+        return self.x == 0
+
+    def movable(self) -> Tensor:
+        counts = self.x.sum(1)
+        return ((counts > 0) & (counts < self.x.shape[1])).nonzero()[:, 0]
+
+    def parts(self, rows: Tensor) -> Sequence[Tensor]:
+        return in_parts(rows, 2**16)  # 16 rows at once
+
+    def emit(self, rows: Tensor, misses: Tensor, seed: int) -> Sequence[EmittedBlocks]:
+        weight, x, field = self.weight[rows], self.x[rows], self.field(rows)
+        own = weight.square() * (self.diagonal + self.factor.square().sum(1)) / 2
+        costs = own + weight * field - 2 * own * x
+        draw = torch.Generator().manual_seed(seed)
+        columns, labels = borderline_block(costs, x, self.groups, self.size, misses, draw)
+        free = self.free[rows].gather(1, columns).all(1)
+        rows, columns, weight, x, field = (part[free] for part in (rows, columns, weight, x, field))
+        if not columns.numel():
+            return []
+        factor, diagonal = self.factor[columns], self.diagonal[columns]
+        block = torch.bmm(factor, factor.mT) + torch.diag_embed(diagonal)
+        u, now = weight.gather(1, columns), x.gather(1, columns)
+        coupled = torch.bmm(block, (u * now)[:, :, None])[:, :, 0]
+        linear = u * (field.gather(1, columns) - coupled)
+        offset = -((u * now * coupled).sum(1) / 2 + (linear * now).sum(1))
+        counts = group_counts(now, labels, int(labels.max()) + 1)
+        return [EmittedBlocks(rows, BlockBatch(block, u, linear, offset, labels, counts), now > 0, ticket=columns)]
+
+    def accept(self, rows: Tensor, answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
+        change, solver_gain, polish_gain = torch.zeros(len(rows), dtype=torch.float64), 0.0, 0.0
+        for blocks, answer in answered:
+            self.x[blocks.rows] = self.x[blocks.rows].scatter(1, blocks.ticket, answer.assignments.double())
+            change[torch.searchsorted(rows, blocks.rows)] = answer.change
+            solver_gain -= float(answer.solver_change.sum())
+            polish_gain -= float((answer.change - answer.solver_change).sum())
+        return Moved(rows, change, change < 0, solver_gain, polish_gain)
+
+    def hessian(self) -> Tensor:
+        return torch.diag(self.diagonal) + self.factor @ self.factor.T
+
+
+def own_error(state: DiagonalPlusLowRank, weight: Tensor, keep: Tensor) -> float:
+    """``1/2 sum (w*x) H (w*x)'`` with the dense Hessian."""
+    pruned = weight.double() * ~keep
+    return float((pruned @ state.hessian() * pruned).sum()) / 2
+
+
+@pytest.mark.parametrize(("pattern", "density"), [("row", 0.5), ("layer", 0.3), ("2:4", 0.5), ("1:4", 0.25)])
+@pytest.mark.parametrize("handling", [Handling(), AS_IT_IS])
+def test_a_hessian_of_ones_own_goes_through_the_loop(rng, pattern, density, handling):
+    layer, made = random_layer(rng, 50, 40), []
+
+    def make(*given: Any) -> RowState:
+        made.append(DiagonalPlusLowRank(*given))
+        return made[-1]
+
+    keep, kind = start_of(layer, pattern, density), Pattern.parse(pattern)
+    settings = Descent(Greedy(), block_size=12, max_sweeps=6, patience=2, handling=handling)
+    result = descend_rows(make, layer.weight, layer.gram, keep, kind, settings)
+    (state,) = made
+    assert isinstance(state, RowState)
+    assert torch.equal(result.keep.sum(1), keep.sum(1))
+    assert kind.violations(result.keep, density) == 0
+    energies = [point.energy for point in result.trace]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(energies))
+    before, after = (own_error(state, layer.weight, mask) for mask in (keep, result.keep))
+    assert energies[0] == pytest.approx(before, rel=1e-9)
+    assert energies[-1] == pytest.approx(after, rel=1e-9)
+    assert after < 0.99 * before
+    assert result.solver_gain + result.polish_gain == pytest.approx(before - after, rel=1e-9)
+    assert 0 < result.accepted <= result.steps == result.blocks.asked
+    again = descend_rows(make, layer.weight, layer.gram, keep, kind, settings)
+    assert torch.equal(again.keep, result.keep)
+
+
+def test_groups_of_rows_have_a_state_each_and_the_weights_that_stay_reach_it(rng):
+    layer = random_layer(rng, 12, 16)
+    gram = Gram(torch.stack([layer.gram.matrix, 3 * layer.gram.matrix]), layer.gram.tokens)
+    keep = start_of(layer, "row")
+    stays = torch.zeros_like(keep)
+    stays[[2, 8]] = keep[[2, 8]]
+    seeds = []
+
+    def make(weight: Tensor, part: Gram, mask: Tensor, frozen: Tensor | None, kind: Pattern, own: Descent) -> RowState:
+        seeds.append(own.seed)
+        assert len(weight) == len(mask) == 6
+        return DiagonalPlusLowRank(weight, part, mask, frozen, kind, own)
+
+    settings = Descent(Greedy(), block_size=8, max_sweeps=4)
+    result = descend_rows(make, layer.weight, gram, keep, Pattern.parse("row"), settings, None, stays)
+    assert torch.equal(result.keep[[2, 8]], keep[[2, 8]])
+    assert not torch.equal(result.keep, keep)
+    assert len(set(seeds)) == 2
+
+
+class Logged(DiagonalPlusLowRank):
+    """Tells which of its methods were called, learns its energy late, and has a round of its own in the end."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.calls: list[str] = []
+
+    def energy(self) -> float | None:
+        return super().energy() if "emit" in self.calls else None
+
+    def start_energy(self) -> float | None:
+        return 1e9
+
+    def begin(self, descent: RowDescent) -> None:
+        self.calls.append("begin")
+
+    def emit(self, rows: Tensor, misses: Tensor, seed: int) -> Sequence[EmittedBlocks]:
+        self.calls.append("emit")
+        return super().emit(rows, misses, seed)
+
+    def accept(self, rows: Tensor, answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
+        self.calls.append("accept")
+        return super().accept(rows, answered)
+
+    def between_sweeps(self, descent: RowDescent, moves: Sequence[Moved]) -> Tensor:
+        self.calls.append("between")
+        assert sum(len(move.rows) for move in moves) == 12
+        return torch.arange(12)
+
+    def finish(self, descent: RowDescent) -> None:
+        self.calls.append("finish")
+        rows = self.movable()
+        nothing = torch.zeros(len(rows), dtype=torch.long)
+        emit, accept = super().emit, super().accept
+        moves = descent.round([rows], lambda part, seed: emit(part, nothing, seed), accept, Greedy())
+        assert len(moves) == 1
+        descent.book(5, 3)
+        descent.mark()
+
+
+def test_the_loop_calls_the_hooks_in_their_order(layer):
+    made = []
+
+    def make(*given: Any) -> RowState:
+        made.append(Logged(*given))
+        return made[-1]
+
+    settings = Descent(Raising(), block_size=8, max_sweeps=2, handling=AS_IT_IS)
+    keep = start_of(layer, "row")
+    result = descend_rows(make, layer.weight, layer.gram, keep, Pattern.parse("row"), settings)
+    assert made[0].calls == ["begin", *["emit", "accept", "between"] * 2, "finish"]
+    # the solver that fails has lost its blocks, and no credit for the other's
+    assert result.blocks == BlockCounts(24, {"raised OSError: no connection": 24})
+    assert result.steps == 3 * 12 + 5
+    assert 3 < result.accepted <= 15
+    assert [point.steps for point in result.trace] == [0, 12, 24, 41]
+    assert result.trace[0].energy == 1e9
+
+
+class Failing(DiagonalPlusLowRank):
+    """Cannot factor anything until the attempts that it is told."""
+
+    left = 0
+
+    def begin(self, descent: RowDescent) -> None:
+        if self.left:
+            raise torch.linalg.LinAlgError("not positive definite")
+
+
+@pytest.mark.parametrize("attempts", [0, 1, 2])
+def test_a_state_may_ask_for_another_attempt_from_the_warm_start(layer, attempts):
+    made = []
+
+    class Patient(Failing):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.given, self.left = given, attempts - len(made)
+            made.append(self)
+
+        def again(self) -> RowState | None:
+            return Patient(*self.given)
+
+    keep = start_of(layer, "row")
+    given = (layer.weight, layer.gram, keep, Pattern.parse("row"), Descent(Greedy(), block_size=8))
+    result = descend_rows(Patient, *given)
+    assert len(made) == attempts + 1
+    assert torch.equal(result.keep, descend_rows(DiagonalPlusLowRank, *given).keep)
+
+
+def test_a_factorisation_that_fails_is_the_callers_if_there_is_nothing_to_try(layer):
+    class Stuck(Failing):
+        left = 1
+
+    with pytest.raises(torch.linalg.LinAlgError, match="not positive definite"):
+        descend_rows(Stuck, layer.weight, layer.gram, start_of(layer, "row"), Pattern.parse("row"), Descent(Greedy()))
+
+
+def test_an_energy_that_never_came_to_be_known_leaves_no_trace(layer):
+    class Unknown(DiagonalPlusLowRank):
+        def energy(self) -> float | None:
+            return None
+
+    keep = start_of(layer, "row")
+    settings = Descent(Greedy(), max_sweeps=3)
+    result = descend_rows(Unknown, layer.weight, layer.gram, keep, Pattern.parse("row"), settings)
+    assert result.trace == ()
+
+
+def test_the_states_of_the_package_are_row_states(layer):
+    given = (layer.weight, layer.gram, start_of(layer, "row"), None, Pattern.parse("row"))
+    states = [
+        GramRows(*given, Descent(Greedy())),
+        CompensatedDescent(Greedy()).hessian(*given, CompensatedDescent(Greedy()).descent),
+    ]
+    assert all(isinstance(state, RowState) for state in states)
+    assert isinstance(states[1], CompensatedRows)
+    assert not isinstance(object(), RowState)
+
+
+def test_the_plain_gram_refuses_to_hold_weights(layer):
+    keep = start_of(layer, "row")
+    with pytest.raises(InputError, match="compensated"):
+        descend_rows(GramRows, layer.weight, layer.gram, keep, Pattern.parse("row"), Descent(Greedy()), stays=keep)

@@ -326,14 +326,14 @@ def test_missing_model_and_full_output_folder(model: Path, text: Path, tmp_path:
 _INTERRUPTED_IN_THE_FIFTH_LAYER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-import qubo_prune.methods.gram_blocks as pruning
-real, calls = pruning.descend, []
+import qubo_prune.methods.row_blocks as pruning
+real, calls = pruning.descend_rows, []
 def interrupted(*args):
     calls.append(1)
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGINT)
     return real(*args)
-pruning.descend = interrupted
+pruning.descend_rows = interrupted
 from qubo_prune.cli import main
 main()
 """

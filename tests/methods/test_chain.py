@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,7 +13,18 @@ import torch
 
 from qubo_prune import Chain, prune
 from qubo_prune.errors import InputError, QuboPruneError
+from qubo_prune.masks.keep import keep_highest
 from qubo_prune.methods.admm import Admm
+from qubo_prune.methods.base import (
+    Decision,
+    LayerMethod,
+    LayerTask,
+    ModelDecision,
+    ModelMethod,
+    ModelTask,
+    Sampling,
+    Traits,
+)
 from qubo_prune.methods.chain import ENTRY_SETTINGS, DenseWeights, Entry, chain_of
 from qubo_prune.methods.compensated_blocks import CompensatedBlocks
 from qubo_prune.methods.gradient import Gradient
@@ -154,3 +167,98 @@ def test_entries_of_a_comparison() -> None:
     assert {"allocation", "solver", "warm_start"} <= set(ENTRY_SETTINGS)
     for old, now in (("icbs:gram", "gram"), ("icbs:compensated", "compensated"), ("icbs:fisher", "loss")):
         assert Entry.parse(old) == Entry(now)
+
+
+@dataclass(frozen=True)
+class Faulty(LayerMethod):
+    """Wanda whose decision for one layer is wrong."""
+
+    fault: str
+
+    traits = Traits("faulty", updates=True)
+
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        keep = task.highest(task.wanda())
+        weight = task.weight.masked_fill(~keep, 0)
+        if task.layer is not None and task.layer.name.endswith("1.mlp.up_proj"):
+            if self.fault == "counts":
+                keep[0] = True
+                weight = task.weight.masked_fill(~keep, 0)
+            if self.fault == "zeros":
+                weight = task.weight
+            if self.fault == "nan":
+                weight = weight * torch.nan
+            if self.fault == "shape":
+                keep = keep[1:]
+            if self.fault == "type":
+                weight = weight.double()
+        return Decision(keep=keep, weight=weight)
+
+
+@dataclass(frozen=True)
+class Greedier(LayerMethod):
+    """Prunes more than it was given."""
+
+    traits = Traits("greedier", starts=False)
+
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        assert so_far is not None
+        return Decision(keep=so_far.keep & (torch.arange(so_far.keep.shape[1]) > 0))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Faulty("counts"), "a mask that breaks the pattern row at density 0.5"),
+        (Faulty("zeros"), "pruned weights that are not zero"),
+        (Faulty("nan"), "weights that are not finite"),
+        (Faulty("shape"), "a mask of shape"),
+        (Faulty("type"), "weights of shape .* and type torch.float64"),
+        (Greedier(), "a mask with other counts than it was given"),
+    ],
+)
+def test_a_wrong_decision_names_method_and_layer_and_changes_nothing(method: LayerMethod, said: str) -> None:
+    model = tiny.llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layer = "layers.1.mlp.up_proj" if isinstance(method, Faulty) else "layers.0.self_attn.q_proj"
+    with pytest.raises(InputError, match=rf"The method '\w+' left layer '.*{layer}' with {said}"):
+        prune(model, tiny.tokens(), method=method)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    if isinstance(method, Faulty):
+        prune(model, tiny.tokens(), method=method, exclude=["*.1.mlp.up_proj"])
+
+
+@dataclass(frozen=True)
+class Whole(ModelMethod):
+    """Prunes all layers by magnitude, or forgets one."""
+
+    forgets: bool = False
+
+    traits = Traits("whole", reads="samples", starts=False)
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(4, 2, 2)
+
+    def decide_all(self, task: ModelTask, so_far: Mapping[str, Decision]) -> ModelDecision:
+        decided = {}
+        for layer in task.layers:
+            keep = keep_highest(task.dense[layer.name].abs(), task.pattern, 0.5)
+            layer.assign(task.dense[layer.name] * keep)
+            decided[layer.name] = Decision(keep=keep)
+        if self.forgets:
+            decided.popitem()
+        return ModelDecision(decided)
+
+
+def test_a_method_for_the_whole_model_of_ones_own() -> None:
+    model, magnitude = tiny.mlp(), tiny.mlp()
+    batches = [(torch.randn(8, 12), torch.arange(8) % 2) for _ in range(4)]
+    report = prune(model, batches, method=Whole(), loss="classification")
+    prune(magnitude, [inputs for inputs, _ in batches], method="magnitude")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), magnitude.parameters(), strict=True))
+    assert report.loss is None
+    assert report.settings["method"] == "Whole"
+    assert "Whole" in str(report)
+    with pytest.raises(InputError, match=r"The method 'whole' left layer .* without a mask of its counts"):
+        prune(tiny.mlp(), batches, method=Whole(forgets=True), loss="classification")

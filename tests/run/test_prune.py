@@ -20,8 +20,8 @@ from published import LAYERWISE, LOSS_STARTS, STARTS
 from qubo_prune_solvers.greedy import Greedy
 from torch import nn
 
-import qubo_prune.methods.gram_blocks as pruning
 import qubo_prune.methods.loss_blocks as loss_blocks
+import qubo_prune.methods.row_blocks as pruning
 from qubo_prune import InputError, KeepMasks, prune
 from qubo_prune.arguments import parse_seconds
 from qubo_prune.blocks.loss.descent import LossDescent
@@ -115,7 +115,7 @@ def test_grouped_convolutions_take_every_warm_start(start: str) -> None:
 
 def test_convolutions_come_back_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.cnn().to(memory_format=torch.channels_last)
-    before, calls, real = state(model), [], pruning.descend
+    before, calls, real = state(model), [], pruning.descend_rows
 
     def failing(*args: Any) -> Any:
         calls.append(1)
@@ -123,7 +123,7 @@ def test_convolutions_come_back_after_a_failure(monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("boom")
         return real(*args)
 
-    monkeypatch.setattr(pruning, "descend", failing)
+    monkeypatch.setattr(pruning, "descend_rows", failing)
     with pytest.raises(RuntimeError, match="boom"):
         prune(model, tiny.images())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -240,7 +240,7 @@ def test_the_head_is_pruned_when_asked() -> None:
 def test_a_failure_gives_the_weights_back(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
     model, calls = tiny.llama(), []
     before = state(model)
-    real = pruning.descend
+    real = pruning.descend_rows
 
     def failing(*args: Any) -> Any:
         calls.append(1)
@@ -248,7 +248,7 @@ def test_a_failure_gives_the_weights_back(monkeypatch: pytest.MonkeyPatch, failu
             raise failure
         return real(*args)
 
-    monkeypatch.setattr(pruning, "descend", failing)
+    monkeypatch.setattr(pruning, "descend_rows", failing)
     with pytest.raises(type(failure)):
         run(model)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

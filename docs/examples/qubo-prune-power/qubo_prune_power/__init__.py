@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qubo_prune.blocks.rows import DescentResult
+from qubo_prune.blocks.gram_rows import GramRows
+from qubo_prune.blocks.rows import MakeState
 from qubo_prune.hessian import Gram
-from qubo_prune.methods.base import Decision, LayerTask, Score, Traits
+from qubo_prune.methods.base import LayerTask, Score, Traits
 from qubo_prune.methods.gram_blocks import GramBlocks
 from qubo_prune.settings import setting
 
@@ -46,9 +48,11 @@ class ShrunkBlocks(GramBlocks):
 
     traits = Traits("shrunk Gram blocks", starts=False)
 
-    def descend(self, task: LayerTask, so_far: Decision) -> DescentResult:
-        """Blocks from the shrunk Gram; what the report measures comes from the Gram itself."""
-        matrix = task.gram.matrix
-        own = torch.diag_embed(task.gram.diagonal)
-        shrunk = Gram(matrix.lerp(own, self.share), task.gram.tokens)
-        return super().descend(replace(task, gram=shrunk), so_far)
+    def states(self, task: LayerTask) -> MakeState:
+        """The rows on the shrunk Gram; what the report measures comes from the Gram itself."""
+
+        def made(weight: Tensor, gram: Gram, *others: Any) -> GramRows:
+            own = torch.diag_embed(gram.diagonal)
+            return GramRows(weight, Gram(gram.matrix.lerp(own, self.share), gram.tokens), *others)
+
+        return made
