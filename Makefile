@@ -42,14 +42,14 @@ texts: .cache/texts/brown
 	@rm -rf .cache/texts.new && $(PYTHON) benchmarks/texts.py .cache/fetch .cache/texts.new
 	@rm -rf .cache/texts .cache/fetch && mv .cache/texts.new .cache/texts
 
-# The table of the README, about an hour and a half on two cores.
+# The table of docs/methods.md beside published methods, about an hour and a half on two cores.
 peers: install texts
-	$(BIN)/qubo-prune compare smollm2-135m --methods wanda,sparsegpt,admm,alps,icbs:compensated \
+	$(BIN)/qubo-prune compare smollm2-135m --methods wanda,sparsegpt,admm,alps,compensated \
 	  --density 0.5,0.4,2:4 --pattern layer --calibration .cache/texts/sotu-calibration \
 	  --text .cache/texts/sotu-held-out,.cache/texts/brown --output peers-output --overwrite
 
 demo: install
-	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,icbs --density 0.5 --pattern row --output demo-output --overwrite
+	$(BIN)/qubo-prune compare smollm2-135m --methods magnitude,wanda,gram --density 0.5 --pattern row --output demo-output --overwrite
 
 # Threads that wait give way: tests run in two processes, a notebook's kernel starts others.
 test test-slow docs docs-fast: export OMP_WAIT_POLICY = PASSIVE

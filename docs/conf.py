@@ -15,6 +15,8 @@ from typing import Any
 from pygments.lexers.special import TextLexer
 
 import qubo_prune
+from qubo_prune.run.compare import compare
+from qubo_prune.run.prune import prune
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,5 +122,8 @@ def setup(app: Any) -> None:
     """Register what is ours."""
     for name in ("coo", "qubo", "lp", "ising"):  # problem files have no lexers of their own
         app.add_lexer(name, TextLexer)
+    # autodoc looks for defaults in the source, where those of the settings' fields are not
+    for function in (prune, compare):
+        vars(function).pop("__signature__", None)
     app.connect("missing-reference", _exported)
     app.connect("builder-inited", _write_command_reference)

@@ -13,6 +13,7 @@ ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 #: Certified bounds, the looser the faster: no shift; the smallest eigenvalue of the Gram scaled to a unit diagonal; the
 #: factor analysis, one for all rows; one d for each row.
 Bound = Literal["plain", "eigenvalue", "trace", "row"]
+#: Their names.
 BOUNDS: tuple[str, ...] = get_args(Bound)
 #: Types of loaded weights.
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]

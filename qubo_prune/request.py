@@ -59,7 +59,7 @@ def option(
         flag: the option, where it is not the field's name in kebab case.
         off: the help of a flag that turns the setting off.
         metavar: of the value in the help.
-        words: what a shell completes: words, or the name of a function of :mod:`qubo_prune.cli.complete`.
+        words: what a shell completes: words, or the name of a function of ``qubo_prune.cli.complete``.
         shown: the default in words, where it follows from other settings.
         same: a run that goes on must have been begun with it.
         entry: a method of a comparison may have it of its own, as in ``compensated@max_sweeps=2``.
@@ -88,7 +88,7 @@ class Budget:
         pattern: Where the budget is balanced: row, layer, or n:m such as 2:4 (whose density is n/m).
         allocation: Densities of the layers: uniform, owl (more where scores have outliers) or fisher (by the predicted
             change of the loss). The whole keeps the density of the run; see :mod:`qubo_prune.methods.allocation`.
-        densities: Kept share of layers by a shell-style pattern of their names, such as '*.mlp.*=0.4'. Of several
+        densities: Kept share of layers by a shell-style pattern of their names, such as ``'*.mlp.*=0.4'``. Of several
             patterns that match a layer the last counts.
         protect: Share of a layer, its highest Wanda scores, that nothing may prune (compensated blocks, or a score
             alone). Fewer are protected where a budget does not hold them.
@@ -96,8 +96,8 @@ class Budget:
             slower. For every layer it is a lower bound of the error that any mask of its counts has, where kept
             weights hold their values (see :mod:`qubo_prune.problem.bounds`); and, for a few random blocks of each, the
             optimum, within a second each (see :func:`qubo_prune.blocks.certificate.block_optima`).
-        include: Prune only layers like this shell-style pattern, such as '*.mlp.*'; all if none is given. A layer that
-            no calibration input reaches stays dense, unless its full name is given here: then it is pruned by
+        include: Prune only layers like this shell-style pattern, such as ``'*.mlp.*'``; all if none is given. A layer
+            that no calibration input reaches stays dense, unless its full name is given here: then it is pruned by
             magnitude.
         exclude: Leave layers like this shell-style pattern dense.
         prune_head: Prune the output head too. Embeddings tied to it become sparse with it.
@@ -205,7 +205,7 @@ class MethodSettings:
 
     Attributes:
         method: Blocks (gram, compensated, or loss = icbs), a score or a published method; qubo-prune methods lists
-            them. From Python also an object of :mod:`qubo_prune.methods`, or a chain of them.
+            them. From Python also an object of ``qubo_prune.methods``, or a chain of them.
         update: Kept weights on the final mask: none, refit, admm or sparsegpt. By default what the method itself does
             to them, refit with compensated blocks.
         method_settings: A setting of the method, a field of its class.

@@ -9,7 +9,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ import qubo_prune
 from qubo_prune.blocks.loss.descent import LossDescent
 from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 from qubo_prune.cli import app
+from qubo_prune.methods.base import LayerTask, Traits
+from qubo_prune.methods.registry import describe_methods
 from qubo_prune.solver import Capabilities
 from qubo_prune.solver.dispatch import PENALTY_FACTOR
 from qubo_prune.solver.registry import available_adapters, describe_solvers, solver_class
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-EXAMPLE = DOCS / "examples" / "qubo-prune-openjij"
+EXAMPLE, METHODS = DOCS / "examples" / "qubo-prune-openjij", DOCS / "examples" / "qubo-prune-power"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 OURS = {info.name: info for info in describe_solvers() if info.distribution == "qubo-prune"}
@@ -190,9 +192,8 @@ def test_every_adapter_has_its_section() -> None:
     assert sorted(re.findall(r"^### `(.*):`$", said, flags=re.M)) == available_adapters()
 
 
-def test_the_readme_lists_every_solver() -> None:
-    first = section(ROOT / "README.md", "## Solvers").split("Blocks of five layers")[0]
-    listed = {cells[0].strip("`"): cells[2:] for cells in rows(first)}
+def test_the_overview_lists_every_solver() -> None:
+    listed = {cells[0].strip("`"): cells[2:] for cells in rows(section(DOCS / "solvers.md", "## All of them"))}
     yes = {True: "yes", False: "no"}
     expected = {}
     for name in OURS:
@@ -213,14 +214,57 @@ def test_the_penalty_is_the_one_that_is_used() -> None:
     assert rf"\lambda_g = \tfrac1{round(1 / PENALTY_FACTOR)} |\mu_g|" in section(DOCS / "concepts.md", "### Penalties")
 
 
+def sources(example: Path) -> list[str]:
+    """What an example holds."""
+    return [text_of(path) for path in example.rglob("*") if path.suffix in (".py", ".toml")]
+
+
 def test_the_plug_in_page_quotes_its_example() -> None:
-    sources = [text_of(path) for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml")]
     quoted = [block for language in ("python", "toml") for block in blocks(DOCS / "plug-in.md", language)]
     assert len(quoted) == 3
     for block in quoted:
-        assert any(block in source for source in sources), f"not in the example:\n{block}"
+        assert any(block in source for source in sources(EXAMPLE)), f"not in the example:\n{block}"
     for name in re.findall(r"[├└]── (\S+)", text_of(DOCS / "plug-in.md")):
         assert (EXAMPLE / name).is_file()
+
+
+# --- methods ----------------------------------------------------------------------------------------
+
+
+def test_the_page_on_methods_quotes_its_example_and_the_rest_runs() -> None:
+    page, example = DOCS / "own-method.md", "\n".join(sources(METHODS))
+    assert all(block in example for block in blocks(page, "toml"))
+    python = blocks(page, "python")
+    own = [block for block in python if block not in example]
+    assert len(python) - len(own) == 3
+    run_in_order(own, page.name)
+    for name in re.findall(r"[├└]── (\S+)", text_of(page)):
+        assert (METHODS / name).is_file()
+
+
+def test_the_traits_are_those_of_the_class() -> None:
+    said = section(DOCS / "own-method.md", "### Traits")
+    listed = {cells[0].strip("`"): cells[1].strip("`") for cells in rows(said)}
+    given = {field.name: "required" if field.default is MISSING else field.default for field in fields(Traits)}
+    assert listed == {
+        name: value if value == "required" else repr(value).replace("'", '"') for name, value in given.items()
+    }
+
+
+def test_the_tasks_fields_stand_on_the_page() -> None:
+    said = section(DOCS / "own-method.md", "### What you are given")
+    listed = set(re.findall(r"`(\w+)`", " ".join(cells[0] for cells in rows(said))))
+    assert listed == {field.name for field in fields(LayerTask)} - {"answers", "layer"}
+
+
+def test_every_method_and_update_has_its_row() -> None:
+    """Scores, blocks, published methods and updates on the page of methods; other distributions' are theirs."""
+    ours = [info for info in describe_methods() if info.distribution == "qubo-prune"]
+    for heading, role in (("## All methods", "method"), ("## Updates", "update")):
+        listed = {
+            name for cells in rows(section(DOCS / "methods.md", heading)) for name in re.findall("`([a-z]+)`", cells[0])
+        }
+        assert listed - {"none"} == {info.name for info in ours if (info.role == "update") == (role == "update")}
 
 
 # --- the descent on the loss -------------------------------------------------------------------------

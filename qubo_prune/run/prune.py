@@ -108,7 +108,7 @@ def prune(
             mask marks counts nowhere: padded samples go one by one, by their real positions.
         density: kept share of each budget, above 0 and at most 1; a number or text of one.
         method: the name of blocks (``gram``, ``compensated``, ``loss`` = ``icbs``), of a score or of a published method
-            (see :func:`qubo_prune.describe_methods`); an object of :mod:`qubo_prune.methods`; a
+            (see :func:`qubo_prune.describe_methods`); an object of ``qubo_prune.methods``; a
             :class:`~qubo_prune.Chain` of them; or a :class:`~qubo_prune.MethodSettings`.
         budget: how many weights are kept, and where.
         data: what is drawn from the calibration.
