@@ -186,8 +186,11 @@ class RunSettings:
             and every two minutes within one; ``qubo-prune watch`` reads what happens from it.
         resume: Go on with the run in the run folder, if it holds one. The result is that of a run that was never
             interrupted, bit-identical, unless a time limit cut it.
-        output: Folder for the pruned model, report.json and masks.safetensors (language models and image classifiers).
-        overwrite: Replace an output folder that is not empty. It may hold nothing but an earlier result.
+        output: Folder for the pruned model, report.json and masks.safetensors; a command needs one but for --dry-run.
+            It is for language models and image classifiers of ``transformers``; what is none is pruned in place.
+        overwrite: Replace an output folder that is not empty. It may hold nothing but files that its list
+            ``.qubo-prune.json`` names; a folder with anything else, or that is, holds or lies in the model, a text, the
+            run folder or the current directory, is refused before anything is loaded.
     """
 
     max_time: float | str | None = option(None, RUN, read=as_time, metavar="TEXT")
@@ -208,10 +211,11 @@ class MethodSettings:
             them. From Python also an object of ``qubo_prune.methods``, or a chain of them.
         update: Kept weights on the final mask: none, refit, admm or sparsegpt. By default what the method itself does
             to them, refit with compensated blocks.
-        method_settings: A setting of the method, a field of its class.
+        method_settings: A setting of the method, a field of its class. It is read as :attr:`solver_settings` are.
         solver: Who decides: a name, package.module:Class, or adapter:package.module:Thing. From Python also a
             :class:`~qubo_prune.Solver`.
-        solver_settings: A setting of the solver, its value as JSON or as text.
+        solver_settings: A setting of the solver, its value as JSON or as text. It may be given several times, for
+            several settings; each value is read as the type of the solver's field and checked before a model is loaded.
         warm_start: What blocks begin with: a score, a published method or a masks.safetensors; with blocks of the loss
             also gradient, or gram. ``gradient`` ranks by ``|w g|`` of the dense model, ``gram`` takes the masks of the
             method gram. From Python also keep masks by parameter name.

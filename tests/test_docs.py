@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import pkgutil
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -318,6 +320,13 @@ def test_the_options_of_a_command_stand_on_the_page(name: str) -> None:
         # a list of every solver is not repeated there
         if option in tables and default not in (None, False) and option != "--solvers":
             assert tables[option] == str(default), f"{name} {option} has the default {default}"
+
+
+def test_the_table_of_prune_follows_from_the_settings() -> None:
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "option_tables.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_page_names_no_option_that_is_not_there() -> None:

@@ -267,7 +267,7 @@ def test_several_labels_and_numbers_run() -> None:
 
 
 def test_what_a_run_would_ignore_is_refused() -> None:
-    with pytest.raises(InputError, match=r"held_out is given and hessian is 'gram', which takes no loss; give guard="):
+    with pytest.raises(InputError, match=r"held_out is given and the method 'gram' takes no loss; give guard="):
         prune(tiny.mlp(), torch.rand(4, 12), 0.5, held_out=torch.rand(4, 12))
 
 

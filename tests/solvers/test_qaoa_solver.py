@@ -11,7 +11,7 @@ from reference import energy, feasible_points, minimum, random_feasible, random_
 from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.solver import SolveRequest, Status, registry
+from qubo_prune.solver import SolveRequest, Status
 from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
@@ -242,9 +242,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_the_packages_to_install_are_named(monkeypatch):
     found = plugins._importable
-    monkeypatch.setattr(
-        registry, "_importable", lambda module: module not in ("qiskit", "qiskit_aer") and found(module)
-    )
+    monkeypatch.setattr(plugins, "_importable", lambda module: module not in ("qiskit", "qiskit_aer") and found(module))
     with pytest.raises(SolverError, match="'qaoa' needs a package that is missing: pip install qiskit"):
         make_solver("qaoa")
     with pytest.raises(SolverError, match="pip install qiskit-aer"):
