@@ -73,9 +73,14 @@ def models() -> dict[str, Callable[[], tuple[Any, Any]]]:
 
         torch.manual_seed(0)
         config = LlamaConfig(
-            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            vocab_size=96, max_position_embeddings=64,
-        )  # fmt: skip
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=96,
+            max_position_embeddings=64,
+        )
         model = LlamaForCausalLM(config).eval()
         tokens = torch.randint(96, (12, 16), generator=torch.Generator().manual_seed(1))
         return model, list(tokens.split(2))
@@ -83,9 +88,13 @@ def models() -> dict[str, Callable[[], tuple[Any, Any]]]:
     def images() -> tuple[Any, Any]:
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Flatten(),
+            nn.Conv2d(4, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, groups=2),
+            nn.ReLU(),
+            nn.Flatten(),
             nn.Linear(8 * 16, 4),
-        ).eval()  # fmt: skip
+        ).eval()
         return model, torch.randn(24, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 
     return {"llama": llama, "images": images}
@@ -113,11 +122,15 @@ def cases() -> dict[str, dict[str, Any]]:
             for hessian in ("gram", "compensated"):
                 found[f"llama {pattern} {hessian} {name}"] = {**shape, "hessian": hessian, **settings}
         for name, own in {
-            "gram": {"hessian": "gram"}, "compensated": {"hessian": "compensated"}, "alps": {"method": "alps"},
+            "gram": {"hessian": "gram"},
+            "compensated": {"hessian": "compensated"},
+            "alps": {"method": "alps"},
             "fisher": {
-                "hessian": "fisher", "loss_settings": {"max_blocks": 6, "blocks_per_step": 1}, "loss_length": 16,
+                "hessian": "fisher",
+                "loss_settings": {"max_blocks": 6, "blocks_per_step": 1},
+                "loss_length": 16,
             },
-        }.items():  # fmt: skip
+        }.items():
             found[f"llama {pattern} {name} resumed"] = {**shape, **own, "interrupted": True}
     return found
 
@@ -151,9 +164,10 @@ def run_case(arguments: dict[str, Any]) -> dict[str, str]:
             [(layer.name, layer.kept, layer.error_before, layer.error_after) for layer in report.layers]
         )
         return {
-            "masks": _hash(report.masks.items()), "weights": _hash(model.state_dict().items()),
+            "masks": _hash(report.masks.items()),
+            "weights": _hash(model.state_dict().items()),
             "errors": hashlib.sha256(errors.encode()).hexdigest(),
-        }  # fmt: skip
+        }
 
 
 def _run(model: Any, calibration: Any, folder: Path, interrupted: bool, arguments: dict[str, Any]) -> Any:
@@ -192,9 +206,20 @@ def run_command(line: str) -> dict[str, str]:
         model.save_pretrained(Path(folder) / "dense")
         output = Path(folder) / "pruned"
         sys.argv = [
-            "qubo-prune", "prune", str(Path(folder) / "dense"), "--calibration", _text(Path(folder)),
-            "--samples", "6", "--sequence-length", "16", *line.split(), "--output", str(output), "--quiet",
-        ]  # fmt: skip
+            "qubo-prune",
+            "prune",
+            str(Path(folder) / "dense"),
+            "--calibration",
+            _text(Path(folder)),
+            "--samples",
+            "6",
+            "--sequence-length",
+            "16",
+            *line.split(),
+            "--output",
+            str(output),
+            "--quiet",
+        ]
         try:
             main()
         except SystemExit as end:

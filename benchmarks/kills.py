@@ -25,13 +25,30 @@ from typing import Any
 
 #: What is pruned, and how; small blocks and one at a time, so that much of the time is that of the solver.
 KINDS: dict[str, dict[str, Any]] = {
-    "gram": {"solver": "neal", "solver_settings": {"num_reads": 2}, "max_sweeps": 1, "block_size": 32,
-             "workers": 0, "block_time": None},
+    "gram": {
+        "solver": "neal",
+        "solver_settings": {"num_reads": 2},
+        "max_sweeps": 1,
+        "block_size": 32,
+        "workers": 0,
+        "block_time": None,
+    },
     "compensated": {"method": "compensated", "max_sweeps": 2, "block_size": 32, "pattern": "layer"},
-    "loss": {"method": "loss", "pattern": "layer", "block_size": 64,
-             "loss_settings": {"max_blocks": 12, "samples": 60, "scoring_samples": 40, "held_out": 50, "patience": 99,
-                               "batch_check": 20, "micro_batch": 20}},
-}  # fmt: skip
+    "loss": {
+        "method": "loss",
+        "pattern": "layer",
+        "block_size": 64,
+        "loss_settings": {
+            "max_blocks": 12,
+            "samples": 60,
+            "scoring_samples": 40,
+            "held_out": 50,
+            "patience": 99,
+            "batch_check": 20,
+            "micro_batch": 20,
+        },
+    },
+}
 TONES = 64
 #: Layers that are pruned: those whose Grams take no second.
 LAYERS = ("blocks.0.conv", "blocks.2.conv", "blocks.3.conv", "classifier")

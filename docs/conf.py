@@ -98,10 +98,22 @@ def _write_command_reference(app: Any) -> None:
     """The help of every command, by Typer's own generator."""
     page = Path(app.srcdir) / "docs" / "reference" / "commands.md"
     made = subprocess.run(
-        [sys.executable, "-m", "typer", "qubo_prune.cli", "utils", "docs", "--name", "qubo-prune",
-         "--title", "Commands"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "typer",
+            "qubo_prune.cli",
+            "utils",
+            "docs",
+            "--name",
+            "qubo-prune",
+            "--title",
+            "Commands",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     text = _as_markdown(made)
     if not page.is_file() or page.read_text(encoding="utf-8") != text:
         page.write_text(text, encoding="utf-8")

@@ -55,10 +55,14 @@ class Progress:
 @contextmanager
 def _in_terminal(console: Console, description: str, total: float | None) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-    )  # fmt: skip
+    )
     with RichProgress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda done, note: bar.update(task, advance=done, note=note)

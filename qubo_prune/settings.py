@@ -344,9 +344,16 @@ def _of_anything(value: Any, limits: Mapping[str, float]) -> Any:
 
 
 _SIMPLE: Mapping[Any, Callable[[Any, Mapping[str, float]], Any]] = {
-    Any: _of_anything, object: _of_anything, inspect.Parameter.empty: _of_anything, None: _of_nothing,
-    type(None): _of_nothing, bool: _of_bool, int: _of_int, float: _of_float, str: _of_text,
-}  # fmt: skip
+    Any: _of_anything,
+    object: _of_anything,
+    inspect.Parameter.empty: _of_anything,
+    None: _of_nothing,
+    type(None): _of_nothing,
+    bool: _of_bool,
+    int: _of_int,
+    float: _of_float,
+    str: _of_text,
+}
 
 
 def _check_range(value: float, limits: Mapping[str, float]) -> None:
@@ -383,9 +390,14 @@ def setting_value(text: str) -> Any:
 
 
 _WORDS: Mapping[Any, str] = {
-    bool: "true or false", str: "a text", type(None): "none", None: "none", Any: "a value", object: "a value",
+    bool: "true or false",
+    str: "a text",
+    type(None): "none",
+    None: "none",
+    Any: "a value",
+    object: "a value",
     Path: "a path",
-}  # fmt: skip
+}
 
 
 def _told(kind: Any, limits: Mapping[str, float]) -> str:

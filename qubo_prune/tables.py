@@ -215,9 +215,14 @@ def _text(content: RenderableType | None) -> Text:
 def facts_table(facts: dict[str, str], title: str = "", caption: str = "") -> Table:
     """Names and what is known, one line each; no text of it is markup."""
     table = Table(
-        box=None, show_header=False, pad_edge=False, title=Text(title, style="bold") if title else None,
-        title_justify="left", caption=Text(caption) if caption else None, caption_justify="left",
-    )  # fmt: skip
+        box=None,
+        show_header=False,
+        pad_edge=False,
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        caption=Text(caption) if caption else None,
+        caption_justify="left",
+    )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():

@@ -6,9 +6,30 @@ from hypothesis import strategies as st
 
 #: What files are damaged with: pieces of syntax and numbers that break those who trust them.
 TOKENS = [
-    b"1e999", b"-1", b"NaN", b"Infinity", b"9" * 400, b"1000000000000", b"0x10", b"null", b"true", b'""', b"[]", b"{}",
-    b"[" * 2000, b'{"a":' * 2000, b"\0", b"\xff\xfe", b"\r", b"\n", b",", b"../../etc/passwd", b"-0", b"1e-400", b" ",
-]  # fmt: skip
+    b"1e999",
+    b"-1",
+    b"NaN",
+    b"Infinity",
+    b"9" * 400,
+    b"1000000000000",
+    b"0x10",
+    b"null",
+    b"true",
+    b'""',
+    b"[]",
+    b"{}",
+    b"[" * 2000,
+    b'{"a":' * 2000,
+    b"\0",
+    b"\xff\xfe",
+    b"\r",
+    b"\n",
+    b",",
+    b"../../etc/passwd",
+    b"-0",
+    b"1e-400",
+    b" ",
+]
 
 
 @st.composite

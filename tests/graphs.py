@@ -139,10 +139,18 @@ class Graph(nn.Module):
 
 
 _SIMPLE: list[Callable[[], nn.Module]] = [
-    lambda: nn.Linear(WIDTH, WIDTH), Attention, Fused, lambda: Convolution(1), lambda: Convolution(2), Mlp,
-    lambda: Mlp(tied=True), Experts, lambda: nn.LayerNorm(WIDTH), lambda: nn.Dropout(0.5), lambda: nn.Sequential(
-        nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)),
-]  # fmt: skip
+    lambda: nn.Linear(WIDTH, WIDTH),
+    Attention,
+    Fused,
+    lambda: Convolution(1),
+    lambda: Convolution(2),
+    Mlp,
+    lambda: Mlp(tied=True),
+    Experts,
+    lambda: nn.LayerNorm(WIDTH),
+    lambda: nn.Dropout(0.5),
+    lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)),
+]
 _ORDERS = [(0, 1), (0, 1, 2), (1, 0, 2), (0, 0, 1), (0, 1, 0), (2, 0)]
 
 

@@ -134,7 +134,21 @@ def zero_rows(rng: np.random.Generator) -> Layer:
 LAYERS: dict[str, Callable[[np.random.Generator], Layer]] = {
     make.__name__: make
     for make in (
-        duplicates, constant, dead, one_alive, all_dead, ill_conditioned, uneven, one_token, few_tokens, massive,
-        half, brain, faint, subnormal, ties, zero_rows,
+        duplicates,
+        constant,
+        dead,
+        one_alive,
+        all_dead,
+        ill_conditioned,
+        uneven,
+        one_token,
+        few_tokens,
+        massive,
+        half,
+        brain,
+        faint,
+        subnormal,
+        ties,
+        zero_rows,
     )
-}  # fmt: skip
+}

@@ -30,8 +30,15 @@ KIND = "labelled"
 _CROSSING = {"_to_copy", "copy_", "_copy_from"}
 #: Operators that have the host wait for a value or a size.
 _WAITING = {
-    "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "is_nonzero", "bincount",
-}  # fmt: skip
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "equal",
+    "_unique2",
+    "unique_dim",
+    "is_nonzero",
+    "bincount",
+}
 #: Operators that have no deterministic version on CUDA: ``torch.use_deterministic_algorithms(True)`` raises there.
 _UNDETERMINED = {"kthvalue", "histc", "put_", "median"}
 
@@ -44,9 +51,14 @@ class LabelledTensor(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor, device: torch.device) -> LabelledTensor:
         made: LabelledTensor = torch.Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device=device, requires_grad=False,
-        )  # type: ignore[attr-defined]  # fmt: skip
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=device,
+            requires_grad=False,
+        )  # type: ignore[attr-defined]
         made.inner = inner
         return made
 
@@ -178,9 +190,14 @@ class Labelled(TorchDispatchMode):
             self.waits[f"{name} to the CPU"] += 1
 
     def _check(
-        self, func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], flat: Sequence[Any],
+        self,
+        func: Any,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        flat: Sequence[Any],
         labels: set[torch.device],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Raise as CUDA does if the operands are not on one device."""
         generator = kwargs.get("generator")
         if generator is not None and generator.device.type == "cpu":
@@ -193,9 +210,11 @@ class Labelled(TorchDispatchMode):
         others = [
             operand
             for operand in flat
-            if isinstance(operand, Tensor) and not isinstance(operand, LabelledTensor) and operand.dim() > 0
+            if isinstance(operand, Tensor)
+            and not isinstance(operand, LabelledTensor)
+            and operand.dim() > 0
             and not any(operand is index for index in indices)
-        ]  # fmt: skip
+        ]
         if others or len(labels) > 1:
             found = [*map(str, labels), *(f"{other.device} {tuple(other.shape)}" for other in others)]
             raise RuntimeError(f"Expected all tensors to be on the same device: {func} of {', '.join(found)}")

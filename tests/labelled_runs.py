@@ -19,24 +19,45 @@ from qubo_prune.data import TensorSamples
 from qubo_prune.errors import InputError
 
 LOSS = {
-    "samples": 8, "scoring_samples": 8, "held_out": 8, "max_samples": 8, "max_blocks": 6, "micro_batch": 8,
-    "block_size": 16, "batch_check": 8,
-}  # fmt: skip
+    "samples": 8,
+    "scoring_samples": 8,
+    "held_out": 8,
+    "max_samples": 8,
+    "max_blocks": 6,
+    "micro_batch": 8,
+    "block_size": 16,
+    "batch_check": 8,
+}
 RUNS: Mapping[str, dict[str, Any]] = {
-    "gram": {}, "gram, layer": {"pattern": "layer"}, "gram, 2:4": {"pattern": "2:4"},
-    "tabu": {"solver": "tabu"}, "exact": {"solver": "exact", "block_size": 8}, "owl": {"allocation": "owl"},
+    "gram": {},
+    "gram, layer": {"pattern": "layer"},
+    "gram, 2:4": {"pattern": "2:4"},
+    "tabu": {"solver": "tabu"},
+    "exact": {"solver": "exact", "block_size": 8},
+    "owl": {"allocation": "owl"},
     "compensated": {"method": "compensated", "correction": 0.5, "guard": 1},
     "compensated, layer": {"method": "compensated", "pattern": "layer"},
     "compensated, 2:4": {"method": "compensated", "pattern": "2:4", "protect": 0.1},
     "fisher": {"method": "loss", "loss_settings": LOSS},
     "fisher, gradient": {"method": "loss", "warm_start": "gradient", "loss_settings": LOSS | {"radius": 3}},
     "allocation by the loss": {"allocation": "fisher"},
-    **{name: {"method": name} for name in (
-        "magnitude", "wanda", "ria", "sparsegpt", "admm", "alps", "dsnot", "sparsefw", "sparseswaps",
-    )},
+    **{
+        name: {"method": name}
+        for name in (
+            "magnitude",
+            "wanda",
+            "ria",
+            "sparsegpt",
+            "admm",
+            "alps",
+            "dsnot",
+            "sparsefw",
+            "sparseswaps",
+        )
+    },
     **{f"wanda + {update}": {"method": "wanda", "update": update} for update in ("refit", "admm", "sparsegpt")},
     "fisher, global": {"method": "loss", "pattern": "layer", "loss_settings": LOSS | {"budget": "global"}},
-}  # fmt: skip
+}
 
 
 class Net(nn.Module):
@@ -71,12 +92,15 @@ def ran(settings: Mapping[str, Any], devices: int) -> dict[str, Any]:
             return {"error": str(error), "unchanged": same}
     count = len(report.layers)
     return {
-        "waits": sum(seen.waits.values()) / count, "operators": seen.operators / count, "kinds": dict(+seen.waits),
-        "undetermined": dict(seen.undetermined), "synchronised": seen.synchronised,
+        "waits": sum(seen.waits.values()) / count,
+        "operators": seen.operators / count,
+        "kinds": dict(+seen.waits),
+        "undetermined": dict(seen.undetermined),
+        "synchronised": seen.synchronised,
         "masks": {name: mask.flatten().int().tolist() for name, mask in report.masks.items()},
         "failed": [note for layer in report.layers for note in layer.notes if "raised an error" in note],
         "steps": None if report.loss is None else [step.outcome for step in report.loss.steps],
-    }  # fmt: skip
+    }
 
 
 def tensors(model: nn.Module) -> list[Any]:

@@ -25,10 +25,16 @@ def write_checkpoint(folder: Path, layers: int, dtype: torch.dtype) -> int:
 
     folder.mkdir(parents=True)
     LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=8, vocab_size=tiny.VOCABULARY, max_position_embeddings=64, dtype=dtype,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=tiny.VOCABULARY,
+        max_position_embeddings=64,
+        dtype=dtype,
         architectures=["LlamaForCausalLM"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     generator, index, size = torch.Generator().manual_seed(0), dict[str, str](), 0
 

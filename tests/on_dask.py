@@ -140,8 +140,11 @@ class Trial:
         names = [file.name.split("-") for file in solver.folder.iterdir()]
         return {
             "same": all(torch.equal(self.first[name], masks[name]) for name in self.first),
-            "notes": dict(notes), "solves": len(names), "before": before, "solvers": len({name[0] for name in names}),
-        }  # fmt: skip
+            "notes": dict(notes),
+            "solves": len(names),
+            "before": before,
+            "solvers": len({name[0] for name in names}),
+        }
 
 
 def failures(solver: Solver, name: str, request: BatchRequest) -> dict[str, Any]:
@@ -149,9 +152,10 @@ def failures(solver: Solver, name: str, request: BatchRequest) -> dict[str, Any]
     answer = solve_batch(solver, request, Handling(False, workers=2, cluster=clusters.connect(name)))
     found = answer.failures.values()
     return {
-        "statuses": sorted({status.name for status, _ in found}), "count": len(found),
+        "statuses": sorted({status.name for status, _ in found}),
+        "count": len(found),
         "details": sorted({detail for _, detail in found}),
-    }  # fmt: skip
+    }
 
 
 def interrupted(solver: Drawing, name: str, request: BatchRequest) -> dict[str, int]:

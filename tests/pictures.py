@@ -15,9 +15,15 @@ def classifier(folder: Path) -> Path:
     torch.manual_seed(0)
     names = {0: "cat", 1: "dog"}
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=28, patch_size=14,
-        id2label=names, label2id={name: number for number, name in names.items()},
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=28,
+        patch_size=14,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+    )
     ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
     return folder

@@ -79,9 +79,14 @@ def test_a_run_takes_them_all() -> None:
     usual = prune(tiny.llama(), tiny.tokens(), 0.5, include=["*mlp*"], block_size=16, max_sweeps=1)
     for density in ("0.5", Fraction(1, 2), np.float32(0.5)):
         found = prune(
-            tiny.llama(), tiny.tokens(), density, include="*mlp*", block_size="16", max_sweeps=np.int64(1),
+            tiny.llama(),
+            tiny.tokens(),
+            density,
+            include="*mlp*",
+            block_size="16",
+            max_sweeps=np.int64(1),
             max_time="9m",
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # type: ignore[arg-type]
         assert [layer.name for layer in found.layers] == [layer.name for layer in usual.layers]
         assert all(torch.equal(found.masks[name], usual.masks[name]) for name in usual.masks)
         assert found.settings["density"] == 0.5

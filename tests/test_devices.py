@@ -56,9 +56,14 @@ FULL = [
 @pytest.mark.parametrize(("module", "name", "calls", "settings", "said"), FULL)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_memory_that_runs_out_is_one_sentence_with_the_way_out_and_nothing_has_changed(
-    module: str, name: str, calls: int, settings: dict[str, Any], said: str, error: type[Exception],
+    module: str,
+    name: str,
+    calls: int,
+    settings: dict[str, Any],
+    said: str,
+    error: type[Exception],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     home = importlib.import_module(f"qubo_prune.{module}")
     monkeypatch.setattr(home, name, Full(getattr(home, name), calls, error))
     model = tiny.llama(num_hidden_layers=1)
@@ -106,13 +111,28 @@ def test_the_room_of_an_accelerator_is_what_is_free_and_what_the_process_has(mon
 #: passes). One that loops over rows or columns has many times as many.
 BUDGET = {"gram": (72, 2060), "compensated": (147, 2690), "fisher": (100, 1250)}
 MORE = {
-    "gram, layer": (120, 3680), "tabu": (62, 1080), "admm": (22, 620), "wanda + refit": (28, 400),
-    "gram, 2:4": (67, 1400), "exact": (129, 1600), "owl": (82, 2330), "compensated, layer": (141, 2560),
-    "compensated, 2:4": (100, 1830), "fisher, gradient": (99, 1230), "allocation by the loss": (82, 2570),
-    "magnitude": (15, 230), "wanda": (15, 240), "ria": (18, 260), "sparsegpt": (22, 640), "alps": (50, 1390),
-    "dsnot": (32, 460), "sparsefw": (19, 4700), "sparseswaps": (45, 1290), "wanda + admm": (23, 450),
+    "gram, layer": (120, 3680),
+    "tabu": (62, 1080),
+    "admm": (22, 620),
+    "wanda + refit": (28, 400),
+    "gram, 2:4": (67, 1400),
+    "exact": (129, 1600),
+    "owl": (82, 2330),
+    "compensated, layer": (141, 2560),
+    "compensated, 2:4": (100, 1830),
+    "fisher, gradient": (99, 1230),
+    "allocation by the loss": (82, 2570),
+    "magnitude": (15, 230),
+    "wanda": (15, 240),
+    "ria": (18, 260),
+    "sparsegpt": (22, 640),
+    "alps": (50, 1390),
+    "dsnot": (32, 460),
+    "sparsefw": (19, 4700),
+    "sparseswaps": (45, 1290),
+    "wanda + admm": (23, 450),
     "wanda + sparsegpt": (23, 660),
-}  # fmt: skip
+}
 
 
 def labelled(*names: str) -> dict[str, Any]:

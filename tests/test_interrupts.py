@@ -110,10 +110,27 @@ def test_an_interrupt_ends_a_run_and_writes_nothing(tmp_path: Path, case: str) -
     options = [part for setting in settings for part in ("--set", setting)]
     workers = ["--workers", "1" if "process" in case else "0"]
     code, errors = interrupted(
-        place, "prune", str(model), "--calibration", str(tmp_path / "text.txt"), "--samples", "2",
-        "--sequence-length", "16", "--solver", solver, *options, "--block-time", "none", *workers,
-        "--block-size", "32", "--output", str(tmp_path / "out"), "--quiet",
-    )  # fmt: skip
+        place,
+        "prune",
+        str(model),
+        "--calibration",
+        str(tmp_path / "text.txt"),
+        "--samples",
+        "2",
+        "--sequence-length",
+        "16",
+        "--solver",
+        solver,
+        *options,
+        "--block-time",
+        "none",
+        *workers,
+        "--block-size",
+        "32",
+        "--output",
+        str(tmp_path / "out"),
+        "--quiet",
+    )
     assert code == 130, errors
     assert "Interrupted; nothing was written." in errors
     assert "Traceback" not in errors

@@ -28,8 +28,11 @@ def run(*arguments: str, limit: int | None = None) -> subprocess.CompletedProces
     environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
     return subprocess.run(
         [sys.executable, str(Path(large.__file__)), *given, *arguments],
-        env=os.environ | environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def pruned(model: Path, output: Path, limit: int, **settings: Any) -> dict[str, Any]:

@@ -178,9 +178,14 @@ def test_published_methods_have_exact_counts_and_finite_weights(
 @pytest.mark.gate(20)
 @pytest.mark.parametrize(
     ("kind", "pattern", "density"),
-    [("plain", "row", 0.5), ("eigenvalue", "layer", 0.4), ("trace", "2:4", 0.5), ("trace", "layer", 0.4),
-     ("row", "row", 0.5)],
-)  # fmt: skip
+    [
+        ("plain", "row", 0.5),
+        ("eigenvalue", "layer", 0.4),
+        ("trace", "2:4", 0.5),
+        ("trace", "layer", 0.4),
+        ("row", "row", 0.5),
+    ],
+)
 def test_no_bound_is_above_what_the_descent_finds(layer: Layer, kind: str, pattern: str, density: float) -> None:
     keep = choose("wanda", layer.weight, layer.gram, Pattern.parse(pattern), density, 0).keep
     best = descend(layer.weight, layer.gram, keep, Pattern.parse(pattern), Descent(Greedy(), block_size=12)).keep

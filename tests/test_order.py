@@ -14,10 +14,39 @@ ROOT = Path(qubo_prune.__file__).parent
 
 #: Modules and packages of the top level; each imports itself and what stands before it, and nothing else.
 ORDER = (
-    "version", "errors", "choices", "plugins", "files", "settings", "arguments", "request", "seeds", "ranks",
-    "precision", "devices", "clock", "tables", "checks", "progress", "events", "problem", "models", "masks", "solver",
-    "formats", "data", "hessian", "blocks", "methods", "testing", "report", "plot", "run", "bench", "cli",
-)  # fmt: skip
+    "version",
+    "errors",
+    "choices",
+    "plugins",
+    "files",
+    "settings",
+    "arguments",
+    "request",
+    "seeds",
+    "ranks",
+    "precision",
+    "devices",
+    "clock",
+    "tables",
+    "checks",
+    "progress",
+    "events",
+    "problem",
+    "models",
+    "masks",
+    "solver",
+    "formats",
+    "data",
+    "hessian",
+    "blocks",
+    "methods",
+    "testing",
+    "report",
+    "plot",
+    "run",
+    "bench",
+    "cli",
+)
 
 
 def modules() -> dict[str, ast.Module]:
@@ -56,10 +85,8 @@ def test_no_package_imports_one_that_stands_behind_it() -> None:
         for other in imported(tree)
         # the names at the very top lead everywhere, so only the command line, the last of all, may use them
         if name != "qubo_prune"
-        and (
-            place[name.split(".")[1]] < (place[other.split(".")[1]] if other != "qubo_prune" else len(ORDER) - 1)
-        )
-    ]  # fmt: skip
+        and (place[name.split(".")[1]] < (place[other.split(".")[1]] if other != "qubo_prune" else len(ORDER) - 1))
+    ]
     assert against == []
 
 

@@ -32,9 +32,14 @@ from qubo_prune.report import Report
 Environment = Callable[[], AbstractContextManager[Any]]
 
 LOSS = {
-    "samples": 2, "scoring_samples": 2, "held_out": 2, "max_samples": 2, "max_blocks": 4, "micro_batch": 2,
+    "samples": 2,
+    "scoring_samples": 2,
+    "held_out": 2,
+    "max_samples": 2,
+    "max_blocks": 4,
+    "micro_batch": 2,
     "block_size": 16,
-}  # fmt: skip
+}
 RUNS: Mapping[str, dict[str, Any]] = {
     "gram": {"guard": 1},
     "compensated": {"method": "compensated", "correction": 0.5, "guard": 1},
@@ -87,9 +92,12 @@ ENVIRONMENTS: Mapping[str, Environment] = {
 def everything() -> Iterator[None]:
     """All at once."""
     with (
-        torch.autocast("cpu", torch.bfloat16), matmul_precision("medium"), default_dtype(torch.float64),
-        torch.device("meta"), torch.inference_mode(),
-    ):  # fmt: skip
+        torch.autocast("cpu", torch.bfloat16),
+        matmul_precision("medium"),
+        default_dtype(torch.float64),
+        torch.device("meta"),
+        torch.inference_mode(),
+    ):
         yield
 
 
@@ -231,10 +239,14 @@ def test_copies_of_weights_that_autocast_keeps_are_not_those_from_before() -> No
 def settings() -> list[Any]:
     """All that may be set, as far as PyTorch tells it."""
     told: list[Any] = [
-        torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), torch.get_default_dtype(),
-        torch.get_default_device(), torch.is_inference_mode_enabled(), torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
         torch.is_anomaly_enabled(),
-    ]  # fmt: skip
+    ]
     backends = torch.backends
     for place in (
         backends,
@@ -243,8 +255,10 @@ def settings() -> list[Any]:
         told.append(place.fp32_precision)  # type: ignore[attr-defined]
     told += [backends.cuda.matmul.fp32_precision, backends.mkldnn.matmul.fp32_precision]
     for legacy in (
-        torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32, lambda: backends.cuda.matmul.allow_tf32,
-    ):  # fmt: skip
+        torch.get_float32_matmul_precision,
+        lambda: backends.cudnn.allow_tf32,
+        lambda: backends.cuda.matmul.allow_tf32,
+    ):
         try:
             told.append(legacy())
         except RuntimeError:  # settings of the old and the new kind contradict each other
@@ -253,9 +267,11 @@ def settings() -> list[Any]:
 
 
 OPERATORS = [
-    ("generic", "all"), ("cuda", "all"), ("mkldnn", "all"),
+    ("generic", "all"),
+    ("cuda", "all"),
+    ("mkldnn", "all"),
     *itertools.product(("cuda", "mkldnn"), ("matmul", "conv", "rnn")),
-]  # fmt: skip
+]
 CHANGES: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     *((torch.set_float32_matmul_precision, (name,)) for name in ("medium", "high", "highest")),
     *((torch._C._set_fp32_precision_setter, (*place, name)) for place in OPERATORS for name in ("tf32", "ieee")),

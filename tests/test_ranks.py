@@ -82,10 +82,12 @@ def test_weights_in_parts_are_refused_with_the_first_layer_and_copies_are_pruned
     parallelize_module(parallel, mesh, {"2": ColwiseParallel()})
     empty[2].weight.ds_id, empty[2].weight.data = 1, torch.empty(0)  # type: ignore[index, union-attr]
     for model, name, why in (
-        (sharded, "0", "DTensor"), (parallel, "2", "DTensor"), (empty, "2", "DeepSpeed"),
+        (sharded, "0", "DTensor"),
+        (parallel, "2", "DTensor"),
+        (empty, "2", "DeepSpeed"),
         (flat(tiny.mlp()), "_fsdp_wrapped_module.0", "FullyShard"),
         (flat(tiny.mlp(), use_orig_params=True), "_fsdp_wrapped_module.0", "FullyShard"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=f"layer '{name}.* {why}"):
             prune(model, [inputs], 0.5)
     plain = prune(tiny.mlp(), [inputs], 0.5)

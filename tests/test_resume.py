@@ -115,10 +115,12 @@ def llama(**settings: Any) -> Job:
 def classifier(**settings: Any) -> Job:
     loss = {"max_blocks": 6, "samples": 60, "scoring_samples": 40, "held_out": 60, "patience": 100, "batch_check": 30}
     return Job(
-        tiny.mlp, lambda: [(torch.randn(40, 12, generator=torch.Generator().manual_seed(i)), torch.arange(40) % 4)
-                           for i in range(6)],
+        tiny.mlp,
+        lambda: [
+            (torch.randn(40, 12, generator=torch.Generator().manual_seed(i)), torch.arange(40) % 4) for i in range(6)
+        ],
         {"density": 0.5, "method": "loss", "pattern": "layer", "block_size": 16, "loss_settings": loss, **settings},
-    )  # fmt: skip
+    )
 
 
 JOBS = {
@@ -128,18 +130,32 @@ JOBS = {
     "2:4 by ADMM, refitted": llama(solver=OneByOne(), pattern="2:4", warm_start="admm", update="refit"),
     "compensated": llama(solver=OneByOne(), method="compensated", max_sweeps=2),
     "compensated, batches": llama(solver=Batched(), method="compensated", pattern="layer", allocation="owl"),
-    "transposed": Job(tiny.gpt2, tiny.tokens, {"density": 0.4, "solver": OneByOne(), "correction": 0.5, "workers": 0,
-                                               "update": "refit", "block_size": 8}),
-    "half precision": Job(lambda: tiny.llama().to(torch.bfloat16), tiny.tokens,
-                          {"solver": OneByOne(), "method": "compensated", "block_size": 8, "workers": 0}),
+    "transposed": Job(
+        tiny.gpt2,
+        tiny.tokens,
+        {"density": 0.4, "solver": OneByOne(), "correction": 0.5, "workers": 0, "update": "refit", "block_size": 8},
+    ),
+    "half precision": Job(
+        lambda: tiny.llama().to(torch.bfloat16),
+        tiny.tokens,
+        {"solver": OneByOne(), "method": "compensated", "block_size": 8, "workers": 0},
+    ),
     "convolutions": Job(tiny.cnn, tiny.images, {"solver": Batched(), "block_size": 8}),
     "loss": classifier(solver=OneByOne()),
     "loss, by gradient": classifier(solver=OneByOne(), warm_start="gradient"),
-    "loss as in the paper": classifier(solver=OneByOne(), loss_settings={
-        "preset": "paper", "max_blocks": 6, "samples": 60, "held_out": 60, "batch_check": 30, "block_size": 16}),
-    "loss after blocks": classifier(solver=OneByOne(), warm_start="gram", allocation="fisher",
-                                    loss="classification"),
-}  # fmt: skip
+    "loss as in the paper": classifier(
+        solver=OneByOne(),
+        loss_settings={
+            "preset": "paper",
+            "max_blocks": 6,
+            "samples": 60,
+            "held_out": 60,
+            "batch_check": 30,
+            "block_size": 16,
+        },
+    ),
+    "loss after blocks": classifier(solver=OneByOne(), warm_start="gram", allocation="fisher", loss="classification"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -345,8 +361,23 @@ def job_of_a_command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("given")
     (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
     model = tiny.save(folder / "dense")
-    return ["prune", str(model), "--calibration", str(folder / "text.txt"), "--samples", "4", "--sequence-length",
-            "16", "--solver", "test_resume:Slow", "--workers", "0", "--block-time", "none", "--quiet"]  # fmt: skip
+    return [
+        "prune",
+        str(model),
+        "--calibration",
+        str(folder / "text.txt"),
+        "--samples",
+        "4",
+        "--sequence-length",
+        "16",
+        "--solver",
+        "test_resume:Slow",
+        "--workers",
+        "0",
+        "--block-time",
+        "none",
+        "--quiet",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -59,14 +59,31 @@ class Stranger(Solver):
 
 
 READ = [
-    ("sweeps", "20", 20), ("sweeps", "2e1", 20), ("hot", "3", 3), ("hot", "1e-3", 1e-3), ("share", "1", 1),
-    ("forever", "Infinity", math.inf), ("kind", "b", "b"), ("kind", "3", 3), ("flag", "true", True),
-    ("flag", "False", False), ("name", "5", "5"), ("name", '"5"', "5"), ("name", "none", "none"),
-    ("either", "7", 7), ("either", "seven", "seven"), ("pair", "[2, 3.5]", (2, 3.5)), ("many", "[0, 4]", [0, 4]),
-    ("colour", "BLUE", Colour.BLUE), ("colour", "blue", Colour.BLUE), ("where", "None", None),
-    ("where", "a/b", Path("a/b")), ("anything", "[1]", [1]), ("anything", "text", "text"),
+    ("sweeps", "20", 20),
+    ("sweeps", "2e1", 20),
+    ("hot", "3", 3),
+    ("hot", "1e-3", 1e-3),
+    ("share", "1", 1),
+    ("forever", "Infinity", math.inf),
+    ("kind", "b", "b"),
+    ("kind", "3", 3),
+    ("flag", "true", True),
+    ("flag", "False", False),
+    ("name", "5", "5"),
+    ("name", '"5"', "5"),
+    ("name", "none", "none"),
+    ("either", "7", 7),
+    ("either", "seven", "seven"),
+    ("pair", "[2, 3.5]", (2, 3.5)),
+    ("many", "[0, 4]", [0, 4]),
+    ("colour", "BLUE", Colour.BLUE),
+    ("colour", "blue", Colour.BLUE),
+    ("where", "None", None),
+    ("where", "a/b", Path("a/b")),
+    ("anything", "[1]", [1]),
+    ("anything", "text", "text"),
     ("table", '{"a": 1}', {"a": 1}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "text", "value"), READ)

@@ -39,9 +39,13 @@ def test_blocks_beat_wanda_on_a_real_model_and_the_folder_loads(tmp_path: Path) 
     try:
         # ten of the thirty decoder layers
         result = compare(
-            "smollm2-135m", ["wanda", "gram"], samples=4, eval_samples=4, output=tmp_path / "pruned",
+            "smollm2-135m",
+            ["wanda", "gram"],
+            samples=4,
+            eval_samples=4,
+            output=tmp_path / "pruned",
             include=["model.layers.[0-9].*"],
-        )  # fmt: skip
+        )
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     finally:
         torch.set_num_threads(threads)
@@ -67,9 +71,15 @@ def test_compensated_blocks_beat_admm_on_a_real_model() -> None:
     errors = {}
     for settings in ({"method": "admm", "update": "refit"}, {"method": "compensated", "correction": 0.0}):
         report = prune(
-            "smollm2-135m", "pydoc", 0.5, pattern="layer", samples=16, include=["model.layers.14.self_attn.*"],
-            output=None, **settings,
-        )  # fmt: skip
+            "smollm2-135m",
+            "pydoc",
+            0.5,
+            pattern="layer",
+            samples=16,
+            include=["model.layers.14.self_attn.*"],
+            output=None,
+            **settings,
+        )
         assert report.density == 0.5
         errors[report.settings["method"]] = report.relative_error
         if report.settings["method"] == "compensated":

@@ -52,9 +52,13 @@ def run(environment: Path, *arguments: str) -> str:
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "COV"))}
     done = subprocess.run(
-        [str(python), *arguments], capture_output=True, text=True, check=False, timeout=900,
+        [str(python), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
         env=clean | {"PYTHONPATH": str(ROOT / "tests"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -117,9 +117,19 @@ def test_all_that_has_a_table_shows_it_in_notebooks() -> None:
                 assert issubclass(value, Shown), value
     names = {each.__name__ for each in every_kind()}
     assert names >= {
-        "Answer", "BlockQubo", "BlockStudy", "Comparison", "Experiment", "LossTrace", "Report", "Results", "RunState",
-        "SolveResult", "SolverBenchmark", "SolverList",
-    }  # fmt: skip
+        "Answer",
+        "BlockQubo",
+        "BlockStudy",
+        "Comparison",
+        "Experiment",
+        "LossTrace",
+        "Report",
+        "Results",
+        "RunState",
+        "SolveResult",
+        "SolverBenchmark",
+        "SolverList",
+    }
 
 
 def wide(first: str = "a.layer.of.a.long.name") -> Table:
@@ -189,8 +199,10 @@ def test_commands_print_names_that_the_terminal_lacks(tmp_path: Path) -> None:
     (name / "problem.coo").write_text("0 0 1\n0 1 -2\n1 1 3\n")
     for path, code in ((name / "problem.coo", 0), (name / "absent.coo", 2)):
         done = subprocess.run(
-            [sys.executable, "-m", "qubo_prune.cli", "solve", str(path), "--num-pruned", "1"], capture_output=True,
-            env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "40"}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "qubo_prune.cli", "solve", str(path), "--num-pruned", "1"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "40"},
+            check=False,
+        )
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr

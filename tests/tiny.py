@@ -17,9 +17,14 @@ def llama(**changes: Any) -> nn.Module:
 
     torch.manual_seed(0)
     settings = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "vocab_size": VOCABULARY, "max_position_embeddings": 64,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+    }
     return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
 
 
@@ -38,10 +43,17 @@ def gemma() -> nn.Module:
 
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=8, vocab_size=VOCABULARY, max_position_embeddings=64, sliding_window=4,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        sliding_window=4,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    )  # fmt: skip
+    )
     return Gemma3ForCausalLM(config).eval()
 
 
@@ -51,9 +63,13 @@ def multimodal_gemma() -> nn.Module:
 
     torch.manual_seed(0)
     vision = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
         "patch_size": 8,
-    }  # fmt: skip
+    }
     text = gemma().config.to_dict()
     special = {"image_token_index": 63, "boi_token_index": 61, "eoi_token_index": 62}
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, **special)
@@ -92,12 +108,18 @@ def cnn() -> nn.Module:
     """Convolutions of every kind: strided, depthwise, pointwise, grouped; ``(B, 4, 8, 8)`` to ``(B, 5)``."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(),
-        nn.Conv2d(8, 12, 1, bias=False), nn.ReLU(),
-        nn.Conv2d(12, 8, (3, 2), padding=(1, 0), groups=2), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * 4 * 3, 5),
-    ).eval()  # fmt: skip
+        nn.Conv2d(4, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(12, 8, (3, 2), padding=(1, 0), groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 4 * 3, 5),
+    ).eval()
 
 
 def images(samples: int = 16) -> torch.Tensor:
@@ -111,9 +133,14 @@ def vit() -> nn.Module:
 
     torch.manual_seed(0)
     config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=8, patch_size=4,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=8,
+        patch_size=4,
         num_channels=4,
-    )  # fmt: skip
+    )
     return Dinov2Model(config).eval()
 
 
@@ -151,9 +178,14 @@ def bert(**changes: Any) -> nn.Module:
 
     torch.manual_seed(0)
     settings = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3,
-        "vocab_size": VOCABULARY, "max_position_embeddings": 64,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_labels": 3,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+    }
     return BertForSequenceClassification(BertConfig(**{**settings, **changes})).eval()
 
 
@@ -163,9 +195,14 @@ def tagger() -> nn.Module:
 
     torch.manual_seed(0)
     config = BertConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
-        vocab_size=VOCABULARY, max_position_embeddings=64,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=3,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+    )
     return BertForTokenClassification(config).eval()
 
 
@@ -175,9 +212,15 @@ def mixtral() -> nn.Module:
 
     torch.manual_seed(0)
     config = MixtralConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=VOCABULARY, max_position_embeddings=64, num_local_experts=4,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        num_local_experts=4,
+    )
     return MixtralForCausalLM(config).eval()
 
 
@@ -198,9 +241,16 @@ def bart() -> nn.Module:
 
     torch.manual_seed(0)
     config = BartConfig(
-        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, vocab_size=VOCABULARY, max_position_embeddings=64,
-    )  # fmt: skip
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+    )
     return BartForConditionalGeneration(config).eval()
 
 

@@ -31,9 +31,14 @@ def mlp_origin(samples: int = 16, loss: Any = "classification") -> Origin:
     read = inputs()
     labels = torch.randint(0, 4, (len(read),), generator=torch.Generator().manual_seed(6))
     return Origin(
-        "mlp", "a tiny perceptron", "random inputs", tiny.mlp().eval(), list(torch.split(read, 16)),
-        TensorSamples(read[:samples], labels[:samples]), loss,
-    )  # fmt: skip
+        "mlp",
+        "a tiny perceptron",
+        "random inputs",
+        tiny.mlp().eval(),
+        list(torch.split(read, 16)),
+        TensorSamples(read[:samples], labels[:samples]),
+        loss,
+    )
 
 
 def cnn_origin() -> Origin:
@@ -41,18 +46,28 @@ def cnn_origin() -> Origin:
     images = tiny.images(12)
     labels = torch.arange(12) % 5
     return Origin(
-        "cnn", "a tiny convolutional network", "random images", tiny.cnn(), list(torch.split(images, 4)),
-        TensorSamples(images, labels), "classification",
-    )  # fmt: skip
+        "cnn",
+        "a tiny convolutional network",
+        "random images",
+        tiny.cnn(),
+        list(torch.split(images, 4)),
+        TensorSamples(images, labels),
+        "classification",
+    )
 
 
 def llama_origin() -> Origin:
     """A language model of two decoder layers of 16."""
     tokens = tiny.tokens(6, 16)
     return Origin(
-        "llama", "a tiny language model", "random tokens", tiny.llama(), list(torch.split(tokens, 2)),
-        TensorSamples(tokens), "next-token",
-    )  # fmt: skip
+        "llama",
+        "a tiny language model",
+        "random tokens",
+        tiny.llama(),
+        list(torch.split(tokens, 2)),
+        TensorSamples(tokens),
+        "next-token",
+    )
 
 
 FAMILIES = (

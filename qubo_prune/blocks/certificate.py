@@ -154,7 +154,7 @@ def block_optima(
 
 def _block_optimum(
     state: LayerState, row: int, size: int, seed: int, seconds: float | None, prover: str
-) -> BlockOptima:  # fmt: skip
+) -> BlockOptima:
     """What is known of one block of one row."""
     rows = torch.tensor([row], device=state.x.device)
     x, solver = state.masks(rows), _prover(prover)

@@ -79,9 +79,13 @@ def emit_block(
     groups = np.zeros(len(rows), dtype=np.int64) if labels is None else np.asarray(labels)
     counts = np.bincount(groups, weights=x.cpu().numpy(), minlength=int(groups.max(initial=0)) + 1)
     return emit(
-        block.cpu().numpy(), gradient.cpu().numpy(), (u * ~x).cpu().numpy(), u.cpu().numpy(),
-        counts.astype(int).tolist(), labels=groups,
-    )  # fmt: skip
+        block.cpu().numpy(),
+        gradient.cpu().numpy(),
+        (u * ~x).cpu().numpy(),
+        u.cpu().numpy(),
+        counts.astype(int).tolist(),
+        labels=groups,
+    )
 
 
 @pinned()

@@ -253,9 +253,22 @@ def eval_command(
 
 #: The settings of a run that all methods of a comparison may share.
 _SHARED = (
-    "include", "exclude", "solver", "solver_settings", "pattern", "samples", "sequence_length", "max_time", "seed",
-    "workers", "device", "dtype", "trust_remote_code", "output", "overwrite",
-)  # fmt: skip
+    "include",
+    "exclude",
+    "solver",
+    "solver_settings",
+    "pattern",
+    "samples",
+    "sequence_length",
+    "max_time",
+    "seed",
+    "workers",
+    "device",
+    "dtype",
+    "trust_remote_code",
+    "output",
+    "overwrite",
+)
 
 
 @command(app, "compare", PRUNE)

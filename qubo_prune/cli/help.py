@@ -122,9 +122,14 @@ class Group(TyperGroup):
         return did_you_mean(name, self.commands)
 
     def main(
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
-        standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run; a wrong call ends with one sentence on standard error and the exit code 2."""
         replace_unprintable()
         run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)

@@ -77,9 +77,16 @@ class Calibration:
 
 
 def read_calibration(
-    source: Source, loaded: LoadedModel, windows: int, length: int, loss: Loss | None = None, loss_length: int = 128,
-    gram_samples: int = 1024, guard: int | None = None, named: bool = True,
-) -> Calibration:  # fmt: skip
+    source: Source,
+    loaded: LoadedModel,
+    windows: int,
+    length: int,
+    loss: Loss | None = None,
+    loss_length: int = 128,
+    gram_samples: int = 1024,
+    guard: int | None = None,
+    named: bool = True,
+) -> Calibration:
     """Model inputs, and samples for the loss if there is one.
 
     Args:
@@ -179,9 +186,10 @@ def _has_ids(batch: Any) -> bool:
 
 
 _BY_PROBLEM: Mapping[str, Loss] = {
-    "single_label_classification": Classification(), "multi_label_classification": MultiLabel(),
+    "single_label_classification": Classification(),
+    "multi_label_classification": MultiLabel(),
     "regression": Regression(),
-}  # fmt: skip
+}
 
 
 def _by_labels(labels: Tensor, model: nn.Module) -> Loss:
@@ -204,9 +212,15 @@ def _by_labels(labels: Tensor, model: nn.Module) -> Loss:
 
 
 def _of_text(
-    source: str, loaded: LoadedModel, count: int, length: int, loss: Loss | None, loss_length: int,
-    device: torch.device, guard: int,
-) -> Calibration:  # fmt: skip
+    source: str,
+    loaded: LoadedModel,
+    count: int,
+    length: int,
+    loss: Loss | None,
+    loss_length: int,
+    device: torch.device,
+    guard: int,
+) -> Calibration:
     if loaded.tokenizer is None:
         raise InputError(
             f"The calibration {source!r} is a text source, which needs a tokenizer; pass tokenizer=, "

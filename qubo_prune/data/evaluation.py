@@ -79,9 +79,13 @@ def perplexity(
 
 
 def evaluate(
-    model: nn.Module, tokenizer: Any, text: str = "pydoc", samples: int = 24, sequence_length: int = 512,
+    model: nn.Module,
+    tokenizer: Any,
+    text: str = "pydoc",
+    samples: int = 24,
+    sequence_length: int = 512,
     progress: Progress | None = None,
-) -> Perplexity:  # fmt: skip
+) -> Perplexity:
     """Perplexity on a text source (see :func:`qubo_prune.data.text.read_text`)."""
     check_length(model, sequence_length)
     windows = token_windows(tokenizer, text, "evaluation", samples, sequence_length)

@@ -214,9 +214,11 @@ class Given(Loss):
 
 
 LOSSES: Mapping[str, Loss] = {
-    "classification": Classification(), "next-token": NextToken(), "multi-label": MultiLabel(),
+    "classification": Classification(),
+    "next-token": NextToken(),
+    "multi-label": MultiLabel(),
     "regression": Regression(),
-}  # fmt: skip
+}
 
 
 def make_loss(loss: str | Loss | LossFunction) -> Loss:

@@ -544,8 +544,16 @@ def _write_lp(problem: BlockQubo) -> Iterator[str]:
 
 
 _READERS: dict[str, Callable[[str], _Parts]] = {
-    "json": _read_json, "coo": _read_coo, "qubo": _read_qubo, "lp": _read_lp, "ising": _read_ising,
-}  # fmt: skip
+    "json": _read_json,
+    "coo": _read_coo,
+    "qubo": _read_qubo,
+    "lp": _read_lp,
+    "ising": _read_ising,
+}
 _WRITERS: dict[str, Callable[[BlockQubo], Iterator[str]]] = {
-    "json": _write_json, "coo": _write_coo, "qubo": _write_qubo, "lp": _write_lp, "ising": _write_ising,
-}  # fmt: skip
+    "json": _write_json,
+    "coo": _write_coo,
+    "qubo": _write_qubo,
+    "lp": _write_lp,
+    "ising": _write_ising,
+}

@@ -204,9 +204,13 @@ class Blocks:
         offset = -(torch.bmm(self.curvature, now[:, :, None])[:, :, 0] * now).sum(1).double() / 2
         counts = group_counts(self.x.float(), self.labels, int(self.labels.max()) + 1)
         return BlockBatch(
-            self.curvature.double(), self.values.double(), torch.zeros_like(now, dtype=torch.float64), offset,
-            self.labels, counts,
-        )  # fmt: skip
+            self.curvature.double(),
+            self.values.double(),
+            torch.zeros_like(now, dtype=torch.float64),
+            offset,
+            self.labels,
+            counts,
+        )
 
 
 @dataclass(eq=False)
@@ -249,9 +253,14 @@ class Swaps:
         v = s[:, a:, a:] + torch.bmm(n, s[:, :a, a:])
         labels = blocks.labels[order[0]]
         return cls(
-            k, v, n, (u[:, :a] - torch.bmm(n.mT, u[:, a:]))[:, :, 0], torch.bmm(v, u[:, a:])[:, :, 0], order,
+            k,
+            v,
+            n,
+            (u[:, :a] - torch.bmm(n.mT, u[:, a:]))[:, :, 0],
+            torch.bmm(v, u[:, a:])[:, :, 0],
+            order,
             labels[a:, None] == labels[None, :a],
-        )  # fmt: skip
+        )
 
     @property
     def prune_costs(self) -> Float[Tensor, "r a"]:

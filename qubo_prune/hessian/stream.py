@@ -105,11 +105,18 @@ class _Pass:
 
 @pinned()
 def stream(
-    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, seconds: Seconds,
-    held_out: Sequence[Any] = (), dense: Mapping[str, Tensor] | None = None,
-    needs_gram: Callable[[Layer], bool] = lambda layer: True, shelf: WeightStorage | None = None,
-    gram_devices: tuple[str, ...] = (), settle: Settle = _settle_nothing,
-) -> None:  # fmt: skip
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Any],
+    visit: Visit,
+    seconds: Seconds,
+    held_out: Sequence[Any] = (),
+    dense: Mapping[str, Tensor] | None = None,
+    needs_gram: Callable[[Layer], bool] = lambda layer: True,
+    shelf: WeightStorage | None = None,
+    gram_devices: tuple[str, ...] = (),
+    settle: Settle = _settle_nothing,
+) -> None:
     """Visit every layer with its Gram, in the order in which the layers run.
 
     ``visit`` may change the layer's weight; everything behind it sees the change.
@@ -208,9 +215,15 @@ class Sampled:
 
 @pinned()
 def sample(
-    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any], visit: Visit, held_out: Sequence[Any] = (),
-    paired: bool = False, shelf: WeightStorage | None = None, gram_devices: tuple[str, ...] = (),
-) -> Sampled:  # fmt: skip
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Any],
+    visit: Visit,
+    held_out: Sequence[Any] = (),
+    paired: bool = False,
+    shelf: WeightStorage | None = None,
+    gram_devices: tuple[str, ...] = (),
+) -> Sampled:
     """Do of a :func:`stream` what the first block with layers takes, and nothing behind it; say how long that took.
 
     Args:
@@ -270,9 +283,13 @@ def _record_first(stack: list[nn.Module], model: nn.Module, calls: Sequence[Call
 
 
 def _dense_start(
-    stack: list[nn.Module], model: nn.Module, layers: Sequence[Layer], calls: Sequence[Call], recorded: _Recording,
+    stack: list[nn.Module],
+    model: nn.Module,
+    layers: Sequence[Layer],
+    calls: Sequence[Call],
+    recorded: _Recording,
     run: _Pass,
-) -> States:  # fmt: skip
+) -> States:
     """What the dense model gives to the stack: the same as the other, unless layers ahead of it have changed."""
     if run.dense is None:
         return recorded.hidden  # nobody will ask
@@ -631,9 +648,14 @@ def _advance(block: nn.Module, calls: Sequence[Call], hidden: States, run: _Pass
 
 
 def _visit_block(
-    block: nn.Module, layers: Sequence[Layer], inside: Sequence[Layer], calls: Sequence[Call], states: _States,
-    run: _Pass, until: nn.Module | None = None,
-) -> None:  # fmt: skip
+    block: nn.Module,
+    layers: Sequence[Layer],
+    inside: Sequence[Layer],
+    calls: Sequence[Call],
+    states: _States,
+    run: _Pass,
+    until: nn.Module | None = None,
+) -> None:
     """Visit layers of a block stage by stage.
 
     Args:
@@ -674,9 +696,7 @@ def _visit_block(
 
 
 @contextmanager
-def _repeatable(
-    block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None = None
-) -> Iterator[None]:  # fmt: skip
+def _repeatable(block: nn.Module, layers: Sequence[Layer], call: Call, hidden: Tensor | None = None) -> Iterator[None]:
     """Refuse a block that passes within have shown to draw random numbers, if its layers' inputs depend on them."""
     with draws(block) as drawn:
         yield
@@ -924,9 +944,15 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _accumulate(
-    block: nn.Module, stage: Stage, inside: Sequence[Layer], calls: Sequence[Call], states: _States, run: _Pass,
-    reads: _Reads | None = None, whole: bool = False,
-) -> Gram:  # fmt: skip
+    block: nn.Module,
+    stage: Stage,
+    inside: Sequence[Layer],
+    calls: Sequence[Call],
+    states: _States,
+    run: _Pass,
+    reads: _Reads | None = None,
+    whole: bool = False,
+) -> Gram:
     """The Gram of a stage's common input over all batches; each pass stops once it is seen, unless it is to be whole.
 
     Reads take note of what runs before that, or of all that runs.
@@ -993,9 +1019,15 @@ def _shapes(given: Given) -> list[tuple[int, ...] | None]:
 
 
 def _feed(
-    block: nn.Module, stage: Stage, call: Call, hidden: Tensor | None, run: _Pass, take: Callable[[Given], None],
-    reads: _Reads | None = None, whole: bool = False,
-) -> None:  # fmt: skip
+    block: nn.Module,
+    stage: Stage,
+    call: Call,
+    hidden: Tensor | None,
+    run: _Pass,
+    take: Callable[[Given], None],
+    reads: _Reads | None = None,
+    whole: bool = False,
+) -> None:
     """Run a block until all calls of a stage's module are seen, and hand on what the module is given."""
     residual: list[Tensor | None] = [None]
 

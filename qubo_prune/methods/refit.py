@@ -54,9 +54,10 @@ def refit(
 
         wanted = pull[rows].gather(1, columns) * valid
         step = _refined(
-            padded_square(single, columns, valid), wanted,
+            padded_square(single, columns, valid),
+            wanted,
             lambda step: (whole(step) @ hessian).gather(1, columns) * valid,
-        )  # fmt: skip
+        )
         if step is None:
             step = torch.cholesky_solve(wanted[:, :, None], cholesky(padded_square(hessian, columns, valid)))[:, :, 0]
         masked[rows] += whole(step)
@@ -66,9 +67,12 @@ def refit(
 
 
 def _refined(
-    single: Float[Tensor, "r n n"], wanted: Float[Tensor, "r n"], times: Callable[[Tensor], Tensor],
-    most: int = 6, accuracy: float = 1e-10,
-) -> Float[Tensor, "r n"] | None:  # fmt: skip
+    single: Float[Tensor, "r n n"],
+    wanted: Float[Tensor, "r n"],
+    times: Callable[[Tensor], Tensor],
+    most: int = 6,
+    accuracy: float = 1e-10,
+) -> Float[Tensor, "r n"] | None:
     """``matrix^-1 wanted`` by refinement on factors of single precision; ``None`` if it does not converge.
 
     ``times`` is the product with the matrices in float64, ``single`` those in float32.

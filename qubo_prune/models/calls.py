@@ -35,10 +35,13 @@ class Call:
         else:  # a batch of the caller's
             args, kwargs = fresh(args), fresh(kwargs)
         sizes = [tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        with caller_defaults(), told_if_full(
-            f"in a forward pass of {type(module).__name__} over a batch of shape {sizes[0] if sizes else ()}",
-            "give shorter windows or smaller batches, or put the model on a device with more memory",
-        ):  # fmt: skip
+        with (
+            caller_defaults(),
+            told_if_full(
+                f"in a forward pass of {type(module).__name__} over a batch of shape {sizes[0] if sizes else ()}",
+                "give shorter windows or smaller batches, or put the model on a device with more memory",
+            ),
+        ):
             return module(*args, **kwargs)
 
 

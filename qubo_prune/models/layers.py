@@ -191,10 +191,14 @@ def _windows(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     ]
     return images.as_strided(
         (samples, *positions, channels, *conv.kernel_size),
-        (per_sample, *(a * b for a, b in zip(steps, conv.stride, strict=True)),
-         per_channel, *(a * b for a, b in zip(steps, conv.dilation, strict=True))),
+        (
+            per_sample,
+            *(a * b for a, b in zip(steps, conv.stride, strict=True)),
+            per_channel,
+            *(a * b for a, b in zip(steps, conv.dilation, strict=True)),
+        ),
         images.storage_offset(),
-    )  # fmt: skip
+    )
 
 
 def _parts(windows: Tensor, rows: int) -> Iterator[Tensor]:
@@ -282,10 +286,8 @@ def tied_to_others(model: nn.Module, layers: Sequence[Layer]) -> bool:
     """Whether the weight of one of the layers is also used by a module that is no layer, such as an embedding."""
     sharing = Sharing(model)
     return any(
-        not is_prunable(place.module)
-        for layer in layers
-        for place in sharing.others(layer.module, layer.parameter)
-    )  # fmt: skip
+        not is_prunable(place.module) for layer in layers for place in sharing.others(layer.module, layer.parameter)
+    )
 
 
 def find_layers(

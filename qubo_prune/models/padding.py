@@ -29,15 +29,28 @@ _SIDES = {"": "attention_mask", "decoder_": "decoder_attention_mask", "encoder_"
 _OTHER_NAMES = ("mask", "attn_mask")
 #: Masks of padding that is not taken out: by name, and the value of a real position.
 _REFUSED = {
-    "pixel_mask": 1, "pixel_attention_mask": 1, "input_features_mask": 1, "feature_attention_mask": 1,
-    "entity_attention_mask": 1, "visual_attention_mask": 1, "audio_attention_mask": 1, "input_mask": 0,
-    "key_padding_mask": 0, "src_key_padding_mask": 0, "tgt_key_padding_mask": 0, "memory_key_padding_mask": 0,
-}  # fmt: skip
+    "pixel_mask": 1,
+    "pixel_attention_mask": 1,
+    "input_features_mask": 1,
+    "feature_attention_mask": 1,
+    "entity_attention_mask": 1,
+    "visual_attention_mask": 1,
+    "audio_attention_mask": 1,
+    "input_mask": 0,
+    "key_padding_mask": 0,
+    "src_key_padding_mask": 0,
+    "tgt_key_padding_mask": 0,
+    "memory_key_padding_mask": 0,
+}
 #: PyTorch's modules that take such a mask.
 _TORCHS = (
-    nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
-)  # fmt: skip
+)
 #: Entries that a sample has one of, whatever their shape.
 _PER_SAMPLE = ("pixel", "image", "visual", "video")
 #: Additive masks block what gets this or less; biases by distance stay above.

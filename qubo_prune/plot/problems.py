@@ -140,9 +140,14 @@ def _draw_groups(ax: Axes, problem: BlockQubo, places: NDArray[np.int64]) -> Non
     labels = problem.labels[places]
     colours = PALETTE[: min(groups, len(PALETTE))]
     ax.imshow(
-        (labels % len(colours))[:, None], extent=(-0.5 - 1.4 * wide, -0.5 - 0.4 * wide, n - 0.5, -0.5), aspect="equal",
-        cmap=ListedColormap(list(colours)), vmin=-0.5, vmax=len(colours) - 0.5, interpolation="none",
-    )  # fmt: skip
+        (labels % len(colours))[:, None],
+        extent=(-0.5 - 1.4 * wide, -0.5 - 0.4 * wide, n - 0.5, -0.5),
+        aspect="equal",
+        cmap=ListedColormap(list(colours)),
+        vmin=-0.5,
+        vmax=len(colours) - 0.5,
+        interpolation="none",
+    )
     ax.set(xlim=(-0.5 - 1.4 * wide, n - 0.5), ylim=(n - 0.5, -0.5))
     ax.spines[["left", "bottom"]].set_visible(False)
     if groups > _GROUPS or min(size_of(ax)) < _LEGEND_FROM:
@@ -194,17 +199,19 @@ def samples(results: SolveResult | Mapping[str, SolveResult], *, ax: Axes | None
     for place, (name, result) in enumerate(named.items()):
         above = result.energies - best.energy
         away = (result.assignments != best.assignment).sum(axis=1) / per_step
-        style = look(place)
-        ax.scatter(
-            away, above, s=22, color=style["color"], marker=style["marker"], alpha=0.75, linewidths=0,
-            label=f"{plain(name)} ({len(above)})", zorder=2 + 1 / (1 + len(above)),
-        )  # fmt: skip
+        style = {key: look(place)[key] for key in ("color", "marker")}
+        label, order = f"{plain(name)} ({len(above)})", 2 + 1 / (1 + len(above))
+        ax.scatter(away, above, s=22, alpha=0.75, linewidths=0, label=label, zorder=order, **style)
         gaps += above.tolist()
         reach += away.tolist()
     draw_levels(ax, _bound(named, best.energy))
     ax.set_xlim(-0.5, max(1.0, max(reach)) + 0.5)
-    dress(ax, title="answers around the best one", x_label=f"{steps} to the best assignment",
-          y_label=f"energy above the best, {ENERGY}")  # fmt: skip
+    dress(
+        ax,
+        title="answers around the best one",
+        x_label=f"{steps} to the best assignment",
+        y_label=f"energy above the best, {ENERGY}",
+    )
     _scale_of_gaps(ax, gaps)
     whole_numbers(ax.xaxis)
     legend(ax)

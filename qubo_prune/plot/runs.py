@@ -47,8 +47,11 @@ _OUTCOMES = {
 _WHOLE, _WINDOW = 256, 128
 #: What masks may say of a weight before and after, and its colour.
 _STATES = (
-    ("kept in both", "0.62"), ("pruned in both", "0.94"), ("pruned now", PALETTE[2]), ("restored now", PALETTE[0]),
-)  # fmt: skip
+    ("kept in both", "0.62"),
+    ("pruned in both", "0.94"),
+    ("pruned now", PALETTE[2]),
+    ("restored now", PALETTE[0]),
+)
 #: Layers up to which each has a line of its own with its name.
 _NAMED = 16
 _SINCE = "seconds since the descent began"
@@ -124,10 +127,16 @@ def _loss_descent(trace: LossTrace, ax: Axes) -> Axes:
         own = [step for step in steps if step.outcome == outcome]
         if own:
             ax.plot(
-                [step.seconds for step in own], [step.held_out_loss for step in own], marker, ms=5.5, color=colour,
-                mfc=colour if filled else "white", mew=0 if filled else 1.2, zorder=3 + filled,
+                [step.seconds for step in own],
+                [step.held_out_loss for step in own],
+                marker,
+                ms=5.5,
+                color=colour,
+                mfc=colour if filled else "white",
+                mew=0 if filled else 1.2,
+                zorder=3 + filled,
                 label=f"{outcome}: {len(own)} {'step' if len(own) == 1 else 'steps'}",
-            )  # fmt: skip
+            )
     draw_levels(ax, {f"best: {trace.best_loss:.4g}": trace.best_loss})
     dress(ax, title="descent on the loss", x_label=_SINCE, y_label="held-out loss, mean per sample")
     legend(ax)
@@ -163,12 +172,18 @@ def masks(before: Tensor | NDArray[Any], after: Tensor | NDArray[Any], *, ax: Ax
     part = states[rows, columns]
     lengthy = max(part.shape) > 4 * min(part.shape)
     ax.imshow(
-        part, cmap=ListedColormap([colour for _, colour in _STATES]), vmin=-0.5, vmax=len(_STATES) - 0.5,
-        interpolation="none", extent=extent, aspect="auto" if lengthy else "equal",
-    )  # fmt: skip
-    cut = "" if part.size == states.size else (
-        f"\nshown: rows {rows.start} to {rows.stop - 1}, columns {columns.start} to {columns.stop - 1} (most changes)"
-    )  # fmt: skip
+        part,
+        cmap=ListedColormap([colour for _, colour in _STATES]),
+        vmin=-0.5,
+        vmax=len(_STATES) - 0.5,
+        interpolation="none",
+        extent=extent,
+        aspect="auto" if lengthy else "equal",
+    )
+    cut = ""
+    if part.size != states.size:
+        columns_shown = f"columns {columns.start} to {columns.stop - 1}"
+        cut = f"\nshown: rows {rows.start} to {rows.stop - 1}, {columns_shown} (most changes)"
     dress(
         ax, title=f"masks of {d_out} x {d_in} weights{cut}", x_label="input (column)", y_label="output (row)", grid=None
     )

@@ -43,9 +43,14 @@ _LABELS = {
 
 
 def quality(
-    curves: Mapping[str, Line], *, ax: Axes | None = None, levels: Mapping[str, float] | None = None,
-    x_label: str = "seconds", y_label: str = "", log_x: bool = False,
-) -> Axes:  # fmt: skip
+    curves: Mapping[str, Line],
+    *,
+    ax: Axes | None = None,
+    levels: Mapping[str, float] | None = None,
+    x_label: str = "seconds",
+    y_label: str = "",
+    log_x: bool = False,
+) -> Axes:
     """Quality against time: one line per name, and dashed levels.
 
     Args:
@@ -63,9 +68,14 @@ def quality(
     for place, (name, points) in enumerate(curves.items()):
         xs, ys = zip(*points, strict=True) if points else ((), ())
         ax.plot(
-            xs, ys, label=plain(name), linewidth=1.5, markersize=4.5,
-            markevery=max(1, math.ceil(len(xs) / 12)), **look(place),
-        )  # fmt: skip
+            xs,
+            ys,
+            label=plain(name),
+            linewidth=1.5,
+            markersize=4.5,
+            markevery=max(1, math.ceil(len(xs) / 12)),
+            **look(place),
+        )
     draw_levels(ax, levels)
     dress(ax, x_label=x_label, y_label=y_label)
     if log_x:
@@ -75,9 +85,13 @@ def quality(
 
 
 def bars(
-    names: Sequence[str], series: Mapping[str, Sequence[float]], *, ax: Axes | None = None, label: str = "",
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    ax: Axes | None = None,
+    label: str = "",
     levels: Mapping[str, float] | None = None,
-) -> Axes:  # fmt: skip
+) -> Axes:
     """Values of named things, from top to bottom, one colour for each series.
 
     Bars, or points on a logarithmic axis where the values differ more than twentyfold or begin far from 0.
@@ -178,9 +192,13 @@ def methods(
 
 
 def trade_offs(
-    series: Mapping[str, Sequence[Mark]], *, ax: Axes | None = None, levels: Mapping[str, float] | None = None,
-    x_label: str = "seconds", y_label: str = "",
-) -> Axes:  # fmt: skip
+    series: Mapping[str, Sequence[Mark]],
+    *,
+    ax: Axes | None = None,
+    levels: Mapping[str, float] | None = None,
+    x_label: str = "seconds",
+    y_label: str = "",
+) -> Axes:
     """What each series reached for what it cost: its points, and as a line the lowest y by each x.
 
     x is logarithmic, and y where its values differ more than twentyfold. Points that are not finite are left out.
@@ -240,6 +258,10 @@ def comparison(result: Comparison, path: str | Path) -> None:
     columns = 2 if len(panels) > 3 else len(panels)
     entries = len({row.method for row in result.rows})
     save_panels(
-        path, [partial(drawn, place) for place in range(len(panels))], width=4.2, height=1.2 + 0.4 * entries,
-        columns=columns, shared_legend=True,
-    )  # fmt: skip
+        path,
+        [partial(drawn, place) for place in range(len(panels))],
+        width=4.2,
+        height=1.2 + 0.4 * entries,
+        columns=columns,
+        shared_legend=True,
+    )

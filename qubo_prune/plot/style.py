@@ -96,9 +96,14 @@ def wrapped(text: str, inches: float, points: float = _LABEL) -> str:
 
 
 def dress(
-    ax: Axes, *, title: str = "", x_label: str = "", y_label: str = "", grid: Literal["x", "y", "both"] | None = "both",
+    ax: Axes,
+    *,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    grid: Literal["x", "y", "both"] | None = "both",
     beside: float = 0.0,
-) -> None:  # fmt: skip
+) -> None:
     """Titles, labels with their units, a light grid, no box.
 
     ``beside``: inches of the width that something else takes, such as names at the left.
@@ -155,9 +160,14 @@ def _below(ax: Axes, columns: int) -> dict[str, Any]:
     down = 0.3 + 0.16 * len(ax.get_xlabel().split("\n"))
     anchor = ax.transAxes + ScaledTranslation(0.0, -down, figure_of(ax).dpi_scale_trans)
     return {
-        "loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": anchor, "ncols": columns,
-        "frameon": False, "borderaxespad": 0.0, "columnspacing": 1.2,
-    }  # fmt: skip
+        "loc": "upper center",
+        "bbox_to_anchor": (0.5, 0.0),
+        "bbox_transform": anchor,
+        "ncols": columns,
+        "frameon": False,
+        "borderaxespad": 0.0,
+        "columnspacing": 1.2,
+    }
 
 
 def _inches(text: str, points: float) -> float:
@@ -212,9 +222,13 @@ def written_out(ax: Axes, values: Sequence[float]) -> None:
 
 
 def panels(
-    draw: Sequence[Callable[[Axes], object]], *, width: float = 4.6, height: float = 3.6, columns: int | None = None,
+    draw: Sequence[Callable[[Axes], object]],
+    *,
+    width: float = 4.6,
+    height: float = 3.6,
+    columns: int | None = None,
     shared_legend: bool = False,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """A figure without a display, of one Axes function beside the other.
 
     Args:
@@ -237,9 +251,14 @@ def panels(
 
 
 def save_panels(
-    path: str | Path, draw: Sequence[Callable[[Axes], object]], *, width: float = 4.6, height: float = 3.6,
-    columns: int | None = None, shared_legend: bool = False,
-) -> None:  # fmt: skip
+    path: str | Path,
+    draw: Sequence[Callable[[Axes], object]],
+    *,
+    width: float = 4.6,
+    height: float = 3.6,
+    columns: int | None = None,
+    shared_legend: bool = False,
+) -> None:
     """:func:`panels` as a file.
 
     Args:
@@ -262,6 +281,11 @@ def _share_legend(figure: Figure, places: Iterable[Axes], width: float) -> None:
     if known:
         columns = max(1, min(len(known), int(width / (_HANDLE + 0.1 + _inches(max(known, key=len), _SMALL)))))
         figure.legend(
-            list(known.values()), list(known), loc="outside lower center", ncols=columns, fontsize=_SMALL,
-            frameon=False, handlelength=2.2,
-        )  # fmt: skip
+            list(known.values()),
+            list(known),
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=_SMALL,
+            frameon=False,
+            handlelength=2.2,
+        )

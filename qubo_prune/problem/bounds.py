@@ -68,9 +68,15 @@ class Bounds:
 
 @pinned()
 def lower_bounds(
-    problems: BlockBatch, kind: str = "trace", *, total: int | None = None, tolerance: float = 1e-3,
-    most: int = 2000, rounds: int = 4, deadline: Deadline | None = None,
-) -> Bounds:  # fmt: skip
+    problems: BlockBatch,
+    kind: str = "trace",
+    *,
+    total: int | None = None,
+    tolerance: float = 1e-3,
+    most: int = 2000,
+    rounds: int = 4,
+    deadline: Deadline | None = None,
+) -> Bounds:
     """Certified bounds of every problem of a batch.
 
     Args:
@@ -217,9 +223,15 @@ class _Relaxation:
         if kind in ("trace", "row"):
             shift = _harmless(shift, lowest - _margin(unit), values)
         return cls(
-            unit, values, problems.linear.double(), problems.offset.double(), _Counts.of(problems, total),
-            lowest - _margin(unit), spectrum[..., -1:], shift,
-        )  # fmt: skip
+            unit,
+            values,
+            problems.linear.double(),
+            problems.offset.double(),
+            _Counts.of(problems, total),
+            lowest - _margin(unit),
+            spectrum[..., -1:],
+            shift,
+        )
 
     def _times(self, vectors: Tensor) -> Tensor:
         if self.unit.ndim == 2:
@@ -284,9 +296,12 @@ def _reweighted(relaxed: _Relaxation, found: Bounds, tolerance: float, most: int
     new = second.minimise(tolerance, most, clock, found.point)
     better = relaxed.counts.higher(new.lower, found.lower)
     return replace(
-        found, lower=torch.where(better, new.lower, found.lower), steps=found.steps + new.steps,
-        point=torch.where(better[:, None], new.point, found.point), stopped_early=new.stopped_early,
-    )  # fmt: skip
+        found,
+        lower=torch.where(better, new.lower, found.lower),
+        steps=found.steps + new.steps,
+        point=torch.where(better[:, None], new.point, found.point),
+        stopped_early=new.stopped_early,
+    )
 
 
 def _of_each_row(

@@ -324,9 +324,14 @@ class Report(Shown):
         """A table of all layers, or by kind of layer (numbers in names folded together)."""
         title, caption = Text(self._title(), style="table.title"), Text(self._caption(), style="table.caption")
         table = Table(
-            title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-            show_edge=False, padding=0,
-        )  # fmt: skip
+            title=title,
+            caption=caption,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,
+        )
         table.add_column("layer", min_width=16)
         for column in ("layers", "kept", "before", "after", "ratio", "solver", "blocks", "s"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -351,10 +356,14 @@ class Report(Shown):
 
     def _caption(self) -> str:
         seconds, trace = self.seconds, self.loss
-        loss = "" if trace is None else (
-            f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks, "
-            f"{trace.seconds:.0f} s. {trace.stopped}\n"
-        )  # fmt: skip
+        loss = (
+            ""
+            if trace is None
+            else (
+                f"held-out loss {trace.start_loss:.5f} to {trace.best_loss:.5f} in {trace.blocks} blocks, "
+                f"{trace.seconds:.0f} s. {trace.stopped}\n"
+            )
+        )
         judged = self.held_out_perplexity
         loss += f"held-out perplexity {judged[0]:.2f} to {judged[1]:.2f}\n" if judged else ""
         if self.gap is not None:
@@ -406,10 +415,15 @@ def _row(members: list[LayerReport]) -> tuple[str, ...]:
     before, after = _sum(layer.error_before for layer in members), _sum(layer.error_after for layer in members)
     density = _share(sum(layer.kept for layer in members), sum(_size(layer) for layer in members))
     return (
-        str(len(members)), f"{density:.4f}", shown(_ratio(before, power), 5), shown(_ratio(after, power), 5),
-        shown(_ratio(after, before), 3), _percent(_solver_share(members)), str(sum(layer.steps for layer in members)),
+        str(len(members)),
+        f"{density:.4f}",
+        shown(_ratio(before, power), 5),
+        shown(_ratio(after, power), 5),
+        shown(_ratio(after, before), 3),
+        _percent(_solver_share(members)),
+        str(sum(layer.steps for layer in members)),
         f"{sum(layer.seconds for layer in members):.1f}",
-    )  # fmt: skip
+    )
 
 
 def told_of(folder: str | Path) -> list[str]:

@@ -166,8 +166,12 @@ class RunEstimate(Shown):
             "settings": self.settings,
             "calibration": self.calibration,
             "totals": {
-                "layers": self.layers, "weights": self.weights, "kept": self.kept, "density": self.density,
-                "share": self.share, "left_dense": len(self.left_dense),
+                "layers": self.layers,
+                "weights": self.weights,
+                "kept": self.kept,
+                "density": self.density,
+                "share": self.share,
+                "left_dense": len(self.left_dense),
             },
             "groups": [asdict(group) | {"weights": group.weights, "density": group.density} for group in self.groups],
             "memory_estimate_bytes": None if memory is None else asdict(memory) | {"total": memory.total},
@@ -176,7 +180,7 @@ class RunEstimate(Shown):
             "notes": list(self.notes),
             "left_dense": [asdict(layer) for layer in self.left_dense],
             "coverage": self.coverage.to_dict() if self.coverage else None,
-        }  # fmt: skip
+        }
 
     def table(self) -> Table:
         """The layers by kind, at most 80 columns."""
@@ -187,9 +191,14 @@ class RunEstimate(Shown):
         for group in self.groups:
             blocks = "-" if group.blocks is None else f"{group.blocks} x {group.block_size}"
             table.add_row(
-                DottedName(group.name), str(group.layers), "x".join(map(str, group.shape)), f"{group.weights:,}",
-                f"{group.kept:,}", f"{group.density:.4f}", blocks,
-            )  # fmt: skip
+                DottedName(group.name),
+                str(group.layers),
+                "x".join(map(str, group.shape)),
+                f"{group.weights:,}",
+                f"{group.kept:,}",
+                f"{group.density:.4f}",
+                blocks,
+            )
         table.add_section()
         table.add_row("all", str(self.layers), "", f"{self.weights:,}", f"{self.kept:,}", f"{self.density:.4f}", "")
         return table
@@ -297,9 +306,17 @@ def estimate_request(request: PruneRequest, on_step: OnStep | None = None, progr
             measured = _Measured(plan, loaded, layers, data, densities)
             seconds, warnings = measured.estimate(loading), measured.warnings()
     return RunEstimate(
-        loaded.name, plan.settings(), data.described, _groups(plan, layers, densities), memory, available, seconds,
-        (*warnings, *_unforeseen(checked, plan, loaded)), tuple(left), coverage,
-    )  # fmt: skip
+        loaded.name,
+        plan.settings(),
+        data.described,
+        _groups(plan, layers, densities),
+        memory,
+        available,
+        seconds,
+        (*warnings, *_unforeseen(checked, plan, loaded)),
+        tuple(left),
+        coverage,
+    )
 
 
 def _left_dense(plan: Plan, loaded: LoadedModel, layers: Sequence[Layer], data: Calibration) -> list[LeftDense]:
@@ -388,9 +405,13 @@ class _Measured:
     """Times of a part of a run, and what follows for the whole of it."""
 
     def __init__(
-        self, plan: Plan, loaded: LoadedModel, layers: Sequence[Layer], data: Calibration,
+        self,
+        plan: Plan,
+        loaded: LoadedModel,
+        layers: Sequence[Layer],
+        data: Calibration,
         densities: Mapping[str, float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._plan, self._loaded, self._layers, self._data = plan, loaded, layers, data
         self._densities = densities
         self._kinds = {(folded(layer.name), layer.shape) for layer in layers}

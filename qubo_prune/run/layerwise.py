@@ -239,9 +239,14 @@ class LayerRun:
                         outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
 
                 stream(
-                    model, self._layers, data.inputs, visit, self.seconds, shelf=self._shelf,
+                    model,
+                    self._layers,
+                    data.inputs,
+                    visit,
+                    self.seconds,
+                    shelf=self._shelf,
                     gram_devices=plan.gram_devices,
-                )  # fmt: skip
+                )
                 if not outliers:
                     raise nothing_reached(self._layers, NO_INPUT, "inputs that go through them")
                 sizes = {layer.name: layer.parameter.numel() for layer in self._layers if layer.name in outliers}
@@ -288,9 +293,18 @@ class LayerRun:
             if self._plan.needs_inputs:
                 dense = self._dense if self._plan.correction else None
                 stream(
-                    model, self._layers, data.inputs, visit, self.seconds, data.held_out, dense, self._records.lacks,
-                    self._shelf, self._plan.gram_devices, self._settle,
-                )  # fmt: skip
+                    model,
+                    self._layers,
+                    data.inputs,
+                    visit,
+                    self.seconds,
+                    data.held_out,
+                    dense,
+                    self._records.lacks,
+                    self._shelf,
+                    self._plan.gram_devices,
+                    self._settle,
+                )
             else:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
@@ -315,9 +329,16 @@ class LayerRun:
         self._left -= left.weights
         self._records.put_left_dense(layer, reason)
         event(
-            _log, "left-dense", f"{layer.name} stays dense: {reason}.", layer=layer.name, layers=len(self._layers),
-            weights=left.weights, weights_left=self._left, reason=reason, elapsed=self.elapsed,
-        )  # fmt: skip
+            _log,
+            "left-dense",
+            f"{layer.name} stays dense: {reason}.",
+            layer=layer.name,
+            layers=len(self._layers),
+            weights=left.weights,
+            weights_left=self._left,
+            reason=reason,
+            elapsed=self.elapsed,
+        )
 
     def one_layer(self, layer: Layer, gram: Gram) -> None:
         """Prune one layer.
@@ -428,9 +449,15 @@ class LayerRun:
                 advance(layer.parameter.numel(), layer.name)
 
             stream(
-                model, self._layers, data.inputs, visit, self.seconds, data.held_out, shelf=self._shelf,
+                model,
+                self._layers,
+                data.inputs,
+                visit,
+                self.seconds,
+                data.held_out,
+                shelf=self._shelf,
                 gram_devices=self._plan.gram_devices,
-            )  # fmt: skip
+            )
 
     def _measure_again(self, layer: Layer, gram: Gram, why: str) -> None:
         """Put the errors on the inputs that a layer has now into its report."""
@@ -448,10 +475,18 @@ class LayerRun:
         least, optima = self._proven(dense, gram, layer.as_matrix(self.masks[layer.parameter_name]).to(final.device))
         held_out = _held_out_errors(gram, dense, began_with, final)
         report = self.reports[number] = replace(
-            old, error_before=before, error_after=after, output_power=power, tokens=gram.tokens,
-            dead_inputs=int(gram.dead.sum()), notes=old.notes | ({why: 1} if why else {}), held_out_before=held_out[0],
-            held_out_after=held_out[1], least_error=least, block_optima=optima,
-        )  # fmt: skip
+            old,
+            error_before=before,
+            error_after=after,
+            output_power=power,
+            tokens=gram.tokens,
+            dead_inputs=int(gram.dead.sum()),
+            notes=old.notes | ({why: 1} if why else {}),
+            held_out_before=held_out[0],
+            held_out_after=held_out[1],
+            least_error=least,
+            block_optima=optima,
+        )
         self._tell(report)
 
     def _dense_of(self, layer: Layer) -> Tensor:
@@ -486,12 +521,23 @@ class LayerRun:
         errors = f"{shown(report.relative_before, 5)} to {shown(report.relative_after, 5)}"
         sentence = f"{report.name}: relative error {errors}."
         event(
-            _log, "layer", sentence, layer=report.name, number=len(self.reports), layers=len(self._layers),
-            weights=report.shape[0] * report.shape[1], weights_left=self._left, kept=report.kept,
-            relative_before=report.relative_before, relative_after=report.relative_after, seconds=report.seconds,
-            blocks=report.blocks.asked, lost=report.blocks.num_lost, cut=report.blocks.num_cut,
+            _log,
+            "layer",
+            sentence,
+            layer=report.name,
+            number=len(self.reports),
+            layers=len(self._layers),
+            weights=report.shape[0] * report.shape[1],
+            weights_left=self._left,
+            kept=report.kept,
+            relative_before=report.relative_before,
+            relative_after=report.relative_after,
+            seconds=report.seconds,
+            blocks=report.blocks.asked,
+            lost=report.blocks.num_lost,
+            cut=report.blocks.num_cut,
             elapsed=self.elapsed,
-        )  # fmt: skip
+        )
 
     def _is_blind(self, gram: Gram) -> bool:
         """True of a layer that was asked for by its full name and has no inputs to go by."""

@@ -61,8 +61,11 @@ class DeviceMemory:
     def sentence(self) -> str:
         """The estimate in words."""
         parts = {
-            "weights": self.weights, "undoing": self.undo, "hidden states": self.states, "work on a layer": self.layer,
-        }  # fmt: skip
+            "weights": self.weights,
+            "undoing": self.undo,
+            "hidden states": self.states,
+            "work on a layer": self.layer,
+        }
         told = ", ".join(f"{name} {as_text(count)}" for name, count in parts.items())
         there = "" if self.available is None else f"; {as_text(self.available)} are available there"
         return f"About {as_text(self.total)} of {self.device} will be needed ({told}){there}."
@@ -96,9 +99,12 @@ class MemoryEstimate:
     def sentence(self, available: int) -> str:
         """The estimate in words, against what is available besides what the process has."""
         parts = {
-            "process": self.process, "weights": self.weights, "undoing and masks": self.undo,
-            "hidden states": self.states, "work on a layer": self.layer,
-        }  # fmt: skip
+            "process": self.process,
+            "weights": self.weights,
+            "undoing and masks": self.undo,
+            "hidden states": self.states,
+            "work on a layer": self.layer,
+        }
         told = ", ".join(f"{name} {as_text(count)}" for name, count in parts.items())
         own = f"About {as_text(self.total)} of memory will be needed ({told}); {as_text(available)} are available."
         return " ".join([own, *(each.sentence() for each in self.devices)])
@@ -109,9 +115,15 @@ class MemoryEstimate:
 
 
 def estimate(
-    model: nn.Module, layers: Sequence[Layer], plan: Plan, inputs: Sequence[Any], held_out: Sequence[Any], process: int,
-    blocks: Sequence[nn.Module] | None, device: torch.device = _CPU,
-) -> MemoryEstimate | None:  # fmt: skip
+    model: nn.Module,
+    layers: Sequence[Layer],
+    plan: Plan,
+    inputs: Sequence[Any],
+    held_out: Sequence[Any],
+    process: int,
+    blocks: Sequence[nn.Module] | None,
+    device: torch.device = _CPU,
+) -> MemoryEstimate | None:
     """Of a run that streams a language model; ``None`` where inputs or blocks of the loss make it another thing.
 
     Args:
@@ -156,8 +168,10 @@ def estimate(
     places = dict.fromkeys(_place(parameter, device) for parameter in model.parameters())
     others = tuple(
         DeviceMemory(str(place), found.weights, found.undo, found.states, found.work, room(place))
-        for place in places if place != _CPU for found in [parts(place)]
-    )  # fmt: skip
+        for place in places
+        if place != _CPU
+        for found in [parts(place)]
+    )
     return MemoryEstimate(besides, host.weights, host.undo + masks, host.states, host.work, others)
 
 
@@ -178,9 +192,13 @@ def _place(parameter: nn.Parameter, device: torch.device) -> torch.device:
 
 
 def _resident(
-    model: nn.Module, own: Sequence[Layer], plan: Plan, blocks: Sequence[nn.Module] | None, place: torch.device,
+    model: nn.Module,
+    own: Sequence[Layer],
+    plan: Plan,
+    blocks: Sequence[nn.Module] | None,
+    place: torch.device,
     device: torch.device,
-) -> tuple[int, int, int]:  # fmt: skip
+) -> tuple[int, int, int]:
     """Bytes of weights that stay on a device, of those on it at a time, and of what undoes the run."""
 
     def there(parameters: Iterable[nn.Parameter]) -> int:

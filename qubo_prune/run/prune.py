@@ -86,8 +86,8 @@ def prune(
     The model is changed in place: pruned weights become zero, kept ones stay as they are unless the method or an update
     changes them. If anything goes wrong, an interrupt included, it gets its weights back and nothing is written.
 
-    Settings are keywords, or come in groups: ``prune(model, pattern="2:4", seed=1)`` is
-    ``prune(model, budget=Budget(pattern="2:4"), run=RunSettings(seed=1))``; a keyword comes before the group's field.
+    Settings are keywords, or come in groups: ``prune(model, pattern="2:4")`` is ``prune(model,
+    budget=Budget(pattern="2:4"))``; a keyword comes before the group's field.
 
     Args:
         model: any ``nn.Module`` with such layers, or a name that :func:`qubo_prune.models.load.load_model`
@@ -420,9 +420,14 @@ def _tell_memory(foreseen: MemoryEstimate | None, bars: Progress) -> None:
     if short:
         sentence += " The run may end for it; fewer or shorter windows, or weights on the disk, take less."
     event(
-        _log, "memory", sentence, logging.WARNING if short else logging.INFO,
-        estimate_bytes=foreseen.total, available_bytes=available, **asdict(foreseen),
-    )  # fmt: skip
+        _log,
+        "memory",
+        sentence,
+        logging.WARNING if short else logging.INFO,
+        estimate_bytes=foreseen.total,
+        available_bytes=available,
+        **asdict(foreseen),
+    )
     bars.say(sentence)
 
 

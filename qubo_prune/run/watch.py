@@ -145,8 +145,14 @@ class RunState(Shown):
 
 def _told(progress: Mapping[str, Any]) -> str:
     """The numbers that an event within a layer has."""
-    names = {"energy": "energy", "accepted": "accepted blocks", "solved": "blocks solved", "of": "of",
-             "number": "step", "held_out_loss": "held-out loss"}  # fmt: skip
+    names = {
+        "energy": "energy",
+        "accepted": "accepted blocks",
+        "solved": "blocks solved",
+        "of": "of",
+        "number": "step",
+        "held_out_loss": "held-out loss",
+    }
     found = [f"{words} {_number(progress[name]):.6g}" for name, words in names.items() if name in progress]
     return f": {', '.join(found)}" if found else ""
 

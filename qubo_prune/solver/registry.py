@@ -175,9 +175,12 @@ class SolverList(Sequence[SolverInfo], Shown):
         for column in ("solver", "exact", "counts", "groups", "batch", "factor", "random", "size", "package", "state"):
             # where names are long, they are broken and the headings are not
             table.add_column(
-                column, justify="right" if column == "size" else "left", no_wrap=column not in ("solver", "package"),
-                overflow="fold", min_width=len(column),
-            )  # fmt: skip
+                column,
+                justify="right" if column == "size" else "left",
+                no_wrap=column not in ("solver", "package"),
+                overflow="fold",
+                min_width=len(column),
+            )
         for info in self:
             table.add_row(Text(info.name), *_declared(info.capabilities), Text(info.distribution), _state(info))
         return table

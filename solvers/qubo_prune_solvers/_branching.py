@@ -22,9 +22,15 @@ class Tree:
     """
 
     def __init__(
-        self, matrix: NDArray[np.float64], shift: NDArray[np.float64], labels: NDArray[np.int64],
-        counts: NDArray[np.int64], best: NDArray[np.bool_], upper: float, tolerance: float,
-    ) -> None:  # fmt: skip
+        self,
+        matrix: NDArray[np.float64],
+        shift: NDArray[np.float64],
+        labels: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        best: NDArray[np.bool_],
+        upper: float,
+        tolerance: float,
+    ) -> None:
         n, groups = len(shift), max(1, len(counts))
         self.matrix, self.shift, self.labels = matrix, shift, labels
         self.best, self.tolerance = best.copy(), tolerance
@@ -71,16 +77,44 @@ class Tree:
     def grow(self, nodes: int) -> None:
         """See so many more nodes."""
         _grow(
-            self.matrix, self.shift, self.labels, self.y, self.gradient, self.fixed, self.counts, self.value,
-            self.bound, self.variable, self.phase, self.place, self.limits, self.best, self.tolerance, nodes,
-        )  # fmt: skip
+            self.matrix,
+            self.shift,
+            self.labels,
+            self.y,
+            self.gradient,
+            self.fixed,
+            self.counts,
+            self.value,
+            self.bound,
+            self.variable,
+            self.phase,
+            self.place,
+            self.limits,
+            self.best,
+            self.tolerance,
+            nodes,
+        )
 
 
 @njit(cache=True, nogil=True)
 def _grow(
-    matrix: Any, shift: Any, labels: Any, y: Any, gradient: Any, fixed: Any, counts: Any, value: Any, bound: Any,
-    variable: Any, phase: Any, place: Any, limits: Any, best: Any, tolerance: float, nodes: int,
-) -> None:  # fmt: skip
+    matrix: Any,
+    shift: Any,
+    labels: Any,
+    y: Any,
+    gradient: Any,
+    fixed: Any,
+    counts: Any,
+    value: Any,
+    bound: Any,
+    variable: Any,
+    phase: Any,
+    place: Any,
+    limits: Any,
+    best: Any,
+    tolerance: float,
+    nodes: int,
+) -> None:
     extremes = np.empty((counts.shape[1], 2), dtype=np.int64)
     multipliers = np.empty(counts.shape[1])
     last = place[1] + nodes
@@ -89,9 +123,22 @@ def _grow(
         if phase[d] == _OPEN:
             place[1] += 1
             k = _look(
-                matrix, shift, labels, y[d], gradient[d], fixed[d], counts[d], value, bound, d, limits, best, tolerance,
-                extremes, multipliers,
-            )  # fmt: skip
+                matrix,
+                shift,
+                labels,
+                y[d],
+                gradient[d],
+                fixed[d],
+                counts[d],
+                value,
+                bound,
+                d,
+                limits,
+                best,
+                tolerance,
+                extremes,
+                multipliers,
+            )
             if k < 0:
                 place[0] -= 1
                 continue
@@ -114,8 +161,8 @@ def _grow(
 
 @njit(cache=True, nogil=True)
 def _look(
-    matrix: Any, shift: Any, labels: Any, y: Any, gradient: Any, fixed: Any, counts: Any, value: Any, bound: Any,
-    d: int, limits: Any, best: Any, tolerance: float, extremes: Any, multipliers: Any,
+    matrix: Any, shift: Any, labels: Any, y: Any, gradient: Any, fixed: Any, counts: Any, value: Any, bound: Any, d: int,
+    limits: Any, best: Any, tolerance: float, extremes: Any, multipliers: Any,
 ) -> Any:  # fmt: skip
     """Bound one node; the variable to branch on, or -1 if it is settled."""
     n = len(y)

@@ -183,9 +183,20 @@ def return_to_best(matrix: Any, values: Any, factor: Any, x: Any, costs: Any, be
 
 @njit(cache=True, nogil=True)
 def swap_at_random(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, energies: Any, free: Any, now: int,
-    tenure: int, random: Any, kept: Any, pruned: Any,
-) -> None:  # fmt: skip
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    energies: Any,
+    free: Any,
+    now: int,
+    tenure: int,
+    random: Any,
+    kept: Any,
+    pruned: Any,
+) -> None:
     """Swap a random pair among the candidates of one group, and keep it from moving for ``tenure`` steps."""
     width = kept.shape[1]
     kept[:, :] = -1

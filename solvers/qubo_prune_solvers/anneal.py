@@ -49,9 +49,17 @@ class Anneal(SwapSearch):
             if clock.expired:
                 break
             _sweep(
-                *form.couplings, order, bounds, state.x, state.costs, state.best, state.energies, state.random,
-                float(temperature), state.threshold,
-            )  # fmt: skip
+                *form.couplings,
+                order,
+                bounds,
+                state.x,
+                state.costs,
+                state.best,
+                state.energies,
+                state.random,
+                float(temperature),
+                state.threshold,
+            )
 
 
 @njit(cache=True, nogil=True)
@@ -102,9 +110,19 @@ def _typical_change(matrix: Any, values: Any, factor: Any, order: Any, bounds: A
 
 @njit(cache=True, nogil=True)
 def _sweep(
-    matrix: Any, values: Any, factor: Any, order: Any, bounds: Any, x: Any, costs: Any, best: Any, energies: Any,
-    random: Any, temperature: float, threshold: float,
-) -> None:  # fmt: skip
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    order: Any,
+    bounds: Any,
+    x: Any,
+    costs: Any,
+    best: Any,
+    energies: Any,
+    random: Any,
+    temperature: float,
+    threshold: float,
+) -> None:
     """n proposals at one temperature."""
     for _ in range(len(x)):
         a, b = _draw(order, bounds, random)

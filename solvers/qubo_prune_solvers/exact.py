@@ -90,9 +90,14 @@ class Exact(Solver):
         quadratic, shift = problem.dense() / scale, (problem.diagonal - needed) / scale
         upper = (begin.energy - problem.offset) / scale
         tree = Tree(
-            np.ascontiguousarray(quadratic - np.diag(shift)), shift, np.array(problem.labels),
-            np.array(problem.num_pruned, dtype=np.int64), begin.assignment, upper, self.tolerance * abs(upper),
-        )  # fmt: skip
+            np.ascontiguousarray(quadratic - np.diag(shift)),
+            shift,
+            np.array(problem.labels),
+            np.array(problem.num_pruned, dtype=np.int64),
+            begin.assignment,
+            upper,
+            self.tolerance * abs(upper),
+        )
         while not tree.finished and not clock.expired:
             tree.grow(_CHUNK)
         status = Status.OPTIMAL if tree.finished else Status.TIME_LIMIT

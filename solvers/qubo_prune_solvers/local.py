@@ -49,18 +49,44 @@ class Local(SwapSearch):
             if clock.expired:
                 break
             _round(
-                *form.couplings, form.labels, state.x, state.costs, state.best, state.energies, state.free,
-                state.random, room[0], room[1], room[2], room[3], self.kick if number else 0, self.ejections,
+                *form.couplings,
+                form.labels,
+                state.x,
+                state.costs,
+                state.best,
+                state.energies,
+                state.free,
+                state.random,
+                room[0],
+                room[1],
+                room[2],
+                room[3],
+                self.kick if number else 0,
+                self.ejections,
                 state.threshold,
-            )  # fmt: skip
+            )
 
 
 @njit(cache=True, nogil=True)
 def _round(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, best: Any, energies: Any, free: Any,
-    random: Any, kept: Any, pruned: Any, first_kept: Any, first_pruned: Any, kick: int, ejections: int,
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    best: Any,
+    energies: Any,
+    free: Any,
+    random: Any,
+    kept: Any,
+    pruned: Any,
+    first_kept: Any,
+    first_pruned: Any,
+    kick: int,
+    ejections: int,
     threshold: float,
-) -> None:  # fmt: skip
+) -> None:
     """Disturb, descend, and return to the best assignment if the descent ended above it."""
     for _ in range(kick):
         swap_at_random(matrix, values, factor, labels, x, costs, energies, free, 0, -1, random, kept, pruned)
@@ -78,9 +104,20 @@ def _round(
 
 @njit(cache=True, nogil=True)
 def _eject(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, free: Any, kept: Any, pruned: Any,
-    first_kept: Any, first_pruned: Any, ejections: int, threshold: float,
-) -> Any:  # fmt: skip
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    free: Any,
+    kept: Any,
+    pruned: Any,
+    first_kept: Any,
+    first_pruned: Any,
+    ejections: int,
+    threshold: float,
+) -> Any:
     """The first gaining pair of swaps that begins with one of the best losing ones; the energy change.
 
     ``kept`` and ``pruned`` are room for the second swap's candidates, the others for the first one's.

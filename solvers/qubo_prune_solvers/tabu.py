@@ -58,19 +58,49 @@ class Tabu(SwapSearch):
         lowest, highest = self.tenure
         while left > 0 and not clock.expired:
             _run(
-                *form.couplings, form.labels, state.x, state.costs, state.best, state.energies, state.clock,
-                state.free, state.random, room[0], room[1], min(left, _CHUNK), lowest, highest,
-                self.patience, self.kick, state.threshold,
-            )  # fmt: skip
+                *form.couplings,
+                form.labels,
+                state.x,
+                state.costs,
+                state.best,
+                state.energies,
+                state.clock,
+                state.free,
+                state.random,
+                room[0],
+                room[1],
+                min(left, _CHUNK),
+                lowest,
+                highest,
+                self.patience,
+                self.kick,
+                state.threshold,
+            )
             left -= _CHUNK
 
 
 @njit(cache=True, nogil=True)
 def _run(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, best: Any, energies: Any, clock: Any,
-    free: Any, random: Any, kept: Any, pruned: Any, steps: int, lowest: int, highest: int,
-    patience: int, kick: int, threshold: float,
-) -> None:  # fmt: skip
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    best: Any,
+    energies: Any,
+    clock: Any,
+    free: Any,
+    random: Any,
+    kept: Any,
+    pruned: Any,
+    steps: int,
+    lowest: int,
+    highest: int,
+    patience: int,
+    kick: int,
+    threshold: float,
+) -> None:
     """So many steps. ``clock`` holds the step's number and the steps since the last new best."""
     width = kept.shape[1]
     for _ in range(steps):

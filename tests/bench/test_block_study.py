@@ -53,9 +53,17 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "text.txt").write_text(tiny.text(), encoding="utf-8")
     text = str(folder / "text.txt")
     return {
-        "model": str(tiny.save(folder / "model")), "calibration": text, "text": text, "samples": 4, "eval_samples": 3,
-        "sequence_length": 16, "max_time": None, "block_times": ["none"], "workers": 0, "include": LAYERS,
-    }  # fmt: skip
+        "model": str(tiny.save(folder / "model")),
+        "calibration": text,
+        "text": text,
+        "samples": 4,
+        "eval_samples": 3,
+        "sequence_length": 16,
+        "max_time": None,
+        "block_times": ["none"],
+        "workers": 0,
+        "include": LAYERS,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +82,17 @@ def timeless(study: BlockStudy) -> list[Point]:
 
 def test_every_combination_is_a_point_and_what_does_not_fit_is_named(study: BlockStudy) -> None:
     assert [(p.solver, p.block_size) for p in study.points] == [
-        (WANDA, None), (SWAPS, None), ("greedy", 4), ("greedy", 8), ("greedy", 16), ("exact", 4), ("exact", 8),
-        ("exact", 16), (QAOA, 4), (QAOA, 8),
-    ]  # fmt: skip
+        (WANDA, None),
+        (SWAPS, None),
+        ("greedy", 4),
+        ("greedy", 8),
+        ("greedy", 16),
+        ("exact", 4),
+        ("exact", 8),
+        ("exact", 16),
+        (QAOA, 4),
+        (QAOA, 8),
+    ]
     assert study.left_out == (LeftOut(QAOA, 16, "it takes at most 14 variables"),)
     assert study.absent() == [f"{QAOA} is left out at 16: it takes at most 14 variables."]
     assert study.solvers == ["greedy", "exact", QAOA]
@@ -196,8 +212,12 @@ def test_solvers_of_one_count_take_no_blocks_of_several_groups(sources: dict[str
 def test_the_files_hold_the_points(study: BlockStudy, tmp_path: Path) -> None:
     study.save(tmp_path / "study")
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [
-        ".qubo-prune.json", "points.csv", "results.json", "study.png", "table.txt",
-    ]  # fmt: skip
+        ".qubo-prune.json",
+        "points.csv",
+        "results.json",
+        "study.png",
+        "table.txt",
+    ]
     saved = json.loads((tmp_path / "study" / "results.json").read_text(encoding="utf-8"))
     assert saved == json.loads(json.dumps(study.to_dict()))
     assert len(saved["points"]) == len(study.points)
@@ -223,9 +243,7 @@ def test_the_picture_names_solvers_sizes_and_baselines(study: BlockStudy, tmp_pa
 
 
 def test_a_perplexity_without_bound_is_null_and_leaves_the_picture_whole(study: BlockStudy, tmp_path: Path) -> None:
-    lost = dataclasses.replace(
-        study, points=tuple(dataclasses.replace(p, perplexity=math.inf) for p in study.points)
-    )  # fmt: skip
+    lost = dataclasses.replace(study, points=tuple(dataclasses.replace(p, perplexity=math.inf) for p in study.points))
     lost.save(tmp_path)
     data = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert {point["perplexity"] for point in data["points"]} == {None}
@@ -234,8 +252,9 @@ def test_a_perplexity_without_bound_is_null_and_leaves_the_picture_whole(study: 
 def test_the_layers_that_are_taken_by_default() -> None:
     names = [layer.name for layer in default_layers(tiny.llama(num_hidden_layers=3))]
     assert names == [
-        *(f"model.layers.1.self_attn.{which}_proj" for which in "qkvo"), "model.layers.1.mlp.down_proj",
-    ]  # fmt: skip
+        *(f"model.layers.1.self_attn.{which}_proj" for which in "qkvo"),
+        "model.layers.1.mlp.down_proj",
+    ]
     assert len(default_layers(tiny.mlp())) == 3
 
 

@@ -30,8 +30,12 @@ class Digits(Workload):
 
     name = "digits"
     loss_settings: ClassVar[Mapping[str, Any]] = {
-        "block_size": 64, "blocks_per_step": 2, "samples": 300, "scoring_samples": 300, "max_samples": 600,
-    }  # fmt: skip
+        "block_size": 64,
+        "blocks_per_step": 2,
+        "samples": 300,
+        "scoring_samples": 300,
+        "max_samples": 600,
+    }
 
     def __init__(self) -> None:
         self.scored: list[dict[str, torch.Tensor]] = []
@@ -177,8 +181,12 @@ def test_a_method_whose_blocks_are_cut_says_so(tmp_path: Path) -> None:
 def test_what_is_saved(experiment: Experiment, tmp_path: Path) -> None:
     experiment.save(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        ".qubo-prune.json", "curves.csv", "curves.png", "results.json", "table.txt",
-    ]  # fmt: skip
+        ".qubo-prune.json",
+        "curves.csv",
+        "curves.png",
+        "results.json",
+        "table.txt",
+    ]
     assert (tmp_path / "out/table.txt").read_text() == f"{experiment}\n"
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "out/curves.csv").open(newline="") as file:

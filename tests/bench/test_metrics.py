@@ -31,9 +31,13 @@ def only(found: Results, name: str, solver: str, column: str, limit: float | Non
 
 def test_gaps_are_relative_to_the_best_known_energy(tmp_path: Path) -> None:
     rows = [
-        row("a", "good", 2.0, raw=3.0, repaired=2.5), row("a", "weak", 2.5, raw=None),
-        row("b", "good", -3.0), row("b", "weak", -4.0), row("c", "good", 1.0), row("c", "weak", 0.0),
-    ]  # fmt: skip
+        row("a", "good", 2.0, raw=3.0, repaired=2.5),
+        row("a", "weak", 2.5, raw=None),
+        row("b", "good", -3.0),
+        row("b", "weak", -4.0),
+        row("c", "good", 1.0),
+        row("c", "weak", 0.0),
+    ]
     found = results(tmp_path, [A, B, C], rows)
     assert only(found, "a", "good", "gap") == 0
     assert only(found, "a", "good", "raw_gap") == pytest.approx(0.5)
@@ -55,9 +59,11 @@ def test_gaps_are_relative_to_the_best_known_energy(tmp_path: Path) -> None:
 
 def test_the_best_known_energy_and_bound_may_come_from_the_run(tmp_path: Path) -> None:
     rows = [
-        row("a", "good", 1.6, lower_bound=1.55), row("a", "weak", 2.0, lower_bound=1.2),
-        row("b", "good", -3.0, lower_bound=-6.0), row("b", "weak", -2.0),
-    ]  # fmt: skip
+        row("a", "good", 1.6, lower_bound=1.55),
+        row("a", "weak", 2.0, lower_bound=1.2),
+        row("b", "good", -3.0, lower_bound=-6.0),
+        row("b", "weak", -2.0),
+    ]
     found = results(tmp_path, [A, B, C], rows)
     assert found.best_known.to_dict() == {"a": 1.6, "b": -4.0}
     assert found.bounds.to_dict() == {"a": 1.55, "b": -5.0}
@@ -79,9 +85,12 @@ def test_success_is_a_gap_of_a_millionth(tmp_path: Path, energy: float, gap: flo
 
 def test_who_ended_counts_at_all_longer_limits(tmp_path: Path) -> None:
     rows = [
-        row("a", "quick", 2.4, 0.1, ended=True, seconds=0.01), row("a", "slow", 2.5, 0.1), row("a", "slow", 2.0, 1.0),
-        row("a", "other", 2.2, 0.3), row("a", "stopped", 2.1, 0.1),
-    ]  # fmt: skip
+        row("a", "quick", 2.4, 0.1, ended=True, seconds=0.01),
+        row("a", "slow", 2.5, 0.1),
+        row("a", "slow", 2.0, 1.0),
+        row("a", "other", 2.2, 0.3),
+        row("a", "stopped", 2.1, 0.1),
+    ]
     found = results(tmp_path, [A], rows)
     assert found.limits == [0.1, 0.3, 1.0]
     who = {limit: sorted(found.at(limit).solver) for limit in found.limits}
@@ -113,9 +122,11 @@ def test_who_comes_far_too_late_counts_with_the_start(tmp_path: Path) -> None:
 def test_a_row_of_a_longer_limit_counts_as_it_stands(tmp_path: Path) -> None:
     """What it has not, an answer or a bound of its own, does not come from a shorter one."""
     rows = [
-        row("a", "one", 2.4, 0.1, ended=True, lower_bound=1.0, raw=2.4), row("a", "one", 2.2, 1.0, raw=None),
-        row("a", "one", 2.8, 0.1, seed=1, ended=True), row("a", "one", 2.6, 0.3, seed=1, ended=True),
-    ]  # fmt: skip
+        row("a", "one", 2.4, 0.1, ended=True, lower_bound=1.0, raw=2.4),
+        row("a", "one", 2.2, 1.0, raw=None),
+        row("a", "one", 2.8, 0.1, seed=1, ended=True),
+        row("a", "one", 2.6, 0.3, seed=1, ended=True),
+    ]
     found = results(tmp_path, [A], rows)
     table = found.at().set_index("seed")
     assert table.energy.to_dict() == {0: 2.2, 1: 2.6}
@@ -146,10 +157,19 @@ def test_time_to_solution(probability: float, tts: float) -> None:
 def test_the_summary_of_a_solver(tmp_path: Path) -> None:
     energies = [2.0, 2.0, 2.5, 3.0]
     rows = [
-        row("a", "one", energy, seed=seed, seconds=0.1 * (seed + 1), raw=None if seed == 3 else energy + 1,
-            feasible=[1, 0.5, 0.5, 0][seed], optimal=seed == 0, cpu_seconds=seed)
+        row(
+            "a",
+            "one",
+            energy,
+            seed=seed,
+            seconds=0.1 * (seed + 1),
+            raw=None if seed == 3 else energy + 1,
+            feasible=[1, 0.5, 0.5, 0][seed],
+            optimal=seed == 0,
+            cpu_seconds=seed,
+        )
         for seed, energy in enumerate(energies)
-    ]  # fmt: skip
+    ]
     found = results(tmp_path, [A, B], [*rows, row("b", "two", -4.0)])
     one, two = found.summary().to_dict("records")
     assert (one["solver"], one["instances"], one["solves"], two["solver"]) == ("one", 1, 4, "two")
@@ -187,15 +207,20 @@ def test_the_ecdf_counts_solves(tmp_path: Path) -> None:
 def test_the_profile_counts_instances_by_the_fastest_solvers_seconds(tmp_path: Path) -> None:
     rows = [
         # a: all within 1 %, the small one first
-        row("a", "all", 2.01, 0.1, seconds=0.05), row("a", "all", 2.0, 1.0, seconds=0.9),
-        row("a", "half", 2.5, 0.1, seconds=0.08), row("a", "half", 2.0, 1.0, seconds=0.1),
+        row("a", "all", 2.01, 0.1, seconds=0.05),
+        row("a", "all", 2.0, 1.0, seconds=0.9),
+        row("a", "half", 2.5, 0.1, seconds=0.08),
+        row("a", "half", 2.0, 1.0, seconds=0.1),
         row("a", "small", 2.0, 0.1, seconds=0.025, ended=True),
         # b: one of two; the small one does not take it
-        row("b", "all", -3.0, 0.1, seconds=0.1), row("b", "all", -3.99, 1.0, seconds=0.8),
-        row("b", "half", -3.0, 0.1, seconds=0.1), row("b", "half", -3.9, 1.0, seconds=0.8),
+        row("b", "all", -3.0, 0.1, seconds=0.1),
+        row("b", "all", -3.99, 1.0, seconds=0.8),
+        row("b", "half", -3.0, 0.1, seconds=0.1),
+        row("b", "half", -3.9, 1.0, seconds=0.8),
         # c: nobody
-        row("c", "all", 1.0), row("c", "half", 1.0),
-    ]  # fmt: skip
+        row("c", "all", 1.0),
+        row("c", "half", 1.0),
+    ]
     found = results(tmp_path, [A, B, C], rows)
     times = found.times
     assert times.loc["a"].to_dict() == {"all": 0.05, "half": 0.1, "small": 0.025}
@@ -276,9 +301,10 @@ def test_the_fields_of_qoblib(tmp_path: Path) -> None:
     rows = [
         row("a", "tabu(x=1)", 2.0, seed=0, settings='{"x": 1}', seconds=0.5, cpu_seconds=0.25),
         row("a", "tabu(x=1)", 2.5, seed=1, settings='{"x": 1}', seconds=0.75, cpu_seconds=0.5, raw=None),
-        row("a", "exact", 2.0, lower_bound=2.0, optimal=True), row("a", "random+swaps", 2.2),
+        row("a", "exact", 2.0, lower_bound=2.0, optimal=True),
+        row("a", "random+swaps", 2.2),
         row("a", "tabu(x=1)", 9.0, 0.1, seed=0, settings='{"x": 1}'),
-    ]  # fmt: skip
+    ]
     stochastic = {"tabu(x=1)": True, "exact": False, "random+swaps": False}
     found = results(tmp_path, [A], rows, stochastic=stochastic).qoblib().set_index("Remarks")
     tabu, exact = found.loc['tabu(x=1) {"x": 1}'], found.loc["exact {}"]
@@ -304,8 +330,10 @@ def test_one_seed_makes_a_stochastic_solver_no_other(tmp_path: Path) -> None:
 
 def test_it_is_shown_and_given_as_plain_data(tmp_path: Path) -> None:
     rows = [
-        row("a", "wanda+swaps", 3.0), row("a", "good[bold](x=1)", 2.0, 0.1), row("a", "good[bold](x=1)", 2.0, raw=None)
-    ]  # fmt: skip
+        row("a", "wanda+swaps", 3.0),
+        row("a", "good[bold](x=1)", 2.0, 0.1),
+        row("a", "good[bold](x=1)", 2.0, raw=None),
+    ]
     found = results(tmp_path, [A], rows)
     shown = rendered(found.table(), 140)
     assert "1 instances, 1 s a solve" in shown

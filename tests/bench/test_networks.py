@@ -43,9 +43,13 @@ def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def test_the_networks_are_those_of_the_papers() -> None:
     assert _shapes(garment_net()) == {
-        "hidden1.weight": (512, 784), "hidden1.bias": (512,), "hidden2.weight": (512, 512), "hidden2.bias": (512,),
-        "output.weight": (10, 512), "output.bias": (10,),
-    }  # fmt: skip
+        "hidden1.weight": (512, 784),
+        "hidden1.bias": (512,),
+        "hidden2.weight": (512, 512),
+        "hidden2.bias": (512,),
+        "output.weight": (10, 512),
+        "output.bias": (10,),
+    }
     assert _shapes(mlpnet()) == {"hidden1.weight": (40, 784), "hidden2.weight": (20, 40), "output.weight": (10, 20)}
     for net in (garment_net(), mlpnet()):
         assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)

@@ -70,11 +70,15 @@ class Page(HTMLParser):
 def found(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Three sizes: all proven, half of them, none."""
     instances = [
-        instance("a", 8, bound=2.0, optimal=True), instance("b", 32, bound=1.9),
-        instance("c", 64, bound=2.0, optimal=True), instance("d", 128, bound=1.8),
-        instance("e", 200, bound=1.5), instance("f", 500, bound=1.0), instance("g", 576, bound=1.2, whole_row=True),
+        instance("a", 8, bound=2.0, optimal=True),
+        instance("b", 32, bound=1.9),
+        instance("c", 64, bound=2.0, optimal=True),
+        instance("d", 128, bound=1.8),
+        instance("e", 200, bound=1.5),
+        instance("f", 500, bound=1.0),
+        instance("g", 576, bound=1.2, whole_row=True),
         instance("unused", 4000),
-    ]  # fmt: skip
+    ]
     rows = []
     for place, name in enumerate("abcdefg"):
         for solver, energy in (("wanda+swaps", 2.4), ("random+swaps", 2.8), ("good", 2.0), (EVIL, 2.2)):
@@ -253,9 +257,14 @@ def test_every_name_of_a_file_is_text_in_the_page(tmp_path: Path) -> None:
         for place, solver in enumerate(("wanda+swaps", "random+swaps", *FORMULAS))
     ]
     known = results(
-        tmp_path, [instance(name, file="a.json", best_by=EVIL, layer=EVIL) for name in names], rows,
-        suite=EVIL, digest=EVIL, backend=EVIL, versions={EVIL: EVIL},
-    )  # fmt: skip
+        tmp_path,
+        [instance(name, file="a.json", best_by=EVIL, layer=EVIL) for name in names],
+        rows,
+        suite=EVIL,
+        digest=EVIL,
+        backend=EVIL,
+        versions={EVIL: EVIL},
+    )
     text = page(known)
     parsed = Page(text)
     tags = [tag for tag, _ in parsed.tags]

@@ -142,8 +142,10 @@ def test_rows_tell_all_settings_and_the_calls_what_was_asked(suite: Suite, finis
 def test_baselines_are_there_once_and_first() -> None:
     entrants = [*parse_entrants("tabu"), Entrant("wanda+swaps", "tabu", {})]
     assert [(e.label, e.name) for e in entrants_with_baselines(entrants)] == [
-        ("wanda+swaps", "greedy"), ("random+swaps", "greedy"), ("tabu", "tabu"),
-    ]  # fmt: skip
+        ("wanda+swaps", "greedy"),
+        ("random+swaps", "greedy"),
+        ("tabu", "tabu"),
+    ]
 
 
 def test_a_second_call_adds_nothing(suite: Suite, finished: tuple[Path, list[Row]], tmp_path: Path) -> None:
@@ -414,9 +416,12 @@ def test_another_file_is_no_table(suite: Suite, finished: tuple[Path, list[Row]]
     lines = (folder / TABLE).read_text().splitlines(keepends=True)
     cells = lines[1].split(",")
     for content in (
-        "a,b\n1,2\n", "".join(["x" + lines[0], *lines[1:]]), lines[0] + "only,three,cells\n",
-        lines[0] + lines[1].rstrip("\n") + ",more\n", lines[0] + ",".join(["soon" if c == "0" else c for c in cells]),
-    ):  # fmt: skip
+        "a,b\n1,2\n",
+        "".join(["x" + lines[0], *lines[1:]]),
+        lines[0] + "only,three,cells\n",
+        lines[0] + lines[1].rstrip("\n") + ",more\n",
+        lines[0] + ",".join(["soon" if c == "0" else c for c in cells]),
+    ):
         (folder / TABLE).write_text(content)
         with pytest.raises(InputError, match=r"rows\.csv is no table of a run"):
             run(suite, folder)
@@ -425,11 +430,28 @@ def test_another_file_is_no_table(suite: Suite, finished: tuple[Path, list[Row]]
 
 def a_row(**changes: object) -> Row:
     values = {
-        "instance": "one", "sha256": "abc", "solver": "neal(num_reads=2, start=\"x\")", "settings": '{"a": "x  y, z"}',
-        "seed": 3, "time_limit": 0.1, "energy": -1 / 3, "raw": None, "repaired": 1e-300, "feasible": 0.5,
-        "start": 2.0**60, "lower_bound": None, "optimal": True, "ended": False, "status": "OPTIMAL", "seconds": 0.25,
-        "cpu_seconds": 0.0, "began": "2026-01-02T03:04:05+00:00", "machine": "a, b", "version": "0.1", "note": "",
-    }  # fmt: skip
+        "instance": "one",
+        "sha256": "abc",
+        "solver": 'neal(num_reads=2, start="x")',
+        "settings": '{"a": "x  y, z"}',
+        "seed": 3,
+        "time_limit": 0.1,
+        "energy": -1 / 3,
+        "raw": None,
+        "repaired": 1e-300,
+        "feasible": 0.5,
+        "start": 2.0**60,
+        "lower_bound": None,
+        "optimal": True,
+        "ended": False,
+        "status": "OPTIMAL",
+        "seconds": 0.25,
+        "cpu_seconds": 0.0,
+        "began": "2026-01-02T03:04:05+00:00",
+        "machine": "a, b",
+        "version": "0.1",
+        "note": "",
+    }
     return Row(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -439,9 +461,11 @@ def test_rows_are_read_to_the_last_bit(tmp_path: Path) -> None:
     table.open()
     assert table.rows() == []
     rows = [
-        a_row(), a_row(seed=4, raw=0.1 + 0.2, lower_bound=-1e-17, optimal=False, ended=True), a_row(seed=5, raw=np.inf),
+        a_row(),
+        a_row(seed=4, raw=0.1 + 0.2, lower_bound=-1e-17, optimal=False, ended=True),
+        a_row(seed=5, raw=np.inf),
         a_row(seed=6, note='it said "no", twice'),
-    ]  # fmt: skip
+    ]
     for row in rows:
         table.append(row)
     table.open()
@@ -515,8 +539,9 @@ def test_the_processor_time_of_processes_below_counts() -> None:
     before = runs._seconds_below()
     with subprocess.Popen(
         [sys.executable, "-c", "import sys, time\nwhile time.process_time() < 0.3: pass\nprint()\nsys.stdin.read()"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as child:  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
         assert child.stdout is not None
         child.stdout.readline()
         assert runs._seconds_below() - before >= 0.25
@@ -525,9 +550,20 @@ def test_the_processor_time_of_processes_below_counts() -> None:
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("energy", "nan"), ("energy", "inf"), ("seconds", "1e999"), ("raw", "nan"), ("seed", "1_0"), ("seed", "9" * 30),
-     ("seed", "0x1"), ("optimal", "yes"), ("ended", ""), ("status", "a\x1b[2J"), ("note", "x" * 200_000)],
-)  # fmt: skip
+    [
+        ("energy", "nan"),
+        ("energy", "inf"),
+        ("seconds", "1e999"),
+        ("raw", "nan"),
+        ("seed", "1_0"),
+        ("seed", "9" * 30),
+        ("seed", "0x1"),
+        ("optimal", "yes"),
+        ("ended", ""),
+        ("status", "a\x1b[2J"),
+        ("note", "x" * 200_000),
+    ],
+)
 def test_a_row_with_a_value_that_no_run_writes_is_refused(tmp_path: Path, column: str, value: str) -> None:
     table = RunTable(tmp_path)
     table.open()
@@ -587,20 +623,54 @@ def test_damaged_tables_are_rows_or_refused(tmp_path: Path, data: st.DataObject)
 
 
 CALL = {
-    "began": "now", "suite": "s", "suite_version": 1, "digest": "0", "solvers": ["a"], "max_variables": {"a": None},
-    "stochastic": {"a": True}, "instances": ["i"], "time_limits": [1.0], "seeds": 1, "workers": 1, "backend": "loky",
-    "machine": {}, "versions": {"python": "3"},
-}  # fmt: skip
+    "began": "now",
+    "suite": "s",
+    "suite_version": 1,
+    "digest": "0",
+    "solvers": ["a"],
+    "max_variables": {"a": None},
+    "stochastic": {"a": True},
+    "instances": ["i"],
+    "time_limits": [1.0],
+    "seeds": 1,
+    "workers": 1,
+    "backend": "loky",
+    "machine": {},
+    "versions": {"python": "3"},
+}
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"calls": 5}', '{"calls": [5]}', '{"calls": [{}]}', "[" * 100_000, '{"calls": [], "calls": []}',
-     *(json.dumps({"calls": [CALL | change]}) for change in (
-         {"suite": 5}, {"solvers": "a"}, {"solvers": [5]}, {"time_limits": [float("nan")]}, {"time_limits": ["1"]},
-         {"time_limits": [-1]}, {"seeds": -1}, {"seeds": True}, {"versions": {"a": 5}}, {"machine": None},
-         {"max_variables": {"a": "b"}}, {"stochastic": {"a": 1}}, {"backend": "a\nb"}))],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{",
+        '{"calls": 5}',
+        '{"calls": [5]}',
+        '{"calls": [{}]}',
+        "[" * 100_000,
+        '{"calls": [], "calls": []}',
+        *(
+            json.dumps({"calls": [CALL | change]})
+            for change in (
+                {"suite": 5},
+                {"solvers": "a"},
+                {"solvers": [5]},
+                {"time_limits": [float("nan")]},
+                {"time_limits": ["1"]},
+                {"time_limits": [-1]},
+                {"seeds": -1},
+                {"seeds": True},
+                {"versions": {"a": 5}},
+                {"machine": None},
+                {"max_variables": {"a": "b"}},
+                {"stochastic": {"a": 1}},
+                {"backend": "a\nb"},
+            )
+        ),
+    ],
+)
 def test_what_a_run_does_not_say_of_itself_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / INFO).write_text(json.dumps({"calls": [CALL]}))
     assert read_calls(tmp_path) == [CALL]

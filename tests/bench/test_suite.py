@@ -66,44 +66,49 @@ def without_one(pruned: tuple[int, ...]) -> tuple[int, ...]:
 
 CORRUPTIONS: dict[str, tuple[Callable[[Instance], Instance], str]] = {
     "start energy": (
-        lambda i: replace(i, start_energy=i.start_energy + 1e-6 * abs(i.best_energy)), "the start has the energy"
+        lambda i: replace(i, start_energy=i.start_energy + 1e-6 * abs(i.best_energy)),
+        "the start has the energy",
     ),
     "best energy": (
-        lambda i: replace(i, best_energy=i.best_energy + 1e-6 * abs(i.best_energy)), "the best has the energy"
+        lambda i: replace(i, best_energy=i.best_energy + 1e-6 * abs(i.best_energy)),
+        "the best has the energy",
     ),
     "start energy unknown": (lambda i: replace(i, start_energy=math.nan), "the start has the energy"),
     "best energy unknown": (lambda i: replace(i, best_energy=math.nan), "the best has the energy"),
     "start misses its count": (lambda i: replace(i, start=without_one(i.start)), "the start does not meet the counts"),
     "best misses its count": (lambda i: replace(i, best=without_one(i.best)), "the best does not meet the counts"),
-    "best names one twice": (
-        lambda i: replace(i, best=(i.best[0], *i.best[:-1])), "the best does not meet the counts"
-    ),
+    "best names one twice": (lambda i: replace(i, best=(i.best[0], *i.best[:-1])), "the best does not meet the counts"),
     "start goes too far": (
-        lambda i: replace(i, start=(*i.start[1:], i.num_variables)), "the start names variables that the problem has"
+        lambda i: replace(i, start=(*i.start[1:], i.num_variables)),
+        "the start names variables that the problem has",
     ),
     "best counts backwards": (
-        lambda i: replace(i, best=(*i.best[1:], -1)), "the best names variables that the problem has"
+        lambda i: replace(i, best=(*i.best[1:], -1)),
+        "the best names variables that the problem has",
     ),
     "best is the start": (
         lambda i: replace(i, best=i.start, best_energy=i.start_energy, start=i.best, start_energy=i.best_energy),
         "the best known answer is worse than the start",
     ),
     "bound too high": (
-        lambda i: replace(i, lower_bound=i.best_energy + 1e-6 * abs(i.best_energy)), "is above the best known"
+        lambda i: replace(i, lower_bound=i.best_energy + 1e-6 * abs(i.best_energy)),
+        "is above the best known",
     ),
     "root bound too high": (
-        lambda i: replace(i, root_bound=i.best_energy + 1e-6 * abs(i.best_energy)), "is above the best known"
+        lambda i: replace(i, root_bound=i.best_energy + 1e-6 * abs(i.best_energy)),
+        "is above the best known",
     ),
     "bound unknown": (lambda i: replace(i, lower_bound=math.nan), "is above the best known"),
     "not proven": (
-        lambda i: replace(i, optimal=True, lower_bound=i.best_energy - 0.01 * abs(i.best_energy)), "leaves a gap"
+        lambda i: replace(i, optimal=True, lower_bound=i.best_energy - 0.01 * abs(i.best_energy)),
+        "leaves a gap",
     ),
     "more variables": (lambda i: replace(i, num_variables=i.num_variables + 1), "the file has"),
     "fewer variables": (lambda i: replace(i, num_variables=2), "the file has"),
     "another count": (lambda i: replace(i, num_pruned=i.num_pruned - 1), "the file has"),
     "another checksum": (lambda i: replace(i, sha256="0" * 64), "checksum"),
     "another file": (lambda i: replace(i, file="nothing.json"), "missing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("hessian", ["gram", "fisher"])
@@ -238,8 +243,17 @@ def changed(**fields: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 OUTSIDE = (
-    "../secret.json", "/etc/passwd", "a/b.json", "..", ".", "", ".hidden.json", "C:\\x.json", "a\nb.json", "x" * 300,
-)  # fmt: skip
+    "../secret.json",
+    "/etc/passwd",
+    "a/b.json",
+    "..",
+    ".",
+    "",
+    ".hidden.json",
+    "C:\\x.json",
+    "a\nb.json",
+    "x" * 300,
+)
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{f"the file {name!r}": changed(file=name) for name in OUTSIDE},
     "a file that is a number": changed(file=7),
@@ -260,7 +274,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a name that is a list": lambda data: data.update(suite=["a"]),
     "families that are texts": lambda data: data.update(families=["a"]),
     "made by a list": lambda data: data.update(made=[]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -13,9 +13,13 @@ from qubo_prune.errors import InputError
 EVERYTHING = [pytest.param(family, id=f"{suite}-{family.name}") for suite in SUITES for family in SUITES[suite]]
 #: ``(d_out, d_in)`` of the layers, from the architectures' own configurations.
 SHAPES = {
-    ("smollm2", "q14"): (576, 576), ("smollm2", "o14"): (576, 576), ("smollm2", "down14"): (576, 1536),
-    ("dinov2", "out6"): (384, 384), ("dinov2", "fc6"): (384, 1536), ("crepe", "conv3"): (16, 1024),
-}  # fmt: skip
+    ("smollm2", "q14"): (576, 576),
+    ("smollm2", "o14"): (576, 576),
+    ("smollm2", "down14"): (576, 1536),
+    ("dinov2", "out6"): (384, 384),
+    ("dinov2", "fc6"): (384, 1536),
+    ("crepe", "conv3"): (16, 1024),
+}
 
 
 @pytest.mark.parametrize("name", SUITES)

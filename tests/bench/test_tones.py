@@ -63,8 +63,14 @@ def test_an_unknown_size_and_a_missing_package_are_one_sentence(monkeypatch: pyt
 def test_the_dense_network_names_the_pitch(network: PitchNetwork) -> None:
     assert share_right(network, make_tones(1000, 5)) > 0.995
     assert [layer.shape for layer in find_layers(network)] == [
-        (128, 512), (16, 8192), (16, 1024), (16, 1024), (32, 1024), (64, 2048), (360, 256),
-    ]  # fmt: skip
+        (128, 512),
+        (16, 8192),
+        (16, 1024),
+        (16, 1024),
+        (32, 1024),
+        (64, 2048),
+        (360, 256),
+    ]
 
 
 @needs_weights

@@ -264,10 +264,16 @@ def test_the_probe_of_a_vision_transformer_stays_dense(tmp_path: Path, monkeypat
     first, second = workload.model(0), workload.model(1)
     assert first is not second
     report = prune(
-        first, workload.train, 0.5, pattern=workload.pattern, method="loss", warm_start="magnitude",
-        loss=workload.loss, exclude=workload.excluded,
+        first,
+        workload.train,
+        0.5,
+        pattern=workload.pattern,
+        method="loss",
+        warm_start="magnitude",
+        loss=workload.loss,
+        exclude=workload.excluded,
         loss_settings={"samples": 6, "scoring_samples": 6, "max_samples": 6, "max_blocks": 12},
-    )  # fmt: skip
+    )
     assert report.settings["loss_settings"]["micro_batch"] == 32
     assert report.density == 0.5
     assert len(report.layers) == 73

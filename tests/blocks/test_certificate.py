@@ -224,9 +224,14 @@ def test_a_run_reports_how_many_sampled_blocks_are_optimal(pattern: str, monkeyp
 
     def run(method: str, seed: int = 0) -> Report:
         return prune(
-            tiny.llama(num_hidden_layers=1), tiny.tokens(), 0.5, pattern=pattern, method=method, certify="trace",
+            tiny.llama(num_hidden_layers=1),
+            tiny.tokens(),
+            0.5,
+            pattern=pattern,
+            method=method,
+            certify="trace",
             seed=seed,
-        )  # fmt: skip
+        )
 
     scored, searched = run("wanda"), run("gram")
     for report in (scored, searched):

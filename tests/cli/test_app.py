@@ -129,9 +129,19 @@ def test_masks_of_a_run_are_a_warm_start(model: Path, text: Path, tmp_path: Path
 def test_the_solvers_settings_and_limits_are_passed_on(model: Path, text: Path, tmp_path: Path) -> None:
     common = ["prune", model, "--calibration", text, "--json", *SMALL]
     code, printed, _ = call(
-        *common, "--output", tmp_path / "a", "--set", "candidates=3", "--set", "precision=double",
-        "--block-time", "2s", "--workers", 0, "--no-polish",
-    )  # fmt: skip
+        *common,
+        "--output",
+        tmp_path / "a",
+        "--set",
+        "candidates=3",
+        "--set",
+        "precision=double",
+        "--block-time",
+        "2s",
+        "--workers",
+        0,
+        "--no-polish",
+    )
     assert code == 0
     settings = json.loads(printed)["settings"]
     assert {"candidates=3", "precision='double'"} <= set(re.split(r"[(, )]+", settings["solver_settings"]))
@@ -189,9 +199,25 @@ def test_solve_prints_what_was_found_and_whose_merit_it_is(problem: Path) -> Non
 def test_solve_as_json_and_into_a_file(problem: Path, tmp_path: Path) -> None:
     out = tmp_path / "answer.json"
     code, printed, _ = call(
-        "solve", problem, "--solver", "greedy", "--set", "candidates=4", "--num-pruned", "4,1", "--seed", 3,
-        "--time-limit", "5s", "--no-polish", "--answers", 2, "--output", out, "--json",
-    )  # fmt: skip
+        "solve",
+        problem,
+        "--solver",
+        "greedy",
+        "--set",
+        "candidates=4",
+        "--num-pruned",
+        "4,1",
+        "--seed",
+        3,
+        "--time-limit",
+        "5s",
+        "--no-polish",
+        "--answers",
+        2,
+        "--output",
+        out,
+        "--json",
+    )
     assert code == 0
     data = json.loads(printed)
     assert data == json.loads(out.read_text())
@@ -362,8 +388,15 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 FISHER = [
-    "--method", "loss", "--loss-set", "samples=8", "--loss-set", "scoring_samples=8", "--loss-set", "block_size=32",
-]  # fmt: skip
+    "--method",
+    "loss",
+    "--loss-set",
+    "samples=8",
+    "--loss-set",
+    "scoring_samples=8",
+    "--loss-set",
+    "block_size=32",
+]
 
 
 def test_prune_on_the_loss_of_a_text(model: Path, text: Path, tmp_path: Path) -> None:
@@ -371,9 +404,19 @@ def test_prune_on_the_loss_of_a_text(model: Path, text: Path, tmp_path: Path) ->
 
     out = tmp_path / "pruned"
     code, printed, errors = call(
-        "prune", model, "--calibration", text, "--output", out, *SMALL, *FISHER, "--loss-length", 10, "--loss-set",
+        "prune",
+        model,
+        "--calibration",
+        text,
+        "--output",
+        out,
+        *SMALL,
+        *FISHER,
+        "--loss-length",
+        10,
+        "--loss-set",
         "max_blocks=14",
-    )  # fmt: skip
+    )
     assert code == 0, errors
     assert "blocks of the loss (loss) by greedy" in " ".join(printed.split())
     report = json.loads((out / "report.json").read_text())
@@ -482,10 +525,27 @@ def test_a_solver_that_loses_every_block_is_told_and_ends_with_code_1(
     out = tmp_path / "pruned"
     short = ["--loss-set", "max_blocks=2", "--loss-length", "8"] if method == "loss" else []
     code, printed, errors = call(
-        "prune", model, "--calibration", text, "--solver", "callable:losers:floats", "--method", method, "--workers",
-        0, "--block-size", 8, "--block-time", "none" if method != "loss" else "60s", "--include", "*.0.mlp.*",
-        "--output", out, *short, *SMALL,
-    )  # fmt: skip
+        "prune",
+        model,
+        "--calibration",
+        text,
+        "--solver",
+        "callable:losers:floats",
+        "--method",
+        method,
+        "--workers",
+        0,
+        "--block-size",
+        8,
+        "--block-time",
+        "none" if method != "loss" else "60s",
+        "--include",
+        "*.0.mlp.*",
+        "--output",
+        out,
+        *short,
+        *SMALL,
+    )
     assert code == 1
     assert "Error: a solver lost all of its blocks" in errors
     report = json.loads((out / "report.json").read_text())
@@ -533,9 +593,20 @@ def test_a_sparsity_is_what_a_density_leaves(model: Path, text: Path, tmp_path: 
 
 def compared(model: Path, text: Path, *options: str) -> dict[str, Any]:
     code, printed, errors = call(
-        "compare", model, "--calibration", text, "--text", text, "--eval-samples", 2, "--methods", "wanda", "--json",
-        *options, *SMALL,
-    )  # fmt: skip
+        "compare",
+        model,
+        "--calibration",
+        text,
+        "--text",
+        text,
+        "--eval-samples",
+        2,
+        "--methods",
+        "wanda",
+        "--json",
+        *options,
+        *SMALL,
+    )
     assert code == 0, errors
     found: dict[str, Any] = json.loads(printed)
     return found

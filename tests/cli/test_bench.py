@@ -40,9 +40,23 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_garments_end_to_end(data: Path, networks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, printed, errors = call(
-        "garment", "--data", data, "--cache", networks, "--densities", "0.1,0.05", "--methods", "magnitude, icbs",
-        "--seeds", 1, "--blocks", 6, *QUICK, "--output", out,
-    )  # fmt: skip
+        "garment",
+        "--data",
+        data,
+        "--cache",
+        networks,
+        "--densities",
+        "0.1,0.05",
+        "--methods",
+        "magnitude, icbs",
+        "--seeds",
+        1,
+        "--blocks",
+        6,
+        *QUICK,
+        "--output",
+        out,
+    )
     assert code == 0, errors
     assert "garment" in printed
     assert len(re.findall("iCBS ", printed)) == 2
@@ -55,8 +69,12 @@ def test_garments_end_to_end(data: Path, networks: Path, tmp_path: Path) -> None
     ]
     results = json.loads((out / "results.json").read_text())
     assert [(o["method"], o["asked"]) for o in results["outcomes"]] == [
-        ("dense", 1.0), ("magnitude", 0.1), ("icbs", 0.1), ("magnitude", 0.05), ("icbs", 0.05),
-    ]  # fmt: skip
+        ("dense", 1.0),
+        ("magnitude", 0.1),
+        ("icbs", 0.1),
+        ("magnitude", 0.05),
+        ("icbs", 0.05),
+    ]
     assert results["settings"] == {"max_blocks": 6, "samples": 100, "scoring_samples": 100, "block_size": 64}
     assert sum(step["blocks"] for step in results["outcomes"][2]["trace"]["steps"]) == 6
 
@@ -71,9 +89,20 @@ def test_json_is_the_result_and_quiet_is_silent(data: Path, networks: Path, tmp_
 
 def test_mlpnet_takes_sparsities(data: Path, networks: Path) -> None:
     code, printed, errors = call(
-        "mlpnet", "--data", data, "--cache", networks, "--sparsities", "0.9", "--seeds", 2, "--blocks", 3, *QUICK,
+        "mlpnet",
+        "--data",
+        data,
+        "--cache",
+        networks,
+        "--sparsities",
+        "0.9",
+        "--seeds",
+        2,
+        "--blocks",
+        3,
+        *QUICK,
         "--json",
-    )  # fmt: skip
+    )
     assert code == 0, errors
     outcomes = json.loads(printed)["outcomes"]
     assert [(o["method"], o["asked"], o["seed"]) for o in outcomes if o["method"] != "dense"] == [
@@ -87,9 +116,20 @@ def test_any_image_classifier(tmp_path: Path) -> None:
     model = pictures.classifier(tmp_path / "vit")
     images, test = pictures.folder(tmp_path / "images", 12), pictures.folder(tmp_path / "test", 3)
     code, printed, errors = call(
-        "vit", "--model", model, "--images", images, "--test-images", test, "--methods", "magnitude,icbs",
-        "--blocks", 14, *FEW, "--json",
-    )  # fmt: skip
+        "vit",
+        "--model",
+        model,
+        "--images",
+        images,
+        "--test-images",
+        test,
+        "--methods",
+        "magnitude,icbs",
+        "--blocks",
+        14,
+        *FEW,
+        "--json",
+    )
     assert code == 0, errors
     result = json.loads(printed)
     assert (result["name"], len(result["outcomes"])) == ("vit", 3)
@@ -103,14 +143,28 @@ def test_language_models(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(tiny.text(17_000), encoding="utf-8")
     code, printed, errors = call(
-        "llm", "--model", tmp_path / "llama", "--calibration", text, "--text", text, "--eval-samples", 3,
-        "--sequence-length", 32, *FEW, "--loss-set", "max_blocks=14", "--json",
-    )  # fmt: skip
+        "llm",
+        "--model",
+        tmp_path / "llama",
+        "--calibration",
+        text,
+        "--text",
+        text,
+        "--eval-samples",
+        3,
+        "--sequence-length",
+        32,
+        *FEW,
+        "--loss-set",
+        "max_blocks=14",
+        "--json",
+    )
     assert code == 0, errors
     result = json.loads(printed)
     assert (result["metric"], [o["method"] for o in result["outcomes"]]) == (
-        "perplexity", ["dense", "wanda", "gram", "icbs"],
-    )  # fmt: skip
+        "perplexity",
+        ["dense", "wanda", "gram", "icbs"],
+    )
     assert all(o["score"]["accuracy"] is None for o in result["outcomes"])
 
 
@@ -149,7 +203,7 @@ def test_bad_settings_of_the_descent_are_found_out(data: Path, networks: Path) -
         (["--loss-set", "sample=5"], "There is no setting 'sample'"),
         (["--loss-set", "max_blocks=-1"], "max_blocks is -1"),
         (["--max-time", "soon"], "'soon' is not understood"),
-    ):  # fmt: skip
+    ):
         code, _, errors = call(*common, *given)
         assert (code, said in " ".join(errors.split())) == (2, True)
 

@@ -122,19 +122,39 @@ def refused(line: str, path: str) -> str:
 
 
 NO_READS = {
-    "nothing": "", "missing": "./missing", "long": "x" * 300, "null": "a\0b", "surrogate": "./\udcff\udc80",
+    "nothing": "",
+    "missing": "./missing",
+    "long": "x" * 300,
+    "null": "a\0b",
+    "surrogate": "./\udcff\udc80",
     "user": "~no-such-user/x",
-    "link": "./broken", "loop": "./loop", "empty": "./empty", "folder": "./nothing", "pipe": "./pipe",
-    "device": "/dev/null", "inside": "text.txt/inside", "spaces": "  ", "dash": "./--help",
-}  # fmt: skip
+    "link": "./broken",
+    "loop": "./loop",
+    "empty": "./empty",
+    "folder": "./nothing",
+    "pipe": "./pipe",
+    "device": "/dev/null",
+    "inside": "text.txt/inside",
+    "spaces": "  ",
+    "dash": "./--help",
+}
 NO_WRITES = {
-    "long": "x" * 300, "null": "a\0b", "user": "~no-such-user/x", "loop": "./loop/out", "file": "./text.txt",
-    "inside": "text.txt/inside", "pipe": "pipe/inside", "device": "/dev/null/inside", "model": "dense/config.json",
-}  # fmt: skip
+    "long": "x" * 300,
+    "null": "a\0b",
+    "user": "~no-such-user/x",
+    "loop": "./loop/out",
+    "file": "./text.txt",
+    "inside": "text.txt/inside",
+    "pipe": "pipe/inside",
+    "device": "/dev/null/inside",
+    "model": "dense/config.json",
+}
 
 
-ALL = [*((line, path) for line in READS for path in NO_READS.values()),
-       *((line, path) for line in WRITES for path in NO_WRITES.values())]  # fmt: skip
+ALL = [
+    *((line, path) for line in READS for path in NO_READS.values()),
+    *((line, path) for line in WRITES for path in NO_WRITES.values()),
+]
 #: Every command with one path that is not there and one more, each kind in turn.
 SOME = [
     *((line, path) for i, line in enumerate(READS) for path in ("./missing", [*NO_READS.values()][i % len(NO_READS)])),
@@ -156,8 +176,12 @@ def test_all_commands_and_all_such_paths(work: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "path", "told"),
     [
-        ("prune PATH --output out", "tiny-vit", "'tiny-vit' is an image classifier (ViTForImageClassification), not a "
-         "language model; to prune it, give --images with a folder"),
+        (
+            "prune PATH --output out",
+            "tiny-vit",
+            "'tiny-vit' is an image classifier (ViTForImageClassification), not a "
+            "language model; to prune it, give --images with a folder",
+        ),
         ("eval PATH", "tiny-vit", "is an image classifier"),
         ("prune dense --sequence-length 16 --calibration PATH --output out", "latin.txt", "is not UTF-8"),
         ("prune dense --sequence-length 16 --calibration PATH --output out", "wide.txt", "is UTF-16 by its byte"),
@@ -173,18 +197,30 @@ def test_all_commands_and_all_such_paths(work: Path) -> None:
         ("bench solvers --suite smoke --output PATH", "text.txt", "is a file; give a folder"),
         ("instances make PATH --suite smoke", "text.txt/inside", "is no folder to write into"),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_of_some_of_them(work: Path, line: str, path: str, told: str) -> None:
     assert told in refused(line, path)
 
 
 @pytest.mark.parametrize(
     "line",
-    [f"{PRUNE} --output out --seed -1", "solve problem.json --seed -1", "compare dense --text text.txt --seed -1",
-     "bench solvers --suite smoke --seeds -1", "bench garment --seeds 0", "bench blocks --model dense --seed -1",
-     "solve problem.json --answers -1", "solve problem.json --num-pruned -1", "solve problem.json --time-limit -1s",
-     "solve", "watch", "nosuch", "solve problem.json --nosuch", "solve problem.json --seed x"],
-)  # fmt: skip
+    [
+        f"{PRUNE} --output out --seed -1",
+        "solve problem.json --seed -1",
+        "compare dense --text text.txt --seed -1",
+        "bench solvers --suite smoke --seeds -1",
+        "bench garment --seeds 0",
+        "bench blocks --model dense --seed -1",
+        "solve problem.json --answers -1",
+        "solve problem.json --num-pruned -1",
+        "solve problem.json --time-limit -1s",
+        "solve",
+        "watch",
+        "nosuch",
+        "solve problem.json --nosuch",
+        "solve problem.json --seed x",
+    ],
+)
 def test_numbers_and_words_that_are_no_good_are_one_sentence(work: Path, line: str) -> None:
     refused(line, "")
 

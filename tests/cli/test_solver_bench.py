@@ -62,9 +62,20 @@ def test_solvers_run_and_are_reported(suite: Suite, tmp_path: Path) -> None:
 def test_families_and_sizes_are_chosen_and_json_is_the_result(suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, printed, errors = call(
-        "solvers", "--suite", suite.folder, "--solvers", "exact", "--families", "mlp-hidden-gram", "--sizes", "8,24",
-        *QUICK, "--output", out, "--json",
-    )  # fmt: skip
+        "solvers",
+        "--suite",
+        suite.folder,
+        "--solvers",
+        "exact",
+        "--families",
+        "mlp-hidden-gram",
+        "--sizes",
+        "8,24",
+        *QUICK,
+        "--output",
+        out,
+        "--json",
+    )
     assert (code, errors) == (0, "")
     assert {row.instance for row in RunTable(out).rows()} == {"mlp-hidden-gram-n0008-d50"}
     data = json.loads(printed)
@@ -104,8 +115,9 @@ def test_runs_are_reported_together(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [".qubo-prune.json", *REPORT]
     with (tmp_path / "both" / "qoblib.csv").open(encoding="utf-8", newline="") as stream:
         assert [(line["Problem"], line["Remarks"]) for line in csv.DictReader(stream)] == [
-            ("a", "one {}"), ("b", "two {}")
-        ]  # fmt: skip
+            ("a", "one {}"),
+            ("b", "two {}"),
+        ]
     assert not (first / "report.md").exists()
     code, printed, errors = call("report", first, second)
     assert (code, printed) == (2, "")
@@ -202,9 +214,19 @@ def test_from_a_real_network_to_a_report(tmp_path: Path) -> None:
     code, printed, errors = call("check", folder, group="instances")
     assert (code, errors) == (0, "")
     code, _, errors = call(
-        "solvers", "--suite", folder, "--solvers", "greedy,local,tabu,anneal,exact,neal", "--time-limits", "20ms,100ms",
-        "--seeds", 2, "--output", out, "--quiet",
-    )  # fmt: skip
+        "solvers",
+        "--suite",
+        folder,
+        "--solvers",
+        "greedy,local,tabu,anneal,exact,neal",
+        "--time-limits",
+        "20ms,100ms",
+        "--seeds",
+        2,
+        "--output",
+        out,
+        "--quiet",
+    )
     assert code == 0, errors
     solved = {(row.instance, row.solver) for row in RunTable(out).rows()}
     labels = {"wanda+swaps", "random+swaps", "greedy", "local", "tabu", "anneal", "exact", "neal"}
@@ -243,11 +265,31 @@ def test_strangers_that_do_not_watch_the_clock_do_not_keep_the_benchmark_from_en
     solvers = ",".join(f"callable:strangers:{name}" for name in ENDS)
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     with subprocess.Popen(
-        [sys.executable, "-m", "qubo_prune.cli", "bench", "solvers", "--suite", str(suite.folder), "--solvers", solvers,
-         "--time-limits", "50ms", "--seeds", "1", "--workers", "2", "--output", str(tmp_path / "run")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [
+            sys.executable,
+            "-m",
+            "qubo_prune.cli",
+            "bench",
+            "solvers",
+            "--suite",
+            str(suite.folder),
+            "--solvers",
+            solvers,
+            "--time-limits",
+            "50ms",
+            "--seeds",
+            "1",
+            "--workers",
+            "2",
+            "--output",
+            str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env=os.environ | {"PYTHONPATH": path},
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             printed, errors = process.communicate(timeout=600)
         finally:

@@ -69,7 +69,7 @@ FORMS: dict[str, Any] = {
     "a formatted data set": lambda: datasets.Dataset.from_dict(dict(encoded(padding=True))).with_format("torch"),
     "a data set of texts": lambda: datasets.Dataset.from_dict({"text": texts(), "label": [0, 1, 0, 1]}),
     "a stream of texts": lambda: datasets.Dataset.from_dict({"text": texts()}).to_iterable_dataset(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -246,9 +246,17 @@ SMALL = {"samples": 4, "scoring_samples": 4, "block_size": 16, "max_blocks": 2}
 
 def fisher(model: nn.Module, source: Any, **settings: Any) -> Report:
     return prune(
-        model, source, 0.5, method="loss", pattern="layer", held_out=source, warm_start="gradient",
-        loss_settings=SMALL, tokenizer=tiny.tokenizer(), **settings,
-    )  # fmt: skip
+        model,
+        source,
+        0.5,
+        method="loss",
+        pattern="layer",
+        held_out=source,
+        warm_start="gradient",
+        loss_settings=SMALL,
+        tokenizer=tiny.tokenizer(),
+        **settings,
+    )
 
 
 def test_a_run_by_the_loss_takes_texts_lists_and_data_sets() -> None:

@@ -74,10 +74,14 @@ def test_next_token_is_the_mean_over_the_tokens_of_a_window_but_the_first() -> N
 @pytest.mark.parametrize(
     "batch",
     [
-        torch.rand(2, 4), torch.tensor([1, 2]), torch.tensor([[1], [2]]), torch.zeros(2, 3, 4, dtype=torch.long),
-        {"tokens": torch.tensor([[1, 2]])}, (torch.tensor([[1, 2]]), torch.tensor([1])),
+        torch.rand(2, 4),
+        torch.tensor([1, 2]),
+        torch.tensor([[1], [2]]),
+        torch.zeros(2, 3, 4, dtype=torch.long),
+        {"tokens": torch.tensor([[1, 2]])},
+        (torch.tensor([[1, 2]]), torch.tensor([1])),
     ],
-)  # fmt: skip
+)
 def test_what_holds_no_token_windows(batch: Any) -> None:
     with pytest.raises(InputError, match=f"A batch of type {type(batch).__name__} holds no token windows"):
         NextToken().predict(bigram(), batch)

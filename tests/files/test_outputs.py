@@ -58,8 +58,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-NEEDED = {"model": "models/tiny", "calibration text": "texts", "run folder": "run", "held-out text": ["pydoc", "x/y"],
-          "run folder of later": Path("later/run")}  # fmt: skip
+NEEDED = {
+    "model": "models/tiny",
+    "calibration text": "texts",
+    "run folder": "run",
+    "held-out text": ["pydoc", "x/y"],
+    "run folder of later": Path("later/run"),
+}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -429,9 +434,14 @@ def test_a_module_is_not_saved_over_the_folder_it_was_loaded_from(models: Path) 
     loaded = load_model("models/tiny")
     with pytest.raises(InputError, match="is the model"):
         prune(
-            loaded.model, [tiny.tokens()], 0.5, tokenizer=loaded.tokenizer, output="models/tiny", overwrite=True,
+            loaded.model,
+            [tiny.tokens()],
+            0.5,
+            tokenizer=loaded.tokenizer,
+            output="models/tiny",
+            overwrite=True,
             method="wanda",
-        )  # fmt: skip
+        )
 
 
 def test_the_folder_of_images_is_no_output(tmp_path: Path) -> None:

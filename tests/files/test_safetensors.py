@@ -14,10 +14,14 @@ from qubo_prune.errors import InputError
 from qubo_prune.files.safetensors import INDEX, SINGLE, Checkpoint, is_checkpoint
 
 TENSORS: dict[str, Tensor] = {
-    "a": torch.arange(6.0).reshape(2, 3), "half": torch.randn(3, 5).to(torch.bfloat16), "none": torch.empty(0, 4),
-    "bytes": torch.arange(5, dtype=torch.uint8), "scalar": torch.tensor(2.5, dtype=torch.float64),
-    "flags": torch.tensor([True, False, True]), "whole": torch.tensor([[7]]),
-}  # fmt: skip
+    "a": torch.arange(6.0).reshape(2, 3),
+    "half": torch.randn(3, 5).to(torch.bfloat16),
+    "none": torch.empty(0, 4),
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "scalar": torch.tensor(2.5, dtype=torch.float64),
+    "flags": torch.tensor([True, False, True]),
+    "whole": torch.tensor([[7]]),
+}
 
 
 def sharded(folder: Path) -> Path:

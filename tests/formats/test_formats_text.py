@@ -233,9 +233,13 @@ def test_numbers_of_variables_are_kept_in_lp_files(tmp_path):
 
 def json_text(**changes: object) -> str:
     data = {
-        "format": "qubo_prune.problem", "version": 1, "num_variables": 2, "num_pruned": [1], "offset": 0.5,
+        "format": "qubo_prune.problem",
+        "version": 1,
+        "num_variables": 2,
+        "num_pruned": [1],
+        "offset": 0.5,
         "upper": [[1.0, -2.0], [3.0]],
-    } | changes  # fmt: skip
+    } | changes
     return json.dumps({key: value for key, value in data.items() if value != "absent"})
 
 

@@ -295,9 +295,17 @@ def body(constraints: str = "", bounds: str = "", rest: str = "Binary\n a b c") 
 
 @pytest.mark.parametrize(
     "constraints",
-    ["a + b + c <= 3", "a + b >= 0", "a <= 1", "0 <= a <= 1", "- a >= -1", "2 a + 3 b <= 5", "0 <= a - b + 1 <= 2",
-     "a + b >= -1e30"],
-)  # fmt: skip
+    [
+        "a + b + c <= 3",
+        "a + b >= 0",
+        "a <= 1",
+        "0 <= a <= 1",
+        "- a >= -1",
+        "2 a + 3 b <= 5",
+        "0 <= a - b + 1 <= 2",
+        "a + b >= -1e30",
+    ],
+)
 def test_constraints_that_every_vector_meets_say_nothing(constraints: str) -> None:
     assert read(body(constraints)).free
 

@@ -71,11 +71,17 @@ def convolutions() -> nn.Module:
     """Plain, grouped, depthwise, strided; every output is changed in place."""
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(4, 6, 3, padding="same", groups=2, padding_mode="circular"), nn.ReLU(inplace=True),
-        nn.Conv2d(6, 6, (3, 2), groups=6, dilation=(1, 2)), nn.ReLU(inplace=True),
-        nn.Conv2d(6, 5, 3, stride=2, bias=False), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(20, 4),
-    )  # fmt: skip
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, padding="same", groups=2, padding_mode="circular"),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 6, (3, 2), groups=6, dilation=(1, 2)),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 5, 3, stride=2, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(20, 4),
+    )
 
 
 class Repeating(nn.Module):

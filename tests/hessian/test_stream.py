@@ -100,9 +100,11 @@ KEEPING: dict[str, Callable[[], nn.Module]] = {
     "wrapped": lambda: tiny.Wrapped(tiny.llama()),
     "own cache": lambda: _OwnCache(static=False),
     "own static cache": lambda: _OwnCache(static=True),
-    **{way: functools.partial(_Stack, way) for way in
-       ("in place", "adds between", "adds between in place", "hands on a dict", "hands on outputs")},
-}  # fmt: skip
+    **{
+        way: functools.partial(_Stack, way)
+        for way in ("in place", "adds between", "adds between in place", "hands on a dict", "hands on outputs")
+    },
+}
 
 
 @pytest.mark.parametrize("kind", KEEPING)
@@ -301,9 +303,14 @@ def test_layers_that_read_one_input_share_a_gram_and_run_in_order() -> None:
         Seconds(),
     )
     assert order == [
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-    ]  # fmt: skip
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ]
     first = "model.layers.0."
     assert grams[first + "self_attn.q_proj"] == grams[first + "self_attn.v_proj"]
     assert grams[first + "mlp.gate_proj"] == grams[first + "mlp.up_proj"]
@@ -426,8 +433,11 @@ def test_stages_follow_the_calls() -> None:
     hidden = torch.randn(1, 5, 16)
     stages = find_stages(block, layers, as_call(hidden), None)
     assert [stage.layers[0].name.rsplit(".", 2)[-2:] for stage in stages] == [
-        ["attn", "c_attn"], ["attn", "c_proj"], ["mlp", "c_fc"], ["mlp", "c_proj"],
-    ]  # fmt: skip
+        ["attn", "c_attn"],
+        ["attn", "c_proj"],
+        ["mlp", "c_fc"],
+        ["mlp", "c_proj"],
+    ]
     assert all(stage.calls == 1 for stage in stages)
 
 
@@ -567,9 +577,12 @@ class _Tower(nn.Module):
 def test_layers_that_never_run_take_one_pass_together() -> None:
     model, tokens = _Tower(), dict[str, int]()
     stream(
-        model, find_layers(model), [torch.randn(3, 6)] * 5,
-        lambda layer, gram: tokens.__setitem__(layer.name, gram.tokens), Seconds(),
-    )  # fmt: skip
+        model,
+        find_layers(model),
+        [torch.randn(3, 6)] * 5,
+        lambda layer, gram: tokens.__setitem__(layer.name, gram.tokens),
+        Seconds(),
+    )
     assert [name for name, count in tokens.items() if count] == ["linear"]
     assert len(tokens) == 13
     assert model.passes <= 1 + 5 + 5  # to find stages, for the Gram, and to look for the others

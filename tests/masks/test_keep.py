@@ -197,11 +197,15 @@ def test_foreign_files_are_refused(tmp_path, kind, tensor, info):
 @pytest.mark.parametrize(
     "metadata",
     [
-        None, {"format": MASKS}, {"qubo_prune": "[]"}, {"qubo_prune": "{"}, {"qubo_prune": f'{{"format": "{MASKS}"}}'},
+        None,
+        {"format": MASKS},
+        {"qubo_prune": "[]"},
+        {"qubo_prune": "{"},
+        {"qubo_prune": f'{{"format": "{MASKS}"}}'},
         {"qubo_prune": f'{{"format": "{MASKS}", "info": "{{}}", "sha256": "{"0" * 64}"}}'},
         {"qubo_prune": f'{{"format": "{MASKS}", "info": 3, "sha256": "{"0" * 64}"}}'},
     ],
-)  # fmt: skip
+)
 def test_files_without_their_checksum_are_refused(tmp_path, metadata):
     path = tmp_path / "other.safetensors"
     save_file({"a": np.zeros(2, np.uint8)}, path, metadata=metadata)

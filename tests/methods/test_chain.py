@@ -160,9 +160,7 @@ def test_entries_of_a_comparison() -> None:
     assert entry == Entry("sparsefw", "refit", (("alpha", 0.5), ("damping", 0.1)))
     assert str(entry) == "sparsefw+refit@alpha=0.5@damping=0.1"
     assert entry.label == "SparseFW + refit, alpha 0.5, damping 0.1"
-    assert entry.words() == {
-        "method": "sparsefw", "update": "refit", "method_settings": {"alpha": 0.5}, "damping": 0.1
-    }  # fmt: skip
+    assert entry.words() == {"method": "sparsefw", "update": "refit", "method_settings": {"alpha": 0.5}, "damping": 0.1}
     assert Entry("no-longer-installed").label == "no-longer-installed"
     assert {"allocation", "solver", "warm_start"} <= set(ENTRY_SETTINGS)
     for old, now in (("icbs:gram", "gram"), ("icbs:compensated", "compensated"), ("icbs:fisher", "loss")):

@@ -304,8 +304,11 @@ def frank_wolfe_in_loops(layer: Layer, pattern: str, density: float, steps: int,
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_the_first_steps_of_sparsefw_equal_a_loop(layer, pattern, density, steps):
     scores = np.abs(layer.weight.numpy()) * layer.inputs.norm(dim=0).numpy()
-    fixed = {"row": highest(scores, "row", 9 / 24), "layer": highest(scores, "layer", 53 / 168),
-             "2:4": highest(scores, "1:4", 0.25)}[pattern]  # fmt: skip
+    fixed = {
+        "row": highest(scores, "row", 9 / 24),
+        "layer": highest(scores, "layer", 53 / 168),
+        "2:4": highest(scores, "1:4", 0.25),
+    }[pattern]
     relaxed = frank_wolfe_in_loops(layer, pattern, density, steps, fixed)
     task = LayerTask(layer.weight, layer.gram, Pattern.parse(pattern), density, 0.01, Counter())
     found, weight = SparseFW(iterations=steps).masked(task)

@@ -121,8 +121,10 @@ def test_pruned_weights_are_exactly_zero_and_dtypes_stay(layer, kind, pattern, d
 @pytest.mark.parametrize("damping", [0.0, 0.01, 0.2])
 def test_a_refit_is_the_best_of_its_support(layer, pattern, damping):
     keep = layer.random_keep(pattern, 0.4 if pattern != "2:4" else 0.5)
-    found = {kind: objective(layer, update(kind, layer.weight, layer.gram, keep, damping).weight, damping)
-             for kind in UPDATES}  # fmt: skip
+    found = {
+        kind: objective(layer, update(kind, layer.weight, layer.gram, keep, damping).weight, damping)
+        for kind in UPDATES
+    }
     assert found["refit"] == min(found.values())
     assert found["refit"] < 0.9 * found["none"]
     assert found["admm"] < found["none"]
@@ -213,8 +215,7 @@ def test_weights_of_dead_inputs_stay_as_they_are(rng, kind):
         dead = layer.gram.dead
         torch.testing.assert_close(found.weight[:, dead], (layer.weight * keep)[:, dead])
         if kind == "refit":
-            alive = Layer(layer.weight[:, ~dead], layer.inputs[:, ~dead],
-                          Gram(layer.gram.matrix[~dead][:, ~dead], 48))  # fmt: skip
+            alive = Layer(layer.weight[:, ~dead], layer.inputs[:, ~dead], Gram(layer.gram.matrix[~dead][:, ~dead], 48))
             slow = least_squares(alive, keep[:, ~dead], damping * 14 / 16)
             torch.testing.assert_close(found.weight[:, ~dead], slow, rtol=1e-7, atol=1e-9)
 
@@ -233,8 +234,9 @@ def test_groups_of_a_convolution_are_updated_with_their_own_grams(rng, kind):
     weight, gram = grouped(layers)
     keep = torch.cat([layer.random_keep("row", 0.5, seed) for seed, layer in enumerate(layers)])
     found = update(kind, weight, gram, keep)
-    apart = [update(kind, layer.weight, layer.gram, mask).weight
-             for layer, mask in zip(layers, keep.split(3), strict=True)]  # fmt: skip
+    apart = [
+        update(kind, layer.weight, layer.gram, mask).weight for layer, mask in zip(layers, keep.split(3), strict=True)
+    ]
     torch.testing.assert_close(found.weight, torch.cat(apart))
     assert found.notes == ({} if kind == "none" else {UNSEEN: 1})
 

@@ -76,10 +76,19 @@ def mixtral() -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    return MixtralForCausalLM(MixtralConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=tiny.VOCABULARY, max_position_embeddings=64, num_local_experts=4, num_experts_per_tok=2,
-    )).eval()  # fmt: skip
+    return MixtralForCausalLM(
+        MixtralConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=tiny.VOCABULARY,
+            max_position_embeddings=64,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+        )
+    ).eval()
 
 
 def test_a_run_says_that_it_prunes_a_small_part_and_names_experts() -> None:

@@ -61,8 +61,11 @@ def are_the_same(folder: Path, reports: tuple[Report, Report]) -> None:
         assert torch.equal(tensor, on_disk[name]), name
     for one, other in zip(reports[0].layers, reports[1].layers, strict=True):
         assert (one.name, one.kept, one.error_before, one.error_after) == (
-            other.name, other.kept, other.error_before, other.error_after,
-        )  # fmt: skip
+            other.name,
+            other.kept,
+            other.error_before,
+            other.error_after,
+        )
     masks = [KeepMasks.load(folder.parent / which / "masks.safetensors") for which in ("memory", "disk")]
     assert masks[0].keys() == masks[1].keys()
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
@@ -95,7 +98,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "outliers": (tiny.llama, {"allocation": "owl", "pattern": "layer"}),
     "transposed": (tiny.gpt2, {"correction": 0.5, "update": "refit"}),
     "two kinds of rotary embeddings": (tiny.gemma, {"method": "compensated"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.gate(4)
@@ -202,9 +205,15 @@ def test_a_run_in_memory_goes_on_on_the_disk(tmp_path: Path) -> None:
         assert not output.exists()
         left = -1
         prune(
-            str(folder), tiny.tokens(), output=output, weights=second, run_folder=run, resume=True, solver=Dying(),
+            str(folder),
+            tiny.tokens(),
+            output=output,
+            weights=second,
+            run_folder=run,
+            resume=True,
+            solver=Dying(),
             **given,
-        )  # fmt: skip
+        )
         found, wanted = weights_of(output), weights_of(tmp_path / "whole")
         assert all(torch.equal(found[name], wanted[name]) for name in wanted), (first, second)
     assert whole.layers

@@ -157,8 +157,12 @@ CACHING: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
 def switches(model: nn.Module) -> list[Any]:
     """All configurations with a cache switch, found the slow way."""
     configs = [part.config for part in model.modules() if hasattr(part, "config")]
-    configs += [getattr(config, name) for config in configs for name in ("text_config", "vision_config", "decoder")
-                if hasattr(config, name)]  # fmt: skip
+    configs += [
+        getattr(config, name)
+        for config in configs
+        for name in ("text_config", "vision_config", "decoder")
+        if hasattr(config, name)
+    ]
     return [config for config in configs if hasattr(config, "use_cache")]
 
 
@@ -210,8 +214,11 @@ def test_a_multimodal_model_is_loaded_and_pruned_by_name(tmp_path: Path) -> None
     tiny.tokenizer().save_pretrained(folder)
     (tmp_path / "words.txt").write_text(tiny.text(600))
     given: dict[str, Any] = {
-        "calibration": str(tmp_path / "words.txt"), "samples": 3, "sequence_length": 16, "exclude": ["*vision*"],
-    }  # fmt: skip
+        "calibration": str(tmp_path / "words.txt"),
+        "samples": 3,
+        "sequence_length": 16,
+        "exclude": ["*vision*"],
+    }
     report = prune(str(folder), output=tmp_path / "pruned", **given)
     assert len(report.layers) == estimate_run(str(folder), **given).layers == 21
     assert report.masks.verify(load_model(str(tmp_path / "pruned")).model) == {}
@@ -270,9 +277,11 @@ def test_compiled_models_have_the_masks_of_uncompiled_ones(way: Callable[[nn.Mod
     given: dict[str, Any] = {"calibration": list(inputs.split(10))}
     if hessian == "fisher":
         given = {
-            "calibration": [(inputs, torch.arange(20) % 8)], "method": "loss", "warm_start": "gradient",
+            "calibration": [(inputs, torch.arange(20) % 8)],
+            "method": "loss",
+            "warm_start": "gradient",
             "loss_settings": {"max_blocks": 1, "block_size": 8},
-        }  # fmt: skip
+        }
     expected, found = (prune(one, density=0.5, **given) for one in (plain, model))
     assert same_masks(found.masks, expected.masks)
     assert [layer.error_after for layer in found.layers] == [layer.error_after for layer in expected.layers]
@@ -372,9 +381,14 @@ def test_code_of_a_checkpoint_runs_only_if_the_user_says_so(tmp_path: Path) -> N
     loads = [str(own), "untrusted", str(known), "untrusted", str(own), "trusted"]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", LOADS, str(marker), *loads], stdin=unanswered, capture_output=True, text=True,
-            timeout=120, env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}, check=True,
-        )  # fmt: skip
+            [sys.executable, "-c", LOADS, str(marker), *loads],
+            stdin=unanswered,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+            check=True,
+        )
     finally:
         os.close(unanswered)
         os.close(writer)

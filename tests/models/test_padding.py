@@ -152,11 +152,18 @@ def test_every_tensor_that_runs_along_the_sequence_is_cut() -> None:
     ids, mask = padded("left")
     width, count = WIDTH, len(ids)
     values = {
-        "inputs_embeds": torch.rand(count, width, 4), "labels": ids, "bbox": torch.rand(count, width, 4),
-        "position_ids": mask.cumsum(1), "perm_mask": torch.rand(count, width, width),
-        "class": torch.arange(count), "pixel_values": torch.rand(count, 3, width, width), "flag": None,
-        "one": torch.arange(width)[None], "cache_position": torch.arange(width), "number": torch.tensor(3),
-    }  # fmt: skip
+        "inputs_embeds": torch.rand(count, width, 4),
+        "labels": ids,
+        "bbox": torch.rand(count, width, 4),
+        "position_ids": mask.cumsum(1),
+        "perm_mask": torch.rand(count, width, width),
+        "class": torch.arange(count),
+        "pixel_values": torch.rand(count, 3, width, width),
+        "flag": None,
+        "one": torch.arange(width)[None],
+        "cache_position": torch.arange(width),
+        "number": torch.tensor(3),
+    }
     kinds = torch.arange(3 * count * width).reshape(3, count, width)
     found = one_by_one({"attention_mask": mask, "mrope": kinds, **values}, OPEN)
     for row, (sample, where) in enumerate(zip(found, places("left"), strict=True)):
@@ -299,9 +306,10 @@ class Padded:
         """Ids, mask and labels."""
         ids, mask = self.ids[indices], self.mask[indices]
         beside = {
-            "none": {}, "tokens": {"labels": token_labels(ids).masked_fill(mask == 0, -100)},
+            "none": {},
+            "tokens": {"labels": token_labels(ids).masked_fill(mask == 0, -100)},
             "classes": {"labels": indices % 3},
-        }[self.labels]  # fmt: skip
+        }[self.labels]
         return {"input_ids": ids, "attention_mask": mask, **beside}
 
 
@@ -372,15 +380,24 @@ def test_drawn_labels_count_where_labels_count() -> None:
 
 def test_a_fisher_run_does_not_count_padding() -> None:
     settings = {
-        "samples": 4, "scoring_samples": 4, "block_size": 16, "max_blocks": 2,
-    }  # fmt: skip
+        "samples": 4,
+        "scoring_samples": 4,
+        "block_size": 16,
+        "max_blocks": 2,
+    }
     runs = [
         prune(
-            tiny.bert(), samples, 0.5, method="loss", pattern="layer", held_out=samples, warm_start="gradient",
+            tiny.bert(),
+            samples,
+            0.5,
+            method="loss",
+            pattern="layer",
+            held_out=samples,
+            warm_start="gradient",
             loss_settings=settings | {"micro_batch": size},
         )
         for samples, size in ((Padded("left", "classes"), 8), (Padded("right", "classes"), 1))
-    ]  # fmt: skip
+    ]
     same(*runs)
     assert runs[0].loss is not None
     assert runs[1].loss is not None
@@ -421,10 +438,12 @@ class TorchsOwn(nn.Module):
 @pytest.mark.parametrize(
     ("make", "part"),
     [
-        (Within, "lm"), (lambda: Within(by_place=True), "lm"), (TorchsOwn, "encoder"),
+        (Within, "lm"),
+        (lambda: Within(by_place=True), "lm"),
+        (TorchsOwn, "encoder"),
         (lambda: TorchsOwn(added=True), "encoder"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("method", ["gram", "wanda"])
 def test_padding_that_the_model_alone_knows_is_refused(make: Callable[[], nn.Module], part: str, method: str) -> None:
     ids = torch.cat([nn.functional.pad(each, (0, WIDTH - each.shape[1])) for each in texts()])

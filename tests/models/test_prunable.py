@@ -213,9 +213,11 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "copied out of inference": lambda: copy.deepcopy(made_in_inference()),
     "dense again": lambda: holding(lambda w: w.to_sparse().to_dense()),
     "no longer lazy": lambda: _run_once(nn.LazyLinear(8)),
-    **{str(dtype): functools.partial(lambda dtype: linear().to(dtype), dtype)
-       for dtype in (torch.float16, torch.bfloat16, torch.float64)},
-}  # fmt: skip
+    **{
+        str(dtype): functools.partial(lambda dtype: linear().to(dtype), dtype)
+        for dtype in (torch.float16, torch.bfloat16, torch.float64)
+    },
+}
 
 
 def _run_once(module: nn.Module) -> nn.Module:

@@ -149,8 +149,11 @@ def test_a_weight_of_several_layers_goes_by_all_their_names() -> None:
     other.weight = one.weight
     model = nn.Sequential(one, nn.Linear(8, 8), other)
     given: list[tuple[dict[str, Any], list[str]]] = [
-        ({}, ["0", "1"]), ({"include": ["2"]}, ["0"]), ({"exclude": ["2"]}, ["1"]), ({"exclude": ["0"]}, ["1"]),
-    ]  # fmt: skip
+        ({}, ["0", "1"]),
+        ({"include": ["2"]}, ["0"]),
+        ({"exclude": ["2"]}, ["1"]),
+        ({"exclude": ["0"]}, ["1"]),
+    ]
     for patterns, expected in given:
         assert [layer.name for layer in find_layers(model, **patterns)] == expected
 

@@ -216,15 +216,21 @@ def test_somebody_elses_figure_without_a_layout_is_drawn_as_well(draw: Callable[
 SIGHTS = {
     "all colours": np.eye(3),
     "protanopia": [
-        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
     ],
     "deuteranopia": [
-        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
     ],
     "tritanopia": [
-        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
     ],
-}  # fmt: skip
+}
 
 
 def lab(colours: Any, sight: str) -> np.ndarray:
@@ -365,8 +371,13 @@ def test_records_that_do_not_tell_what_was_tried_are_drawn() -> None:
 def test_a_descent_on_the_loss_shows_every_outcome() -> None:
     ax = plot.descent(report(loss=loss_trace()), ax=figure().subplots())
     assert legend_of(ax) == [
-        "warm start", "accepted: 2 steps", "halved: 1 step", "rolled back: 1 step", "idle: 1 step", "best: 1.2",
-    ]  # fmt: skip
+        "warm start",
+        "accepted: 2 steps",
+        "halved: 1 step",
+        "rolled back: 1 step",
+        "idle: 1 step",
+        "best: 1.2",
+    ]
     assert list(ax.get_lines()[0].get_ydata()) == [2.5, 2.0, 1.5, 1.5, 1.5, 1.2]
 
 

@@ -156,9 +156,13 @@ def test_energy_change_writes_to_neither_mask(rng):
 def test_shared_and_per_row_hessians_agree(rng):
     shared = random_batch(rng, 3, 6, [2])
     apart = BlockBatch(
-        shared.hessian.repeat(3, 1, 1), shared.values, shared.linear, shared.offset,
-        shared.labels, shared.num_pruned,
-    )  # fmt: skip
+        shared.hessian.repeat(3, 1, 1),
+        shared.values,
+        shared.linear,
+        shared.offset,
+        shared.labels,
+        shared.num_pruned,
+    )
     assert shared.shared
     assert not apart.shared
     x, y = random_starts(rng, shared), random_starts(rng, shared)

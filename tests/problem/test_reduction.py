@@ -88,9 +88,21 @@ def hostile(kind: str, n: int, seed: int, grouped: bool) -> BlockQubo:
 
 
 KINDS = (
-    "one huge", "one hugely negative", "two huge", "huge of both signs", "most are huge", "a huge coupling",
-    "a hugely negative coupling", "a ladder", "a huge offset", "1e300", "1e-300", "5e-322", "1e150", "1e-150",
-)  # fmt: skip
+    "one huge",
+    "one hugely negative",
+    "two huge",
+    "huge of both signs",
+    "most are huge",
+    "a huge coupling",
+    "a hugely negative coupling",
+    "a ladder",
+    "a huge offset",
+    "1e300",
+    "1e-300",
+    "5e-322",
+    "1e150",
+    "1e-150",
+)
 
 
 def assert_right(problem: BlockQubo, result: SolveResult) -> None:

@@ -64,9 +64,20 @@ def test_json_holds_what_is_promised(tmp_path: Path) -> None:
     promised = {"model", "settings", "calibration", "seconds", "totals", "layers", "versions", "machine"}
     assert promised <= set(data)
     wanted = {
-        "name", "shape", "density", "error_before", "error_after", "relative_before", "relative_after", "steps",
-        "accepted", "seconds", "solver", "tokens", "trace",
-    }  # fmt: skip
+        "name",
+        "shape",
+        "density",
+        "error_before",
+        "error_after",
+        "relative_before",
+        "relative_after",
+        "steps",
+        "accepted",
+        "seconds",
+        "solver",
+        "tokens",
+        "trace",
+    }
     assert wanted <= set(data["layers"][0])
     assert data["layers"][1]["relative_after"] == 0.1
     assert data["settings"]["seed"] == 3

@@ -72,13 +72,22 @@ def test_methods_are_checked_before_anything_is_loaded() -> None:
 def test_settings_and_entries_make_a_row_each(sources: tuple[str, str], tmp_path: Path) -> None:
     model, text = sources
     found = compare(
-        model, ["admm+refit", "compensated@correction=0"], density=["0.5", 0.25, "2:4"], pattern="layer",
-        calibration=text, text=text, samples=4, eval_samples=3, sequence_length=16, output=tmp_path / "out",
-    )  # fmt: skip
+        model,
+        ["admm+refit", "compensated@correction=0"],
+        density=["0.5", 0.25, "2:4"],
+        pattern="layer",
+        calibration=text,
+        text=text,
+        samples=4,
+        eval_samples=3,
+        sequence_length=16,
+        output=tmp_path / "out",
+    )
     assert found.settings == ["0.5 layer", "0.25 layer", "2:4"]
     assert [(row.method, row.setting) for row in found.rows[1:3]] == [
-        ("admm+refit", "0.5 layer"), ("compensated@correction=0", "0.5 layer"),
-    ]  # fmt: skip
+        ("admm+refit", "0.5 layer"),
+        ("compensated@correction=0", "0.5 layer"),
+    ]
     assert [row.density for row in found.rows] == [1.0, 0.5, 0.5, 0.25, 0.25, 0.5, 0.5]
     for setting in found.settings:
         ours, theirs = (found.row(method, setting) for method in ("compensated@correction=0", "admm+refit"))

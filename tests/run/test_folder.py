@@ -134,9 +134,9 @@ def test_a_damaged_record_is_told_from_a_missing_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"format": "other"}', '{"format": "qubo_prune.run.folder.v1", "parts": []}',
-             "[" * 100_000]
-)  # fmt: skip
+    "text",
+    ["", "{", "[]", "{}", '{"format": "other"}', '{"format": "qubo_prune.run.folder.v1", "parts": []}', "[" * 100_000],
+)
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
     folder = begun(tmp_path / "run")
     (folder / MANIFEST).write_text(text, encoding="utf-8")

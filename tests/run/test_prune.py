@@ -373,13 +373,26 @@ def test_output_needs_a_model_that_can_be_saved(tmp_path: Path) -> None:
 # -- method="loss": the descent on the loss after the warm start
 
 QUICK: dict[str, Any] = {
-    "block_size": 64, "blocks_per_step": 2, "samples": 300, "scoring_samples": 300, "max_samples": 600,
+    "block_size": 64,
+    "blocks_per_step": 2,
+    "samples": 300,
+    "scoring_samples": 300,
+    "max_samples": 600,
     "max_blocks": 12,
-}  # fmt: skip
+}
 WINDOWS: dict[str, Any] = {
-    "block_size": 32, "blocks_per_step": 7, "samples": 20, "scoring_samples": 20, "max_samples": 24, "max_blocks": 56,
-    "micro_batch": 4, "caution": 1.0, "damping": 0.0, "frozen_kept": 0.0, "frozen_pruned": 0.0,
-}  # fmt: skip
+    "block_size": 32,
+    "blocks_per_step": 7,
+    "samples": 20,
+    "scoring_samples": 20,
+    "max_samples": 24,
+    "max_blocks": 56,
+    "micro_batch": 4,
+    "caution": 1.0,
+    "damping": 0.0,
+    "frozen_kept": 0.0,
+    "frozen_pruned": 0.0,
+}
 
 
 def on_loss(model: nn.Module, calibration: Any = None, **settings: Any) -> Any:
@@ -501,9 +514,12 @@ def test_labelled_data_in_every_form(form: str) -> None:
     x, y = train.tensors
     pairs = list(zip(x.split(100), y.split(100), strict=True))
     source: Any = {
-        "samples": train, "batches": pairs, "iterator": iter(pairs), "function": train,
+        "samples": train,
+        "batches": pairs,
+        "iterator": iter(pairs),
+        "function": train,
         "dicts": [{"input": inputs, "labels": labels} for inputs, labels in pairs],
-    }[form]  # fmt: skip
+    }[form]
     report = on_loss(model, source, loss=squared_distance if form == "function" else None)
     check_loss(model, digits.reader(), report)
     assert report.loss.best_loss < (0.99 if form == "function" else 0.7) * report.loss.start_loss
@@ -544,7 +560,7 @@ def test_language_models_are_pruned_on_their_next_tokens(make: Any, pattern: str
     dense = copy.deepcopy(model)
     tokens = model.generate(
         tiny.tokens(60, 2), max_new_tokens=14, do_sample=True, pad_token_id=0, eos_token_id=None, bos_token_id=None
-    )  # fmt: skip
+    )
     report = on_loss(model, tokens, pattern=pattern, density=density, loss_settings=WINDOWS)
     check_loss(model, dense, report)
     assert report.settings["loss"] == "NextToken"
@@ -558,9 +574,16 @@ def test_a_text_is_pruned_on_its_next_tokens(tmp_path: Path) -> None:
     file.write_text(tiny.text(), encoding="utf-8")
     model = tiny.llama()
     report = on_loss(
-        model, str(file), tokenizer=tiny.tokenizer(), samples=4, sequence_length=16, loss_length=10, pattern="row",
-        density=0.5, loss_settings=WINDOWS,
-    )  # fmt: skip
+        model,
+        str(file),
+        tokenizer=tiny.tokenizer(),
+        samples=4,
+        sequence_length=16,
+        loss_length=10,
+        pattern="row",
+        density=0.5,
+        loss_settings=WINDOWS,
+    )
     check_loss(model, tiny.llama(), report)
     assert (report.calibration["loss_windows"], report.calibration["loss_length"]) == (40, 10)
     assert report.layers[0].tokens == 64
@@ -597,13 +620,23 @@ def test_the_seed_decides_a_run_on_the_loss() -> None:
 
 def test_what_is_given_to_prune_is_for_the_blocks_of_the_loss() -> None:
     report = on_loss(
-        digits.reader(), solver="local", solver_settings={"starts": 2}, block_size=32, block_time="5s", polish=False,
-        seed=4, loss_settings={"max_blocks": 2},
-    )  # fmt: skip
+        digits.reader(),
+        solver="local",
+        solver_settings={"starts": 2},
+        block_size=32,
+        block_time="5s",
+        polish=False,
+        seed=4,
+        loss_settings={"max_blocks": 2},
+    )
     settings = report.settings["loss_settings"]
     assert {name: settings[name] for name in ("solver", "block_size", "block_time", "polish", "seed")} == {
-        "solver": "local", "block_size": 32, "block_time": 5.0, "polish": False, "seed": 4,
-    }  # fmt: skip
+        "solver": "local",
+        "block_size": 32,
+        "block_time": 5.0,
+        "polish": False,
+        "seed": 4,
+    }
     assert settings["solver_settings"] == {"starts": 2}
     assert report.loss.steps[0].weights <= 32 * report.loss.steps[0].blocks
     # settings of the descent go before
@@ -966,12 +999,18 @@ def test_what_no_gradient_reaches_is_not_pruned_on_the_loss(kind: Any, start: st
     model = kind()
     before = state(model)
     report = prune(
-        model, unseen.data(), 0.5, method="loss", warm_start=start, loss_settings={"max_blocks": 2, "samples": 32},
-    )  # fmt: skip
+        model,
+        unseen.data(),
+        0.5,
+        method="loss",
+        warm_start=start,
+        loss_settings={"max_blocks": 2, "samples": 32},
+    )
     assert is_dense(model, before, report)
     assert report.left_dense[0].reason in (
-        "not reached by any gradient of the loss", "used by its weight only, without a call of its module",
-    )  # fmt: skip
+        "not reached by any gradient of the loss",
+        "used by its weight only, without a call of its module",
+    )
     assert report.density == 0.5
     assert report.loss is not None
     assert set(report.loss.keep) == {"first", "last"}
@@ -997,9 +1036,14 @@ def test_what_inputs_reach_and_no_gradient_has_the_mask_of_its_warm_start(kind: 
 
 def test_a_layer_named_in_full_without_a_gradient_is_ranked_by_magnitude() -> None:
     report = prune(
-        unseen.Frozen(), unseen.data(), 0.5, method="loss", warm_start="gradient", include=["first", "odd", "last"],
+        unseen.Frozen(),
+        unseen.data(),
+        0.5,
+        method="loss",
+        warm_start="gradient",
+        include=["first", "odd", "last"],
         loss_settings={"max_blocks": 1, "samples": 32},
-    )  # fmt: skip
+    )
     size = unseen.Frozen().odd.weight.abs()
     assert torch.equal(report.masks["odd.weight"], size > size.median(1, keepdim=True).values)
 
@@ -1010,9 +1054,13 @@ def test_weights_without_a_slope_are_ranked_by_magnitude_below_the_others() -> N
         model.first.bias[:8] = -1e3  # these outputs are never above 0, so that nothing comes back to them
     size = model.first.weight.detach().abs()
     report = prune(
-        model, unseen.data(), 0.5, method="loss", warm_start="gradient",
+        model,
+        unseen.data(),
+        0.5,
+        method="loss",
+        warm_start="gradient",
         loss_settings={"max_blocks": 0, "samples": 32},
-    )  # fmt: skip
+    )
     keep = report.masks["first.weight"]
     assert torch.equal(keep[:8], (size > size.median(1, keepdim=True).values)[:8])
 

@@ -33,8 +33,17 @@ def tell(run: Path, *events: dict[str, Any]) -> None:
 
 
 def layer(name: str, **fields: Any) -> dict[str, Any]:
-    usual = {"kind": "layer", "layer": name, "layers": 4, "weights": 100, "weights_left": 300, "elapsed": 10.0,
-             "relative_before": 0.2, "relative_after": 0.1, "seconds": 9.0}  # fmt: skip
+    usual = {
+        "kind": "layer",
+        "layer": name,
+        "layers": 4,
+        "weights": 100,
+        "weights_left": 300,
+        "elapsed": 10.0,
+        "relative_before": 0.2,
+        "relative_after": 0.1,
+        "seconds": 9.0,
+    }
     return usual | fields
 
 
@@ -67,8 +76,13 @@ def test_the_time_left_goes_by_the_weights_left(run: Path) -> None:
 
 
 def test_the_layer_at_work_shows_its_energy(run: Path) -> None:
-    tell(run, {"kind": "began"}, layer("a"), {"kind": "layer-began", "layer": "b"},
-         {"kind": "sweep", "energy": 1.25, "accepted": 7})  # fmt: skip
+    tell(
+        run,
+        {"kind": "began"},
+        layer("a"),
+        {"kind": "layer-began", "layer": "b"},
+        {"kind": "sweep", "energy": 1.25, "accepted": 7},
+    )
     with opened(run, resume=True):
         shown = rendered(RunState.read(run), 100)
     assert "now b: energy 1.25, accepted blocks 7" in shown
@@ -99,15 +113,34 @@ def test_names_are_no_markup(run: Path) -> None:
         st.binary(max_size=300),
         st.lists(
             st.dictionaries(
-                st.sampled_from(["kind", "layer", "layers", "weights", "weights_left", "elapsed", "energy", "error",
-                                 "relative_before", "seconds", "number"]),
-                st.one_of(st.none(), st.booleans(), st.floats(), st.integers(), st.text(max_size=5),
-                          st.sampled_from(["began", "layer", "layer-began", "sweep", "step", "ended", "failed"])),
+                st.sampled_from(
+                    [
+                        "kind",
+                        "layer",
+                        "layers",
+                        "weights",
+                        "weights_left",
+                        "elapsed",
+                        "energy",
+                        "error",
+                        "relative_before",
+                        "seconds",
+                        "number",
+                    ]
+                ),
+                st.one_of(
+                    st.none(),
+                    st.booleans(),
+                    st.floats(),
+                    st.integers(),
+                    st.text(max_size=5),
+                    st.sampled_from(["began", "layer", "layer-began", "sweep", "step", "ended", "failed"]),
+                ),
             ),
             max_size=6,
         ).map(lambda events: "\n".join(map(json.dumps, events)).encode()),
     )
-)  # fmt: skip
+)
 def test_whatever_the_events_hold_something_is_shown(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("run")
     with opened(folder, resume=False) as run:
@@ -135,8 +168,9 @@ def test_lost_and_cut_blocks_are_told_while_the_run_goes_on(run: Path) -> None:
     tell(run, layer("a", blocks=8, lost=3, cut=1), layer("b", blocks=8, lost=0, cut=0))
     state = RunState.read(run)
     assert state.warnings() == [
-        "The solver lost 3 of 16 blocks so far.", "The clock cut 1 of 16 blocks so far.",
-    ]  # fmt: skip
+        "The solver lost 3 of 16 blocks so far.",
+        "The clock cut 1 of 16 blocks so far.",
+    ]
     assert "The solver lost 3 of 16 blocks so far." in rendered(state, 100)
     tell(run, layer("a", blocks=8, lost=0, cut=0))
     assert RunState.read(run).warnings() == []

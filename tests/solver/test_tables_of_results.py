@@ -52,9 +52,15 @@ def test_a_result_says_who_found_it_and_what_was_added() -> None:
     ledger = Ledger(start=2.0, raw=None, feasible=0.25, repaired=1.5, polished=1.0)
     x = np.array([[True, False, True], [False, True, True]])
     found = SolveResult(
-        x, np.array([1.0, 1.5]), Status.FEASIBLE, lower_bound=0.5, seconds=0.25, solver="<tabu>", ledger=ledger,
+        x,
+        np.array([1.0, 1.5]),
+        Status.FEASIBLE,
+        lower_bound=0.5,
+        seconds=0.25,
+        solver="<tabu>",
+        ledger=ledger,
         info={"reads": 3},
-    )  # fmt: skip
+    )
     facts = said(result_table(found))
     assert facts["solver"] == "<tabu>"
     assert facts["status"].startswith("FEASIBLE: ")

@@ -255,9 +255,7 @@ def test_a_solve_whose_process_dies_twice_keeps_its_start_and_the_others_do_not(
     expected = plain.assignments.clone()
     expected[2] = request.warm_start[2]
     assert torch.equal(answer.assignments, expected)
-    assert answer.failures[2] == (
-        Status.FAILED, "its process died (Abnormal termination, exit code -9) twice"
-    )  # fmt: skip
+    assert answer.failures[2] == (Status.FAILED, "its process died (Abnormal termination, exit code -9) twice")
 
 
 def test_a_death_with_no_time_left_is_a_death(rng):

@@ -143,9 +143,14 @@ def test_a_false_incumbent_cannot_hide_the_optimum(rng):
         needed = convex_diagonal(problem.dense(), np.ones(11))
         shift = problem.diagonal - needed
         tree = Tree(
-            problem.dense() - np.diag(shift), shift, np.array(problem.labels), np.array([5]), worst,
-            problem.energy(worst) - problem.offset, 1e-9,
-        )  # fmt: skip
+            problem.dense() - np.diag(shift),
+            shift,
+            np.array(problem.labels),
+            np.array([5]),
+            worst,
+            problem.energy(worst) - problem.offset,
+            1e-9,
+        )
         while not tree.finished:
             assert tree.lower <= minimum(problem) - problem.offset + 1e-9
             tree.grow(1)

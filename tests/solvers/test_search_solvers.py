@@ -99,9 +99,7 @@ def test_batches_are_solved_row_by_row_in_any_form(rng, search, shared, labels):
 @by_name
 def test_a_time_limit_ends_the_search_with_a_feasible_answer(rng, search):
     problem = random_problem(rng, 300, 100)
-    endless = {
-        Tabu: Tabu(steps=10**9), Local: Local(rounds=10**6), Anneal: Anneal(sweeps=10**6)
-    }[type(search)]  # fmt: skip
+    endless = {Tabu: Tabu(steps=10**9), Local: Local(rounds=10**6), Anneal: Anneal(sweeps=10**6)}[type(search)]
     endless.solve(SolveRequest(random_problem(rng, 8, 4), time_limit=0.01))  # compiles
     began = time.monotonic()
     result = endless.solve(SolveRequest(problem, time_limit=0.2))

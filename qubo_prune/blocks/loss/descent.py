@@ -174,22 +174,59 @@ class LossDescent:
 
 
 _PAPER: dict[str, Any] = {
-    "solver": "anneal", "solver_settings": {"starts": 10}, "blocks_per_step": 1, "samples": 200, "scoring_samples": 0,
-    "max_samples": 200, "curvature": "empirical", "selection": "salience", "layer_order": "log-size",
-    "accept": "always", "caution": 0.0, "gradient_scale": 0.75, "ridge": 0.001, "damping": 0.0, "tabu_share": 0.4,
-    "frozen_pruned": 0.42, "frozen_kept": 0.35, "batch_check": 200,
-}  # fmt: skip
-_LANGUAGE: dict[str, Any] = {
-    "block_size": 256, "blocks_per_step": 0, "samples": 48, "scoring_samples": 24, "scoring_group": 4,
-    "held_out": 48, "max_samples": 96, "batch_check": 12, "micro_batch": 4, "max_blocks": 10**6,
-    "curvature": "empirical", "caution": 3.0, "damping": 4.0, "radius": 1000, "halvings": 1, "frozen_kept": 0.5,
+    "solver": "anneal",
+    "solver_settings": {"starts": 10},
+    "blocks_per_step": 1,
+    "samples": 200,
+    "scoring_samples": 0,
+    "max_samples": 200,
+    "curvature": "empirical",
+    "selection": "salience",
+    "layer_order": "log-size",
+    "accept": "always",
+    "caution": 0.0,
+    "gradient_scale": 0.75,
+    "ridge": 0.001,
+    "damping": 0.0,
+    "tabu_share": 0.4,
     "frozen_pruned": 0.42,
-}  # fmt: skip
+    "frozen_kept": 0.35,
+    "batch_check": 200,
+}
+_LANGUAGE: dict[str, Any] = {
+    "block_size": 256,
+    "blocks_per_step": 0,
+    "samples": 48,
+    "scoring_samples": 24,
+    "scoring_group": 4,
+    "held_out": 48,
+    "max_samples": 96,
+    "batch_check": 12,
+    "micro_batch": 4,
+    "max_blocks": 10**6,
+    "curvature": "empirical",
+    "caution": 3.0,
+    "damping": 4.0,
+    "radius": 1000,
+    "halvings": 1,
+    "frozen_kept": 0.5,
+    "frozen_pruned": 0.42,
+}
 _LARGE: dict[str, Any] = {
-    "block_size": 256, "blocks_per_step": 0, "samples": 256, "scoring_samples": 256, "held_out": 1000,
-    "max_samples": 1024, "batch_check": 256, "micro_batch": 32, "max_blocks": 10**6, "caution": 3.0, "damping": 4.0,
-    "radius": 500, "halvings": 1,
-}  # fmt: skip
+    "block_size": 256,
+    "blocks_per_step": 0,
+    "samples": 256,
+    "scoring_samples": 256,
+    "held_out": 1000,
+    "max_samples": 1024,
+    "batch_check": 256,
+    "micro_batch": 32,
+    "max_blocks": 10**6,
+    "caution": 3.0,
+    "damping": 4.0,
+    "radius": 500,
+    "halvings": 1,
+}
 _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "measured": {"classifier": {}, "large": _LARGE, "language": _LANGUAGE},
     "paper": {
@@ -200,10 +237,23 @@ _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     },
 }
 _LEAST = {
-    "block_size": 2, "blocks_per_step": 0, "samples": 1, "scoring_samples": 0, "scoring_group": 1, "max_samples": 1,
-    "radius": 0, "halvings": 0, "held_out": 1, "damping": 0,
-    "caution": 0, "ridge": 0, "max_blocks": 0, "patience": 1, "batch_check": 1, "micro_batch": 1,
-}  # fmt: skip
+    "block_size": 2,
+    "blocks_per_step": 0,
+    "samples": 1,
+    "scoring_samples": 0,
+    "scoring_group": 1,
+    "max_samples": 1,
+    "radius": 0,
+    "halvings": 0,
+    "held_out": 1,
+    "damping": 0,
+    "caution": 0,
+    "ridge": 0,
+    "max_blocks": 0,
+    "patience": 1,
+    "batch_check": 1,
+    "micro_batch": 1,
+}
 
 
 _KINDS = kinds_of(LossDescent)
@@ -387,10 +437,17 @@ class _Descent:
     """State of one run."""
 
     def __init__(
-        self, objective: Objective, layers: Sequence[Layer], keep: Mapping[str, Tensor], train: Samples,
-        held_out: Samples, settings: LossDescent, pattern: Pattern, values: Mapping[str, Tensor] | None,
+        self,
+        objective: Objective,
+        layers: Sequence[Layer],
+        keep: Mapping[str, Tensor],
+        train: Samples,
+        held_out: Samples,
+        settings: LossDescent,
+        pattern: Pattern,
+        values: Mapping[str, Tensor] | None,
         deadline: Deadline,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if settings.budget == "global" and pattern.name != "layer":
             raise InputError(
                 f"The budget is global and the pattern {pattern.name}; weights can only move between layers with the "
@@ -496,13 +553,20 @@ class _Descent:
         for number, tabu in enumerate(self._tabu.values()):
             tensors |= {f"tabu.{number}.{place}": block for place, block in enumerate(tabu.blocks)}
         info = {
-            "random": self._random.bit_generator.state, "trust": self._trust, "queue": self._queue,
-            "caution": self._caution, "idle": self._idle, "radius": self._radius, "samples": self._samples,
-            "best_loss": self._best_loss, "notes": self._notes, "seconds": self._clock.wall,
+            "random": self._random.bit_generator.state,
+            "trust": self._trust,
+            "queue": self._queue,
+            "caution": self._caution,
+            "idle": self._idle,
+            "radius": self._radius,
+            "samples": self._samples,
+            "best_loss": self._best_loss,
+            "notes": self._notes,
+            "seconds": self._clock.wall,
             "counts": self._counts.to_dict(),
             "resting": [len(tabu.blocks) for tabu in self._tabu.values()],
             "steps": [dataclasses.asdict(step) for step in self._steps],
-        }  # fmt: skip
+        }
         return Sealed(tensors, info)
 
     def recover(self, state: Sealed) -> None:
@@ -538,9 +602,15 @@ class _Descent:
     def trace(self) -> LossTrace:
         """What happened."""
         return LossTrace(
-            {name: keep.clone() for name, keep in self._best.items()}, tuple(self._steps), self._start_loss,
-            self._best_loss, self.stopped, dict(self._notes), self._clock.wall, self._counts,
-        )  # fmt: skip
+            {name: keep.clone() for name, keep in self._best.items()},
+            tuple(self._steps),
+            self._start_loss,
+            self._best_loss,
+            self.stopped,
+            dict(self._notes),
+            self._clock.wall,
+            self._counts,
+        )
 
     def _step(self, done: int) -> LossStep:
         settings, allowed = self._settings, self._settings.max_blocks - done
@@ -549,9 +619,12 @@ class _Descent:
         blocks, found = self._choose(scoring if self._scoring else batch, allowed)
         before = {name: weights.keep for name, weights in self._weights.items()}
         gradients = block_gradients(
-            self._objective, self._train, batch, [block.parts for block in blocks],
+            self._objective,
+            self._train,
+            batch,
+            [block.parts for block in blocks],
             self._labels if self._draws_labels() else None,
-        )  # fmt: skip
+        )
         moves, solved = self._decide(blocks, gradients, found, done)
         moves, predicted, change, outcome = self._apply(moves, before)
         check = batch[: settings.batch_check]
@@ -660,15 +733,24 @@ class _Descent:
             uncertainty = (given.var(0, unbiased=False) / len(given)).sqrt()
             model = settings.gradient_scale * gradient + factor.T @ response.to(factor.device) / len(response)
             problem = emit_factor(
-                factor, model, value * ~block.x, value, _counts(block), block.labels.cpu().numpy(),
+                factor,
+                model,
+                value * ~block.x,
+                value,
+                _counts(block),
+                block.labels.cpu().numpy(),
                 settings.ridge + stiffness / 2,
                 self._caution * uncertainty * value.abs(),
-            )  # fmt: skip
+            )
             began = time.perf_counter()
             result = solve(
-                problem, self._solver, derive_seed(settings.seed, 4, done + number),
-                self._block_time(), block.x.cpu().numpy(), polish=settings.polish,
-            )  # fmt: skip
+                problem,
+                self._solver,
+                derive_seed(settings.seed, 4, done + number),
+                self._block_time(),
+                block.x.cpu().numpy(),
+                polish=settings.polish,
+            )
             spent += time.perf_counter() - began
             self._counts += BlockCounts.of_result(result)
             if result.status.kept_warm_start:
@@ -732,9 +814,15 @@ class _Descent:
                 weights.put(before[name])
 
     def _record(
-        self, moves: Sequence[_Move], blocks: Sequence[Block], predicted: float, measured: float, change: Tensor,
-        outcome: str, solved: float,
-    ) -> LossStep:  # fmt: skip
+        self,
+        moves: Sequence[_Move],
+        blocks: Sequence[Block],
+        predicted: float,
+        measured: float,
+        change: Tensor,
+        outcome: str,
+        solved: float,
+    ) -> LossStep:
         mean = float(change.mean())
         if outcome in ("accepted", "halved"):
             self._losses = self._losses + change
@@ -743,11 +831,22 @@ class _Descent:
             self._best_loss = loss
             self._best = {name: weights.keep for name, weights in self._weights.items()}
         step = LossStep(
-            len(self._steps), len(blocks), tuple(block.pool.name for block in blocks), sum(len(b) for b in blocks),
-            sum(move.swaps for move in moves), predicted, measured, mean,
-            float(change.std() / math.sqrt(len(change))) if len(change) > 1 else 0.0, loss, outcome, self._caution,
-            self._samples, solved, self._clock.wall,
-        )  # fmt: skip
+            len(self._steps),
+            len(blocks),
+            tuple(block.pool.name for block in blocks),
+            sum(len(b) for b in blocks),
+            sum(move.swaps for move in moves),
+            predicted,
+            measured,
+            mean,
+            float(change.std() / math.sqrt(len(change))) if len(change) > 1 else 0.0,
+            loss,
+            outcome,
+            self._caution,
+            self._samples,
+            solved,
+            self._clock.wall,
+        )
         self._adapt(step)
         return step
 

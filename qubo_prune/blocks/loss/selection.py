@@ -49,9 +49,12 @@ class Pairs:
     def take(self, chosen: Any) -> Pairs:
         """Some of them, by a slice or by indices."""
         return Pairs(
-            self.kept[chosen], self.pruned[chosen], self.group[chosen], self.prune_cost[chosen],
+            self.kept[chosen],
+            self.pruned[chosen],
+            self.group[chosen],
+            self.prune_cost[chosen],
             self.restore_cost[chosen],
-        )  # fmt: skip
+        )
 
     def best(self, most: int) -> Pairs:
         """The ``most`` cheapest."""
@@ -101,9 +104,12 @@ def best_pairs(
     pruned_cost, pruned_at = flat.masked_fill(~pruned, torch.inf).topk(width, dim=1, largest=False)
     real = torch.isfinite(kept_cost + pruned_cost)
     pairs = Pairs(
-        groups.gather(1, kept_at)[real], groups.gather(1, pruned_at)[real], real.nonzero()[:, 0], kept_cost[real],
+        groups.gather(1, kept_at)[real],
+        groups.gather(1, pruned_at)[real],
+        real.nonzero()[:, 0],
+        kept_cost[real],
         pruned_cost[real],
-    )  # fmt: skip
+    )
     return pairs.best(most)
 
 

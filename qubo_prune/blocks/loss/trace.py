@@ -134,14 +134,21 @@ class LossTrace(Shown):
         correlations = {
             name: None if np.isnan(value) else value
             for name, value in (
-                ("correlation_held_out", self.correlation()), ("correlation_batch", self.correlation(held_out=False)),
+                ("correlation_held_out", self.correlation()),
+                ("correlation_batch", self.correlation(held_out=False)),
             )
-        }  # fmt: skip
+        }
         plain = {
-            "start_loss": self.start_loss, "best_loss": self.best_loss, "blocks": self.blocks,
-            "accepted": self.accepted, "stopped": self.stopped, "doubt": self.doubt, "notes": self.notes,
-            "seconds": self.seconds, "solver_blocks": self.counts.to_dict(),
-        }  # fmt: skip
+            "start_loss": self.start_loss,
+            "best_loss": self.best_loss,
+            "blocks": self.blocks,
+            "accepted": self.accepted,
+            "stopped": self.stopped,
+            "doubt": self.doubt,
+            "notes": self.notes,
+            "seconds": self.seconds,
+            "solver_blocks": self.counts.to_dict(),
+        }
         return plain | correlations | {"steps": [dataclasses.asdict(step) for step in self.steps]}
 
     def save_csv(self, path: str | Path) -> None:
@@ -165,10 +172,16 @@ class LossTrace(Shown):
         chosen = sorted({round(at) for at in np.linspace(0, len(self.steps) - 1, min(most, len(self.steps)))})
         for step in (self.steps[number] for number in chosen):
             table.add_row(
-                str(step.number), str(step.blocks), str(step.swaps), f"{step.predicted:.5f}",
-                f"{step.batch_change:.5f}", f"{step.held_out_change:.5f}", f"{step.held_out_loss:.5f}",
-                f"{step.seconds:.1f}", step.outcome,
-            )  # fmt: skip
+                str(step.number),
+                str(step.blocks),
+                str(step.swaps),
+                f"{step.predicted:.5f}",
+                f"{step.batch_change:.5f}",
+                f"{step.held_out_change:.5f}",
+                f"{step.held_out_loss:.5f}",
+                f"{step.seconds:.1f}",
+                step.outcome,
+            )
         return table
 
     def _caption(self) -> str:

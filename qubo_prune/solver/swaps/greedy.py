@@ -109,9 +109,15 @@ class Greedy(Solver):
                 late.update(dict.fromkeys(range(*rows.indices(len(x))), (Status.TIME_LIMIT, "")))
                 return
             settle_rows(
-                h if batch.shared else h[rows], u[rows], labels, x[rows], k[rows], threshold[rows],
-                self._width(batch.num_variables), batch.num_groups,
-            )  # fmt: skip
+                h if batch.shared else h[rows],
+                u[rows],
+                labels,
+                x[rows],
+                k[rows],
+                threshold[rows],
+                self._width(batch.num_variables),
+                batch.num_groups,
+            )
 
         if batch.num_groups and batch.num_variables:
             step = max(1, min(_ROWS, _ENTRIES // batch.num_variables**2))

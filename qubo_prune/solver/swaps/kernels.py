@@ -178,9 +178,12 @@ def exchange(matrix: Any, values: Any, factor: Any, kept: int, pruned: int, x: A
 
 
 def flip_costs(
-    matrix: NDArray[np.float64], values: NDArray[np.float64], factor: NDArray[np.float64], own: NDArray[np.float64],
+    matrix: NDArray[np.float64],
+    values: NDArray[np.float64],
+    factor: NDArray[np.float64],
+    own: NDArray[np.float64],
     x: NDArray[np.bool_],
-) -> NDArray[np.float64]:  # fmt: skip
+) -> NDArray[np.float64]:
     """``K_i = Q_ii + 2 sum_{j != i} Q_ij x_j`` from scratch."""
     point = x.astype(np.float64)
     if len(matrix):
@@ -201,9 +204,18 @@ def energy(own: Any, costs: Any, x: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def best_swap(
-    matrix: Any, values: Any, factor: Any, labels: Any, x: Any, costs: Any, free: Any, now: int, width: int,
-    kept: Any, pruned: Any,
-) -> Any:  # fmt: skip
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    free: Any,
+    now: int,
+    width: int,
+    kept: Any,
+    pruned: Any,
+) -> Any:
     """The best swap among the ``width`` most promising weights of either kind: (change, kept, pruned).
 
     Weights i with ``free[i] > now`` take no part. ``kept`` and ``pruned`` are room for the candidates,
@@ -346,9 +358,18 @@ def _best_partner(matrix: Any, values: Any, factor: Any, labels: Any, costs: Any
 
 @njit(cache=True, nogil=True)
 def settle(
-    matrix: Any, values: Any, factor: Any, labels: Any, pull: Any, size: Any, x: Any, costs: Any, threshold: float,
-    kept: Any, pruned: Any,
-) -> None:  # fmt: skip
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    pull: Any,
+    size: Any,
+    x: Any,
+    costs: Any,
+    threshold: float,
+    kept: Any,
+    pruned: Any,
+) -> None:
     """Descend to an optimum over all single swaps: by candidates while they gain, then by all pairs.
 
     Every kept weight in turn is swapped with its best partner where that gains, until a whole round
@@ -389,9 +410,18 @@ def settle_rows(
             pull, size = reach(matrix)
         strength = np.abs(values[row])
         settle(
-            matrix, values[row], factor, labels, strength * pull, strength * size, x[row], costs[row], thresholds[row],
-            kept, pruned,
-        )  # fmt: skip
+            matrix,
+            values[row],
+            factor,
+            labels,
+            strength * pull,
+            strength * size,
+            x[row],
+            costs[row],
+            thresholds[row],
+            kept,
+            pruned,
+        )
 
 
 def forward_start(form: Form) -> NDArray[np.bool_]:

@@ -34,9 +34,13 @@ from qubo_prune.solver.registry import make_solver, solver_class
 
 SMALL: dict[str, Any] = {
     "damping": 0.0,
-    "block_size": 64, "blocks_per_step": 2, "samples": 300, "scoring_samples": 300, "max_samples": 600,
+    "block_size": 64,
+    "blocks_per_step": 2,
+    "samples": 300,
+    "scoring_samples": 300,
+    "max_samples": 600,
     "max_blocks": 12,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +129,16 @@ def descend(
             on_step(step)
 
     trace = descend_loss(
-        objective, layers, given, train or digits.train, digits.held_out, LossDescent(**{**SMALL, **settings}), parsed,
-        deadline=deadline, on_step=watch,
-    )  # fmt: skip
+        objective,
+        layers,
+        given,
+        train or digits.train,
+        digits.held_out,
+        LossDescent(**{**SMALL, **settings}),
+        parsed,
+        deadline=deadline,
+        on_step=watch,
+    )
     assert all(torch.equal(given[name], keep) for name, keep in warm.items())
     return Run(model, warm, trace, masks, losses)
 
@@ -207,9 +218,14 @@ def test_a_layer_that_is_fully_kept_offers_its_weights_to_a_global_budget(digits
     }
     settings = {**SMALL, "budget": "global", "block_size": 40}
     trace = descend_loss(
-        Objective(model, Classification()), layers, warm, digits.train, digits.held_out, LossDescent(**settings),
+        Objective(model, Classification()),
+        layers,
+        warm,
+        digits.train,
+        digits.held_out,
+        LossDescent(**settings),
         Pattern("layer"),
-    )  # fmt: skip
+    )
     before, after = ([int(masks[layer.name].sum()) for layer in layers] for masks in (warm, trace.keep))
     assert before == [2048, 32]
     assert sum(after) == 2080
@@ -271,10 +287,16 @@ def test_a_convolutional_network_is_pruned_too(pattern: str) -> None:
     train, held_out, third = images()
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(8, 8, 3, stride=2, groups=2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(72, 12), nn.ReLU(),
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, stride=2, groups=2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(72, 12),
+        nn.ReLU(),
         nn.Linear(12, 10),
-    )  # fmt: skip
+    )
     if pattern == "2:4":
         # inputs of a layer in groups of four
         model[1], model[3] = nn.Conv2d(1, 8, 2), nn.Conv2d(8, 8, (2, 4), stride=2, groups=2)
@@ -398,9 +420,16 @@ def test_the_predicted_change_of_a_step_is_that_of_the_quadratic_model(
     recorded = Recorded(digits.train)
     wide = Digits(copy.deepcopy(digits.model), digits.train, digits.held_out, digits.third)
     run = descend(
-        wide, train=recorded, accept="always", curvature="empirical", scoring_samples=0, samples=200, batch_check=50,
-        max_blocks=2, **settings,
-    )  # fmt: skip
+        wide,
+        train=recorded,
+        accept="always",
+        curvature="empirical",
+        scoring_samples=0,
+        samples=200,
+        batch_check=50,
+        max_blocks=2,
+        **settings,
+    )
     (step,) = run.trace.steps
     batch = next(indices for indices in recorded.asked if len(indices) > 2)  # two are tried alone first
     assert len(batch) == 200
@@ -425,8 +454,9 @@ def test_the_predicted_change_of_a_step_is_that_of_the_quadratic_model(
     assert step.swaps == int((change[change != 0] != 0).sum()) // 2 > 0
     assert step.predicted == pytest.approx(predicted, rel=1e-4)
     for told, samples, indices in (
-        (step.batch_change, digits.train, batch[:50]), (step.held_out_change, digits.held_out, torch.arange(400))
-    ):  # fmt: skip
+        (step.batch_change, digits.train, batch[:50]),
+        (step.held_out_change, digits.held_out, torch.arange(400)),
+    ):
         measured = [Objective(m, Classification()).measure(doubled(samples), indices) for m in (after, model)]
         assert told == pytest.approx(float((measured[0] - measured[1]).mean()), rel=1e-4, abs=1e-6)
     spread = (measured[0] - measured[1]).std() / 20
@@ -456,8 +486,14 @@ class Listening(Solver):
 def test_the_blocks_of_a_step_are_decided_on_one_model(digits: Digits, curvature: str) -> None:
     listening = Listening()
     run = descend(
-        digits, solver=listening, blocks_per_step=4, accept="always", caution=0.0, max_blocks=12, curvature=curvature,
-    )  # fmt: skip
+        digits,
+        solver=listening,
+        blocks_per_step=4,
+        accept="always",
+        caution=0.0,
+        max_blocks=12,
+        curvature=curvature,
+    )
     assert len(listening.energies) == 12
     for number, step in enumerate(run.trace.steps):
         # later blocks know of earlier ones, so their energies add up to that of the whole step
@@ -481,8 +517,9 @@ def test_curvature_of_drawn_and_of_given_labels_differ(digits: Digits) -> None:
 
 def test_no_blocks_or_no_time_leave_the_warm_start(digits: Digits) -> None:
     for kind, sentence in (
-        ({"max_blocks": 0}, "All blocks were solved."), ({"deadline": Deadline(0.0)}, "The time was over.")
-    ):  # fmt: skip
+        ({"max_blocks": 0}, "All blocks were solved."),
+        ({"deadline": Deadline(0.0)}, "The time was over."),
+    ):
         run = descend(digits, **kind)
         check_end(digits, run)
         assert same_masks(run.trace.keep, run.warm)
@@ -527,17 +564,30 @@ def test_an_error_leaves_the_best_masks_in_the_model(digits: Digits) -> None:
 
     with pytest.raises(RuntimeError, match="a fault of the watcher"):
         descend_loss(
-            Objective(model, Classification()), layers, warm, digits.train, digits.held_out, LossDescent(**SMALL),
-            Pattern("layer"), on_step=fail,
-        )  # fmt: skip
+            Objective(model, Classification()),
+            layers,
+            warm,
+            digits.train,
+            digits.held_out,
+            LossDescent(**SMALL),
+            Pattern("layer"),
+            on_step=fail,
+        )
     assert same_masks({layer.name: layer.matrix() != 0 for layer in layers}, seen[-1])
 
 
 def test_taking_every_step_still_returns_the_best_masks_seen(digits: Digits) -> None:
     # steps from so few samples soon do harm
     run = descend(
-        digits, accept="always", samples=8, scoring_samples=8, max_samples=8, caution=0.0, patience=1000, max_blocks=30,
-    )  # fmt: skip
+        digits,
+        accept="always",
+        samples=8,
+        scoring_samples=8,
+        max_samples=8,
+        caution=0.0,
+        patience=1000,
+        max_blocks=30,
+    )
     check_end(digits, run)
     assert {step.outcome for step in run.trace.steps} <= {"accepted", "idle"}
     losses = [run.trace.start_loss, *run.losses]
@@ -654,10 +704,13 @@ def changed_weights(run: Run) -> list[set[tuple[str, int]]]:
     """Weights whose mask changed in each step."""
     sets, before = [], run.warm
     for masks in run.masks:
-        sets.append({
-            (name, place) for name, keep in masks.items()
-            for place in (keep != before[name]).flatten().nonzero()[:, 0].tolist()
-        })  # fmt: skip
+        sets.append(
+            {
+                (name, place)
+                for name, keep in masks.items()
+                for place in (keep != before[name]).flatten().nonzero()[:, 0].tolist()
+            }
+        )
         before = masks
     return sets
 
@@ -722,9 +775,15 @@ def test_values_may_be_given_for_a_model_that_is_pruned_already(digits: Digits) 
     model = warm_model(digits, expected)
     values = {layer.name: layer.matrix().clone() for layer in find_layers(digits.model)}
     trace = descend_loss(
-        Objective(model, Classification()), find_layers(model), expected.warm, digits.train, digits.held_out,
-        LossDescent(**SMALL), Pattern("layer"), values=values,
-    )  # fmt: skip
+        Objective(model, Classification()),
+        find_layers(model),
+        expected.warm,
+        digits.train,
+        digits.held_out,
+        LossDescent(**SMALL),
+        Pattern("layer"),
+        values=values,
+    )
     assert same_masks(trace.keep, expected.trace.keep)
     assert same_masks(dict(model.state_dict()), dict(expected.model.state_dict()))
 
@@ -895,9 +954,14 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_dense_weights(digi
     broken[17] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite in sample 17"):
         descend_loss(
-            Objective(model, Classification()), layers, warm, digits.train, TensorSamples(broken, y),
-            LossDescent(**SMALL), Pattern("layer"),
-        )  # fmt: skip
+            Objective(model, Classification()),
+            layers,
+            warm,
+            digits.train,
+            TensorSamples(broken, y),
+            LossDescent(**SMALL),
+            Pattern("layer"),
+        )
     assert same_masks(dict(model.state_dict()), dict(digits.model.state_dict()))
 
 
@@ -980,14 +1044,31 @@ def test_scoring_and_model_batches_share_no_sample(digits: Digits, monkeypatch: 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("block_size", 1), ("blocks_per_step", -1), ("samples", 0), ("scoring_samples", -1), ("max_samples", 0),
-        ("halvings", -1), ("caution", -0.1), ("ridge", -1.0), ("max_blocks", -1), ("patience", 0), ("batch_check", 0),
-        ("micro_batch", 0), ("radius", -1), ("damping", -0.5), ("tabu_share", 1.0),
-        ("tabu_share", -0.1), ("frozen_pruned", 1.5), ("frozen_kept", -0.5),
-        ("curvature", "exact"), ("selection", "random"), ("layer_order", "size"), ("accept", "never"),
+        ("block_size", 1),
+        ("blocks_per_step", -1),
+        ("samples", 0),
+        ("scoring_samples", -1),
+        ("max_samples", 0),
+        ("halvings", -1),
+        ("caution", -0.1),
+        ("ridge", -1.0),
+        ("max_blocks", -1),
+        ("patience", 0),
+        ("batch_check", 0),
+        ("micro_batch", 0),
+        ("radius", -1),
+        ("damping", -0.5),
+        ("tabu_share", 1.0),
+        ("tabu_share", -0.1),
+        ("frozen_pruned", 1.5),
+        ("frozen_kept", -0.5),
+        ("curvature", "exact"),
+        ("selection", "random"),
+        ("layer_order", "size"),
+        ("accept", "never"),
         ("budget", "row"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_name_their_field(name: str, value: Any) -> None:
     settings = LossDescent()
     # set late, past the type checks of these tests

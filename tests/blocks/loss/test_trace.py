@@ -19,18 +19,35 @@ from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 
 def step(number: int = 0, **changes: Any) -> LossStep:
     plain: dict[str, Any] = {
-        "number": number, "blocks": 2, "pools": ("0", "2"), "weights": 64, "swaps": 5, "predicted": -0.5,
-        "batch_change": -0.4, "held_out_change": -0.25, "held_out_error": 0.01, "held_out_loss": 1.5,
-        "outcome": "accepted", "caution": 1.0, "samples": 100, "solver_seconds": 0.125, "seconds": 1.0 + number,
-    }  # fmt: skip
+        "number": number,
+        "blocks": 2,
+        "pools": ("0", "2"),
+        "weights": 64,
+        "swaps": 5,
+        "predicted": -0.5,
+        "batch_change": -0.4,
+        "held_out_change": -0.25,
+        "held_out_error": 0.01,
+        "held_out_loss": 1.5,
+        "outcome": "accepted",
+        "caution": 1.0,
+        "samples": 100,
+        "solver_seconds": 0.125,
+        "seconds": 1.0 + number,
+    }
     return LossStep(**{**plain, **changes})
 
 
 def trace(*steps: LossStep) -> LossTrace:
     return LossTrace(
-        keep={"0": torch.ones(2, 3, dtype=torch.bool)}, steps=steps, start_loss=2.0, best_loss=1.25,
-        stopped="The time was over.", notes={"something was done": 3}, seconds=4.5,
-    )  # fmt: skip
+        keep={"0": torch.ones(2, 3, dtype=torch.bool)},
+        steps=steps,
+        start_loss=2.0,
+        best_loss=1.25,
+        stopped="The time was over.",
+        notes={"something was done": 3},
+        seconds=4.5,
+    )
 
 
 def moving(predicted: list[float], held_out: list[float], batch: list[float] | None = None) -> LossTrace:

@@ -94,9 +94,13 @@ def test_single_precision_holds_problems_of_any_size(rng, size):
     plain = random_batch(rng, ROWS, N, [2], shared=False)
     x = random_starts(rng, plain)
     batch = type(plain)(
-        plain.hessian * size, plain.values, plain.linear * size, plain.offset * size,
-        plain.labels, plain.num_pruned,
-    )  # fmt: skip
+        plain.hessian * size,
+        plain.values,
+        plain.linear * size,
+        plain.offset * size,
+        plain.labels,
+        plain.num_pruned,
+    )
     _, costs, scale = of_batch(batch, x, torch.float32)
     _, expected, expected_scale = of_batch(plain, x, torch.float64)
     assert costs.dtype == torch.float32

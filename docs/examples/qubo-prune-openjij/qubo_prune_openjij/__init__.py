@@ -43,9 +43,13 @@ class OpenJij(Solver):
             if clock.remaining is not None and clock.remaining < 2 * (time.monotonic() - began) / max(1, read):
                 break
             response = openjij.SASampler().sample_qubo(
-                upper, beta_min=1.0, beta_max=hot / cold, num_reads=1, num_sweeps=self.num_sweeps,
+                upper,
+                beta_min=1.0,
+                beta_max=hot / cold,
+                num_reads=1,
+                num_sweeps=self.num_sweeps,
                 seed=derive_seed(request.seed, read) % 2**31,
-            )  # fmt: skip
+            )
             sample = response.first.sample
             samples.append(np.array([sample[i] for i in range(n)]))
         return ranked_answers(problem, samples[1:] or samples, Status.FEASIBLE, info={"reads": len(samples) - 1})
