@@ -125,10 +125,8 @@ def prune(
         InputError: a setting cannot be used; the message says why and what to do.
         TypeError: there is no such setting; the message gives near ones.
     """
-    began = time.perf_counter()
     groups = {"budget": budget, "data": data, "place": place, "run": run}
-    request = request_of(model, calibration, density, method, groups, settings)
-    return run_request(request, on_step, progress, began)
+    return run_request(request_of(model, calibration, density, method, groups, settings), on_step, progress)
 
 
 def request_of(
@@ -169,11 +167,9 @@ def signature_of(function: Any) -> inspect.Signature:
 prune.__signature__ = signature_of(prune)  # type: ignore[attr-defined]
 
 
-def run_request(
-    request: PruneRequest, on_step: OnStep | None = None, progress: bool = False, began: float | None = None
-) -> Report:
+def run_request(request: PruneRequest, on_step: OnStep | None = None, progress: bool = False) -> Report:
     """Do what a request asks for; see :func:`prune`."""
-    began = time.perf_counter() if began is None else began
+    began = time.perf_counter()
     check_alone()
     checked = check_request(request, on_step)
     bars, where = Progress(progress), request.run

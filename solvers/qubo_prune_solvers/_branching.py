@@ -161,8 +161,8 @@ def _grow(
 
 @njit(cache=True, nogil=True)
 def _look(
-    matrix: Any, shift: Any, labels: Any, y: Any, gradient: Any, fixed: Any, counts: Any, value: Any, bound: Any, d: int,
-    limits: Any, best: Any, tolerance: float, extremes: Any, multipliers: Any,
+    matrix: Any, shift: Any, labels: Any, y: Any, gradient: Any, fixed: Any, counts: Any, value: Any, bound: Any,
+    d: int, limits: Any, best: Any, tolerance: float, extremes: Any, multipliers: Any,
 ) -> Any:  # fmt: skip
     """Bound one node; the variable to branch on, or -1 if it is settled."""
     n = len(y)
