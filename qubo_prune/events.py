@@ -110,7 +110,7 @@ def _check_log(path: Path) -> None:
 
 
 class _Handler(logging.FileHandler):
-    """A file whose trouble, such as a full disk, does not end a run of hours: the log is told of, not lived by."""
+    """A file whose trouble, such as a full disk, does not end a run of hours: the run goes on without the log."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Go on."""

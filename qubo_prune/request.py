@@ -190,7 +190,7 @@ class RunSettings:
             It is for language models and image classifiers of ``transformers``; what is none is pruned in place.
         overwrite: Replace an output folder that is not empty. It may hold nothing but files that its list
             ``.qubo-prune.json`` names; a folder with anything else, or that is, holds or lies in the model, a text, the
-            run folder or the current directory, is refused before anything is loaded.
+            run folder or the current directory, is rejected before anything is loaded.
     """
 
     max_time: float | str | None = option(None, RUN, read=as_time, metavar="TEXT")

@@ -198,7 +198,7 @@ def facts(results: Results) -> dict[str, str]:
 
 NOTES = (
     "Every solver is given Wanda's choice as a start and the same limit, and solvers take turns on an instance.",
-    "raw is what the solver itself found; repaired, with counts mended where it knows none; final, after single swaps "
+    "raw is what the solver itself found; repaired, with exact counts where it knows none; final, after single swaps "
     "that the framework adds for everybody. A solver is worth what its raw and final stand above wanda+swaps, not what "
     "the swaps made of its answer. An answer below the start's quality is replaced by the start.",
     f"Success is a gap of at most {SUCCESS:g} to the best known energy, which the suite's own search or any solver of "

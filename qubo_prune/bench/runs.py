@@ -172,7 +172,7 @@ class RunTable:
 
     def append(self, row: Row) -> None:
         """One row, whole and on the disk before this returns."""
-        # notes are of strangers; with several lines, a row that a kill cut short could not be told from a whole one
+        # notes come from untrusted solvers; of several lines, a row that a kill cut short could look whole
         values = asdict(row) | {"note": one_line(row.note, MAX_NOTE)}
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow([_text(value) for value in values.values()])

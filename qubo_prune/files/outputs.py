@@ -1,7 +1,7 @@
 """Where results are written: what may be replaced there, and how one result takes the place of another.
 
 Every folder that is written gets a list of its files, :data:`LISTING`. Only files of that list are ever replaced or
-removed; a folder that holds anything else, or that the run itself needs, is refused before anything is loaded.
+removed; a folder that holds anything else, or that the run itself needs, is rejected before anything is loaded.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Written by dimod. Read by our own parser: dimod's does not return from some malf
 names no lines. It takes what CPLEX, Gurobi, SCIP, HiGHS, OR-tools, docplex, PuLP and GLPK write of such problems:
 keywords in all their forms, integers with bounds 0 and 1, counts as pairs of inequalities or multiplied by a number,
 constraints and bounds that every binary vector meets, empty sections, and constants written as fixed variables.
-What is no count of binary variables is refused.
+What is no count of binary variables is rejected.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def loads(text: str, max_variables: int) -> tuple[NDArray[np.float64], tuple[int
     names = _Names(_variables(declared, max_variables))
     names.read_bounds(_Tokens(parts["bounds"]), {token.text: token for token in parts["general"]})
     objective = _Objective(names)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused behind this
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is rejected behind this
         objective.read(_Tokens(parts["objective"][1:]))
     q = np.diag(objective.linear)
     for (i, j), value in objective.quadratic.items():

@@ -440,7 +440,7 @@ class _List:
         parts = self.parts()
         assert not isinstance(parts.q, FactorForm)
         h = np.diagonal(parts.q).copy()
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is refused behind this
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is rejected behind this
             couplings = 2 * (parts.q - np.diag(h))
             q = 2 * couplings + np.diag(2 * h - 2 * couplings.sum(axis=1))
             offset = parts.offset + float(couplings.sum()) / 2 - float(h.sum())

@@ -94,9 +94,13 @@ class Pattern:
 
     def violations(self, keep: Bool[Tensor, "r d_in"], density: float) -> int:
         """How many groups do not hold exactly the asked number of weights."""
+        return int(self.broken(keep, density).sum())
+
+    def broken(self, keep: Bool[Tensor, "r d_in"], density: float) -> Bool[Tensor, " groups"]:
+        """Which groups do not hold exactly the asked number of weights."""
         grouped = self.groups(keep)
         wanted = self.num_kept((keep.shape[0], keep.shape[1]), density) // max(1, len(grouped))
-        return int((grouped.sum(1) != wanted).sum())
+        return grouped.sum(1) != wanted
 
     def same_counts(self, keep: Bool[Tensor, "r d_in"], other: Bool[Tensor, "r d_in"]) -> bool:
         """True if every group holds as many weights in one mask as in the other."""

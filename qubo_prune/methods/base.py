@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qubo_prune.blocks.loss.descent import Keeper, OnStep
@@ -280,6 +280,45 @@ class ModelMethod(Method):
     def to_dict(self) -> dict[str, Any]:
         """Settings as plain data, for the report."""
         return {name: str(value) for name, value in vars(self).items()}
+
+
+class SampledStart(LayerMethod):
+    """A start that needs samples of a loss: it reads them for all layers at once, before any is pruned."""
+
+    @property
+    @abc.abstractmethod
+    def known(self) -> Mapping[str, Bool[Tensor, "d_out d_in"]]:
+        """Keep masks by layer name; a layer without one is ranked by magnitude."""
+
+    @abc.abstractmethod
+    def with_masks(self, masks: Mapping[str, Tensor]) -> SampledStart:
+        """The same with these masks, which a run that goes on has kept."""
+
+    @abc.abstractmethod
+    def prepared(
+        self,
+        objective: Objective,
+        samples: Samples,
+        batch: Int[Tensor, " b"],
+        layers: Sequence[Layer],
+        pattern: Pattern,
+        densities: Mapping[str, float],
+    ) -> SampledStart:
+        """The same with masks.
+
+        Args:
+            objective: the dense model with its loss.
+            samples: to be drawn from.
+            batch: which of them.
+            layers: to be pruned.
+            pattern: where counts must hold.
+            densities: kept shares by layer name.
+        """
+
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        """The mask of the layer."""
+        assert task.layer is not None
+        return Decision(keep=self.known[task.layer.name].to(task.weight.device))
 
 
 class Score(LayerMethod):

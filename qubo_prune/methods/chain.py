@@ -22,7 +22,7 @@ from torch import Tensor
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError, QuboPruneError, did_you_mean
 from qubo_prune.masks.keep import Pattern
-from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, ModelMethod, Traits
+from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, ModelMethod, SampledStart, Traits
 from qubo_prune.methods.given import GivenMasks
 from qubo_prune.methods.registry import make_method, make_update, method_class, method_names, start_names, update_names
 from qubo_prune.methods.row_blocks import RowBlocks
@@ -82,6 +82,8 @@ class Chain:
             wrong = "blocks of rows stand in it twice; take one of them"
         elif self.start.traits.reads == "samples" and self.whole is None:
             wrong = f"{labels[0]} needs samples of a loss; blocks of the loss have to follow"
+        elif self.start.traits.reads == "samples" and not isinstance(self.start, SampledStart):
+            wrong = f"{labels[0]} reads samples and is no SampledStart, which is given them"
         if wrong:
             raise InputError(f"The chain {' > '.join(labels) or 'of no steps'} cannot be run: {wrong}.")
         if not self.name:
@@ -178,20 +180,13 @@ def verified(step: LayerMethod, found: Decision, task: LayerTask, so_far: Decisi
     Raises:
         InputError: the decision is wrong.
     """
-    shape, weight = task.weight.shape, found.weight
-    wrong = None
+    shape, weight, wrong = task.weight.shape, found.weight, None
     if found.keep.shape != shape or found.keep.dtype != torch.bool:
         wrong = f"a mask of shape {tuple(found.keep.shape)} and type {found.keep.dtype}"
-    elif so_far is not None and not task.pattern.same_counts(found.keep, so_far.keep):
-        wrong = "a mask with other counts than it was given"
-    elif so_far is None and step.exact and task.pattern.violations(found.keep, task.density):
-        wrong = f"a mask that breaks the pattern {task.pattern.name} at density {task.density:g}"
     elif weight is not None and (weight.shape != shape or weight.dtype != task.weight.dtype):
         wrong = f"weights of shape {tuple(weight.shape)} and type {weight.dtype}"
-    elif weight is not None and not bool(weight.isfinite().all()):
-        wrong = "weights that are not finite"
-    elif weight is not None and bool(weight[~found.keep.to(weight.device)].any()):
-        wrong = "pruned weights that are not zero"
+    else:
+        wrong = next((fault for fault, is_there in _faults(step, found, task, so_far) if is_there), None)
     if wrong:
         where = "the layer" if task.layer is None else f"layer {task.layer.name!r}"
         raise InputError(
@@ -199,6 +194,26 @@ def verified(step: LayerMethod, found: Decision, task: LayerTask, so_far: Decisi
             "(qubo-prune check-method finds such faults)."
         )
     return found
+
+
+def _faults(step: LayerMethod, found: Decision, task: LayerTask, so_far: Decision | None) -> list[tuple[str, bool]]:
+    """What may be wrong with a decision of the right shapes, and whether it is; the device is waited for once."""
+    pattern, keep, weight = task.pattern, found.keep, found.weight
+    checks: list[tuple[str, Tensor]] = []
+    if so_far is not None and keep is not so_far.keep:
+        counts = pattern.groups(keep).sum(1) != pattern.groups(so_far.keep.to(keep.device)).sum(1)
+        checks.append(("a mask with other counts than it was given", counts.any()))
+    elif so_far is None and step.exact:
+        wrong = pattern.broken(keep, task.density)
+        checks.append((f"a mask that breaks the pattern {pattern.name} at density {task.density:g}", wrong.any()))
+    if weight is not None:
+        checks.append(("weights that are not finite", ~weight.isfinite().all()))
+        left = (weight != 0) & ~keep.to(weight.device)
+        checks.append(("pruned weights that are not zero", left.any()))
+    if not checks:
+        return []
+    flags = torch.stack([flag.to(checks[0][1].device) for _, flag in checks]).tolist()
+    return [(fault, flag) for (fault, _), flag in zip(checks, flags, strict=True)]
 
 
 def _nothing_done(so_far: Decision, start: Decision) -> bool:
@@ -235,7 +250,7 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
         name, main = type(how.method).__name__, how.method
     else:
         name = _method_name(how)
-        main = make_method(name, **method_class(name).settings_of_words(words), **(how.method_settings or {}))
+        main = make_method(name, **{**method_class(name).settings_of_words(words), **(how.method_settings or {})})
     whole = main if isinstance(main, ModelMethod) else None
     if how.loss_settings and whole is None:
         raise InputError(
@@ -275,10 +290,8 @@ def _method_name(how: MethodSettings) -> str:
     """The name of the method, what the old words mean included."""
     name = how.method
     if not isinstance(name, str):
-        raise InputError(
-            f"The method is of type {type(name).__name__}; give a name such as 'gram', or an object of "
-            "qubo_prune.methods."
-        )
+        what = f"the class {name.__name__}" if isinstance(name, type) else f"of type {type(name).__name__}"
+        raise InputError(f"The method is {what}; give a name such as 'gram', or an object of qubo_prune.methods.")
     if how.hessian is None:
         return name
     known = (*_OLD_HESSIANS, *(each for each in method_names() if each not in _OLD_HESSIANS.values()))

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from qubo_prune.data.losses import Objective
 from qubo_prune.data.samples import Samples
 from qubo_prune.hessian.gradients import Moments, moments
 from qubo_prune.masks.keep import Pattern, keep_highest
-from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Traits
+from qubo_prune.methods.base import SampledStart, Traits
 from qubo_prune.models.layers import Layer
 
 
 @dataclass(frozen=True, eq=False)
-class Gradient(LayerMethod):
+class Gradient(SampledStart):
     """Keeps the weights of the largest ``|w g|``, where g is the mean gradient of the loss of the dense model.
 
     Attributes:
@@ -29,11 +29,20 @@ class Gradient(LayerMethod):
 
     traits = Traits("gradient", reads="samples")
 
+    @property
+    def known(self) -> Mapping[str, Tensor]:
+        """See :meth:`prepared`."""
+        return self.masks
+
+    def with_masks(self, masks: Mapping[str, Tensor]) -> Gradient:
+        """The same with these."""
+        return replace(self, masks=masks)
+
     def prepared(
         self,
         objective: Objective,
         samples: Samples,
-        batch: Tensor,
+        batch: Int[Tensor, " b"],
         layers: Sequence[Layer],
         pattern: Pattern,
         densities: Mapping[str, float],
@@ -46,11 +55,6 @@ class Gradient(LayerMethod):
             if found[layer.name].reached
         }
         return replace(self, masks=masks)
-
-    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
-        """The mask of the layer."""
-        assert task.layer is not None
-        return Decision(keep=self.masks[task.layer.name].to(task.weight.device))
 
 
 def _slopes(weight: Tensor, found: Moments) -> Float[Tensor, "d_out d_in"]:

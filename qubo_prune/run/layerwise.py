@@ -39,10 +39,9 @@ from qubo_prune.methods.allocation import (
     predicted_rise,
     protected,
 )
-from qubo_prune.methods.base import Decision, LayerTask, ModelMethod, ModelTask
+from qubo_prune.methods.base import Decision, LayerTask, ModelMethod, ModelTask, SampledStart
 from qubo_prune.methods.chain import verified
 from qubo_prune.methods.correction import corrected
-from qubo_prune.methods.gradient import Gradient
 from qubo_prune.models.coverage import LeftDense
 from qubo_prune.models.layers import Layer, Removed, check_finite, tied_to_others
 from qubo_prune.models.names import kinds
@@ -150,9 +149,9 @@ class LayerRun:
         count = min(draws.samples, len(self._samples[0]))
         batch = torch.randperm(len(self._samples[0]), generator=torch.Generator().manual_seed(seed))[:count]
         self._objective.measure(self._samples[0], batch[: draws.micro_batch])
-        if isinstance(self._start, Gradient):
+        if isinstance(self._start, SampledStart):
             masks = self._records.tensors_once("gradient-masks", lambda: self._by_gradient(batch))
-            self._start = replace(self._start, masks=masks)
+            self._start = self._start.with_masks(masks)
             self._without_gradient = {layer.name for layer in self._layers} - masks.keys()
         else:
             self._without_gradient = self._records.once(
@@ -164,11 +163,11 @@ class LayerRun:
 
     def _by_gradient(self, batch: Tensor) -> dict[str, Tensor]:
         """Masks of a start that ranks by the gradient, of layers to which one came back."""
-        assert isinstance(self._start, Gradient)
+        assert isinstance(self._start, SampledStart)
         made = self._start.prepared(
             self._objective, self._samples[0], batch, self._layers, self._plan.pattern, self._densities
         )
-        return dict(made.masks)
+        return dict(made.known)
 
     def decide_all(self, bars: Progress, on_step: OnStep | None) -> LossTrace | None:
         """Let the method for the whole model decide; the layers' reports and masks follow."""
@@ -398,7 +397,7 @@ class LayerRun:
         plan, said = self._plan, list[str]()
         if not plan.needs_inputs:
             said.append("The output error of this layer was not measured; its warm start needs no inputs.")
-            if isinstance(self._start, Gradient) and layer.name in self._without_gradient:
+            if isinstance(self._start, SampledStart) and layer.name in self._without_gradient:
                 said.append("No gradient of the loss reached this layer; its weights were ranked by magnitude.")
         elif not gram.tokens:
             given = layer.parameter_name in plan.chain.masks
@@ -586,8 +585,8 @@ class LayerRun:
         assert layer is not None
         if layer.parameter_name not in self._plan.chain.masks:
             known = bool(task.gram.tokens) if self._plan.needs_inputs else True
-            if isinstance(self._start, Gradient):
-                known = layer.name in self._start.masks
+            if isinstance(self._start, SampledStart):
+                known = layer.name in self._start.known
             if not known:
                 return Decision(keep=task.highest(task.weight.abs()))
         return verified(self._start, self._start.decide(task), task)

@@ -13,10 +13,10 @@ from qubo_prune.errors import InputError
 from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.allocation import check_allocation, check_protect
+from qubo_prune.methods.base import SampledStart
 from qubo_prune.methods.chain import Chain, chain_of
 from qubo_prune.methods.correction import CORRECTION_DAMPING
 from qubo_prune.methods.given import GivenMasks
-from qubo_prune.methods.gradient import Gradient
 from qubo_prune.methods.wanda import Wanda
 from qubo_prune.models.load import usable_device
 from qubo_prune.problem.bounds import check_kind
@@ -131,7 +131,7 @@ class Plan:
         """The plan for some rows of one layer, from a start that needs nothing but their Gram."""
         request = self.request.changed({"max_time": None, "densities": None, "allocation": "uniform"})
         chain = self.chain
-        if isinstance(chain.start, (GivenMasks, Gradient)):
+        if isinstance(chain.start, (GivenMasks, SampledStart)):
             chain = replace(chain, steps=(Wanda(), *chain.steps[1:]))
         return replace(self, request=replace(request, density=density), chain=chain)
 

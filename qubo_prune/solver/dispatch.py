@@ -414,29 +414,29 @@ class _Call:
         feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
         if can.cardinality and not feasible.any():
             return self._fallback(problem, start, Status.INFEASIBLE, "no answer meets the counts")
-        # what misses a count is mended only for solvers that were not asked to meet it
-        mended = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
-        mended, energies = best_first(problem, mended, request.num_answers)
+        # what misses a count is repaired only for solvers that were not asked to meet it
+        corrected = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
+        corrected, energies = best_first(problem, corrected, request.num_answers)
         repaired = float(energies[0])
         raw: float | None = repaired
         if not feasible.all() and not can.cardinality:
             raw = float(np.min(problem.energy(answers[feasible]))) if feasible.any() else None
-        status, bound, info = self._believed(problem, result, mended[0], repaired, as_given=bool(feasible[0]))
+        status, bound, info = self._believed(problem, result, corrected[0], repaired, as_given=bool(feasible[0]))
         if self._handling.polish and not (can.swap_optimal or problem.free) and status is not Status.OPTIMAL:
-            mended, energies = best_first(
-                problem, np.stack([_swap_optimum(problem, x) for x in mended]), request.num_answers
+            corrected, energies = best_first(
+                problem, np.stack([_swap_optimum(problem, x) for x in corrected]), request.num_answers
             )
         if status is not Status.OPTIMAL and not problem.free and wide(problem):
-            mended, energies, status = self._carefully(problem, mended, energies, status, info)
+            corrected, energies, status = self._carefully(problem, corrected, energies, status, info)
         energy_start = None if start is None else float(np.float64(problem.energy(start)))
         ledger = Ledger(energy_start, raw, float(feasible.mean()), repaired, float(energies[0]))
         worse = energy_start is not None and energies[0] > energy_start
         # the start itself, given back, may differ in its last digits
-        if alone and worse and start is not None and not np.array_equal(mended[0], start):
+        if alone and worse and start is not None and not np.array_equal(corrected[0], start):
             kept = self._fallback(problem, start, Status.NOT_IMPROVED, f"answer had energy {energies[0]:.6g}")
             return dataclasses.replace(kept, ledger=ledger, lower_bound=bound)
         return dataclasses.replace(
-            result, assignments=mended, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
+            result, assignments=corrected, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
         )
 
     def _carefully(

@@ -110,7 +110,7 @@ class Ledger:
         start: energy of the warm start, if there was one.
         raw: best energy among the answers that met the counts as given; ``None`` if none did.
         feasible: share of the answers that met the counts as given.
-        repaired: best energy once counts were mended (``raw``'s, if nothing had to be).
+        repaired: best energy once counts were repaired (``raw``'s, if nothing had to be).
         polished: best energy after swaps (``repaired``'s, if none were tried).
     """
 

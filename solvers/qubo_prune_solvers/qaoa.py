@@ -229,7 +229,7 @@ def _scale(energies: NDArray[np.float64]) -> float:
 
 
 def _answers(problem: BlockQubo, samples: NDArray[np.bool_], status: Status, info: dict[str, Any]) -> SolveResult:
-    """Samples that meet the counts, or mended ones if none does, and what is worth knowing of them."""
+    """Samples that meet the counts, or repaired ones if none does, and what is worth knowing of them."""
     feasible = np.ones(len(samples), dtype=bool)
     for group, count in enumerate(problem.num_pruned):
         feasible &= samples[:, problem.labels == group].sum(axis=1) == count

@@ -455,7 +455,7 @@ def test_prune_an_image_classifier(method: str, tmp_path: Path) -> None:
         ([*FISHER, "--loss-set", "samples=4"], "The setting 'samples' is given twice"),
         ([*FISHER, "--loss-set", "sample=4"], "There is no setting 'sample' of the descent on the loss"),
         ([*FISHER, "--loss-set", "preset=papr"], "There is no preset 'papr' (did you mean 'paper'?)"),
-        ([*FISHER, "--loss-set", "max_blocks=-1"], "max_blocks is -1; it must be at least 0"),
+        ([*FISHER, "--loss-set", "max_blocks=-1"], "max_blocks is -1; a whole number from 0 on is needed"),
         ([*FISHER, "--method", "wanda"], "the method 'wanda' takes no loss"),
         ([*FISHER, "--warm-start", "gradien"], "did you mean 'gradient'"),
         ([*FISHER], "The sequence length is 128, but the model takes at most 64 tokens"),

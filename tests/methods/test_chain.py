@@ -72,6 +72,7 @@ def test_what_words_mean(words: dict[str, Any], found: list[str]) -> None:
         ({"method": "wandda"}, r"no method 'wandda' \(did you mean 'wanda'"),
         ({"method": "refit"}, "no method 'refit'"),
         ({"method": 3}, "The method is of type int"),
+        ({"method": Wanda}, "The method is the class Wanda; give a name such as 'gram', or an object"),
         ({"update": "refitt"}, r"no update 'refitt' \(did you mean 'refit'"),
         ({"method": "sparsefw", "method_settings": {"alhpa": 1}}, "no setting 'alhpa' .did you mean 'alpha'"),
         ({"method": "sparsefw", "method_settings": {"alpha": 3}}, "setting alpha .* is 3; a number from 0 to 1"),
@@ -93,6 +94,16 @@ def test_words_that_cannot_be_done_are_one_sentence(words: dict[str, Any], said:
         steps(**words)
 
 
+@dataclass(frozen=True)
+class Sampled(LayerMethod):
+    """Says that it reads samples, and has no way to."""
+
+    traits = Traits("sampled", reads="samples")
+
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        return Decision(keep=task.highest(task.wanda()))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -102,6 +113,7 @@ def test_words_that_cannot_be_done_are_one_sentence(words: dict[str, Any], said:
         ([Wanda(), LossBlocks(), Refit()], "has to be the last step"),
         ([Wanda(), GramBlocks(), CompensatedBlocks()], "blocks of rows stand in it twice"),
         ([Gradient(), GramBlocks()], "needs samples of a loss"),
+        ([Sampled(), LossBlocks()], "is no SampledStart"),
     ],
 )
 def test_orders_that_cannot_be_run(given: list[Any], said: str) -> None:

@@ -42,7 +42,7 @@ from qubo_prune.masks.keep import Pattern, packed_bits, unpacked_bits
 from qubo_prune.models.layers import Layer
 from qubo_prune.precision import caller_defaults, pinned
 from qubo_prune.progress import Progress
-from qubo_prune.settings import checked, kinds_of
+from qubo_prune.settings import checked, kinds_of, setting
 from qubo_prune.solver.block_counts import BlockCounts, by_kind
 from qubo_prune.solver.dispatch import solve
 from qubo_prune.solver.interface import Solver, derive_seed
@@ -98,31 +98,31 @@ class LossDescent:
     """
 
     solver: str | Solver = "greedy"
-    block_size: int = 1024
-    blocks_per_step: int = 3
-    samples: int = 1000
-    scoring_samples: int = 1000
-    scoring_group: int = 8
-    held_out: int = 5000
-    max_samples: int = 8000
+    block_size: int = setting(1024, least=2)
+    blocks_per_step: int = setting(3, least=0)
+    samples: int = setting(1000, least=1)
+    scoring_samples: int = setting(1000, least=0)
+    scoring_group: int = setting(8, least=1)
+    held_out: int = setting(5000, least=1)
+    max_samples: int = setting(8000, least=1)
     curvature: Literal["auto", "sampled", "empirical"] = "auto"
     selection: Literal["gain", "salience"] = "gain"
     layer_order: Literal["gain", "log-size"] = "gain"
     accept: Literal["held-out", "always"] = "held-out"
-    radius: int = 0
-    halvings: int = 2
-    caution: float = 1.0
+    radius: int = setting(0, least=0)
+    halvings: int = setting(2, least=0)
+    caution: float = setting(1.0, least=0)
     gradient_scale: float = 1.0
-    ridge: float = 0.0
-    damping: float = 2.0
-    tabu_share: float = 0.0
-    frozen_pruned: float = 0.0
-    frozen_kept: float = 0.0
+    ridge: float = setting(0.0, least=0)
+    damping: float = setting(2.0, least=0)
+    tabu_share: float = setting(0.0, least=0, below=1)
+    frozen_pruned: float = setting(0.0, least=0, below=1)
+    frozen_kept: float = setting(0.0, least=0, below=1)
     budget: Literal["layer", "global"] = "layer"
-    max_blocks: int = 3000
-    patience: int = 5
-    batch_check: int = 1000
-    micro_batch: int = 250
+    max_blocks: int = setting(3000, least=0)
+    patience: int = setting(5, least=1)
+    batch_check: int = setting(1000, least=1)
+    micro_batch: int = setting(250, least=1)
     block_time: float | None = 60.0
     polish: bool = True
     solver_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -131,12 +131,6 @@ class LossDescent:
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             object.__setattr__(self, entry.name, checked(entry.name, getattr(self, entry.name), _KINDS[entry.name]))
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        for name in ("tabu_share", "frozen_pruned", "frozen_kept"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it is a share, from 0 to below 1.")
 
     @classmethod
     def preset(cls, kind: str, preset: str = "measured", **changes: Any) -> LossDescent:
@@ -235,24 +229,6 @@ _PRESETS: Mapping[str, Mapping[str, dict[str, Any]]] = {
         "language": _PAPER
         | {"block_size": 4096, "samples": 64, "max_samples": 64, "batch_check": 16, "micro_batch": 4},
     },
-}
-_LEAST = {
-    "block_size": 2,
-    "blocks_per_step": 0,
-    "samples": 1,
-    "scoring_samples": 0,
-    "scoring_group": 1,
-    "max_samples": 1,
-    "radius": 0,
-    "halvings": 0,
-    "held_out": 1,
-    "damping": 0,
-    "caution": 0,
-    "ridge": 0,
-    "max_blocks": 0,
-    "patience": 1,
-    "batch_check": 1,
-    "micro_batch": 1,
 }
 
 
