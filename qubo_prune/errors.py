@@ -24,6 +24,10 @@ class SolverError(QuboPruneError):
     """A solver could not be loaded, or answered with something that is not a solution."""
 
 
+class MethodError(QuboPruneError, RuntimeError):
+    """A method of another distribution failed, or decided what cannot be put into a model."""
+
+
 def as_sentence(text: str) -> str:
     """The text with a capital and a full stop; an address at its beginning stays as it is."""
     text = text.strip()

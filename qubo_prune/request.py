@@ -396,10 +396,19 @@ def plain(group: T) -> T:
     Raises:
         InputError: one cannot be read.
     """
+    # it brings numpy, which a shell that completes options does not wait for
+    from qubo_prune.settings import checked, kinds_of
+
     found: Any = group
-    read = {each.name: (each.metadata["read"], getattr(found, each.name)) for each in fields(found)}
+    read = {each.name: (each.metadata.get("read"), getattr(found, each.name)) for each in fields(found)}
     given = {n: to(n, v) for n, (to, v) in read.items() if to is not None and not (v is None and optional(found, n))}
     made: T = replace(found, **given)
+    for each in fields(found):
+        value = getattr(made, each.name)
+        # words have messages of their own, with near ones, and seeds too
+        word = isinstance(value, str) and not (each.type == "bool" or str(each.type).startswith("Mapping"))
+        if each.name != "seed" and not word:
+            checked(each.name, value, kinds_of(type(found))[each.name])
     return made
 
 

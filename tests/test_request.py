@@ -146,3 +146,37 @@ def test_what_a_resumed_run_is_compared_by() -> None:
     compared = PruneRequest.of("m").compared()
     assert {"seed", "pattern", "samples", "dtype", "max_time", "method"} <= compared.keys()
     assert not {"output", "workers", "run_folder", "resume", "weights", "gram_devices", "loss"} & compared.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prune_head": "no"}, "prune_head is 'no'; true or false is needed"),
+        ({"overwrite": "no"}, "overwrite is 'no'; true or false is needed"),
+        ({"polish": 3}, "polish is 3; true or false is needed"),
+        ({"pattern": 3}, "pattern is 3; a text is needed"),
+        ({"allocation": 3}, "allocation is 3; one of 'uniform'"),
+        ({"solver_settings": [1]}, r"solver_settings is \[1\]"),
+        ({"method_settings": "alpha=1"}, "method_settings is 'alpha=1'"),
+        ({"output": 3}, "output is 3"),
+        ({"update": 3}, "update is 3"),
+        ({"loss_length": 0}, "loss_length is 0; it must be at least 1"),
+        ({"on_step": 3}, "on_step is of type int"),
+        ({"method": "wanda", "warm_start": "admm"}, "warm_start is given and the method 'wanda' makes a mask"),
+        ({"method": "wanda", "solver": "nonsense"}, "no solver 'nonsense'"),
+        ({"method": "wanda", "block_size": 1}, "block_size is 1; at least 2"),
+        ({"method": "wanda", "workers": "zzz"}, "workers is 'zzz'"),
+        ({"warm_start": {"0.weight": 3}}, "The mask '0.weight' is of type int"),
+    ],
+)
+def test_values_of_a_wrong_type_are_one_sentence(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        prune(tiny.mlp(), torch.randn(8, 12), **settings)
+
+
+def test_a_group_of_a_subclass_is_a_group() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Budget):
+        more: int = 3
+
+    assert PruneRequest.of("m", groups={"budget": Mine(pattern="layer")}).budget.pattern == "layer"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,9 @@ import unseen
 from qubo_prune_solvers.greedy import Greedy
 from torch import Tensor, nn
 
-from qubo_prune import InputError, prune
+from qubo_prune import Chain, InputError, prune
+from qubo_prune.methods import Decision, LayerMethod, LayerTask, Traits
+from qubo_prune.methods.given import GivenMasks
 from qubo_prune.report import Report
 from qubo_prune.run.folder import is_running
 from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
@@ -461,3 +463,69 @@ def test_two_commands_on_one_folder_are_one_too_many(tmp_path: Path, command: li
         process.communicate()
     assert second.returncode == 2
     assert "Another process works in the run folder" in error
+
+
+def mask_start(step: int) -> dict[str, torch.Tensor]:
+    return {
+        name: (torch.arange(value.numel()).reshape(value.shape) % 2 == step)
+        for name, value in tiny.mlp().named_parameters()
+        if name.endswith("weight")
+    }
+
+
+@dataclass(frozen=True)
+class Tuned(LayerMethod):
+    """Wanda with fields that its text does not show, or not in full."""
+
+    quiet: int = field(default=0, repr=False)
+    large: Any = None
+
+    traits = Traits("tuned")
+
+    def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
+        return Decision(keep=task.highest(task.wanda()))
+
+
+LARGE, OTHER = torch.zeros(5000), torch.zeros(5000).index_fill_(0, torch.tensor([2500]), 1.0)
+
+
+def squared(model: Any, batch: Any) -> torch.Tensor:
+    return model(batch[0]).square().mean(1)
+
+
+def cubed(model: Any, batch: Any) -> torch.Tensor:
+    return model(batch[0]).abs().pow(3).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("begun", "resumed", "said"),
+    [
+        ({"method": Chain([GivenMasks(mask_start(0))])}, {"method": Chain([GivenMasks(mask_start(1))])}, "steps"),
+        ({"warm_start": mask_start(0)}, {"warm_start": mask_start(1)}, "given_masks"),
+        ({"method": Tuned(quiet=1)}, {"method": Tuned(quiet=2)}, "steps"),
+        ({"method": Tuned(large=LARGE)}, {"method": Tuned(large=OTHER)}, "steps"),
+        (
+            {"method": "sparsefw", "method_settings": {"alpha": 0.5}},
+            {"method": "sparsefw", "method_settings": {"alpha": 0.6}},
+            "method_settings",
+        ),
+        ({"method": "loss", "loss": squared}, {"method": "loss", "loss": cubed}, "loss"),
+        (
+            {"method": "loss", "held_out": [(torch.ones(8, 12), torch.arange(8) % 4)]},
+            {"method": "loss", "held_out": [(torch.zeros(8, 12), torch.arange(8) % 4)]},
+            "held-out samples",
+        ),
+    ],
+)
+def test_a_run_with_other_objects_is_another_run(
+    begun: dict[str, Any], resumed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    batches = [(torch.randn(40, 12, generator=torch.Generator().manual_seed(i)), torch.arange(40) % 4) for i in (0, 1)]
+    shared = {"run_folder": tmp_path / "run", "loss_settings": {"max_blocks": 1, "samples": 20}}
+    if begun.get("method") != "loss":
+        shared.pop("loss_settings")
+        shared["loss"] = "classification"
+    prune(tiny.mlp(), batches, 0.5, **shared, **begun)
+    with pytest.raises(InputError, match=f"was begun with another .*{said}"):
+        prune(tiny.mlp(), batches, 0.5, **shared, **resumed, resume=True)
+    prune(tiny.mlp(), batches, 0.5, **shared, **begun, resume=True)

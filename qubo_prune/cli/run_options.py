@@ -37,7 +37,7 @@ def of_field(name: str) -> Any:
     return typer.Option(
         flag_of(name),
         metavar=None if given["metavar"] == "TEXT" else given["metavar"],
-        help=given["off"] or _plain(first_sentence(sentences_of(owner)[name])),
+        help=given["off"] or _plain(first_sentence(sentences_of(owner).get(name, ""))),
         rich_help_panel=given["panel"],
         show_default=given["shown"] or default not in (None, False, ""),
         autocompletion=one_of(known) if known else None,
@@ -152,7 +152,7 @@ def said_of(name: str, help: str) -> str:
     """All that is said of an option, in Markdown: of a setting what its field says, else the help."""
     if name not in HOME:
         return _without_roles(help)
-    said, off = sentences_of(GROUPS[HOME[name]])[name], field_of(name).metadata["off"]
+    said, off = sentences_of(GROUPS[HOME[name]]).get(name, ""), field_of(name).metadata["off"]
     if off is not None:
         said = f"{off}{said.removeprefix(first_sentence(said))}"
     return _without_roles(said)

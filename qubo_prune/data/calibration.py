@@ -61,10 +61,7 @@ class Calibration:
     def digest(self) -> str:
         """SHA-256 of the inputs, and of some of the samples."""
         given: list[Any] = [self.inputs, self.held_out]
-        if self.samples is not None:  # all of them may be more than the memory holds
-            some = torch.linspace(0, len(self.samples) - 1, min(_DIGESTED, len(self.samples))).long()
-            given += [len(self.samples), self.samples.batch(some)]
-        return digest_of_batches(*given)
+        return digest_of_batches(*given, *(() if self.samples is None else _some_of(self.samples)))
 
     def without_last(self, count: int) -> Calibration:
         """The last ``count`` inputs held out."""
@@ -107,6 +104,17 @@ def read_calibration(
         return replace(_of_text(plain, loaded, windows, length, loss, loss_length, device, more), loss=loss)
     given = _without_padding(_of_inputs(plain, loss, gram_samples, loaded, named), loaded)
     return given.without_last(guard) if guard else given
+
+
+def digest_of_samples(samples: Samples) -> str:
+    """SHA-256 of some samples, and of their number."""
+    return digest_of_batches(*_some_of(samples))
+
+
+def _some_of(samples: Samples) -> tuple[int, Any]:
+    """The number of samples, and a batch of some: all of them may be more than the memory holds."""
+    some = torch.linspace(0, len(samples) - 1, min(_DIGESTED, len(samples))).long()
+    return len(samples), samples.batch(some)
 
 
 def drawn_from(source: Source, loaded: LoadedModel, length: int, most: int, loss: Loss) -> Samples | str:

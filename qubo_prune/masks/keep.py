@@ -100,11 +100,15 @@ class Pattern:
         """Which groups do not hold exactly the asked number of weights."""
         grouped = self.groups(keep)
         wanted = self.num_kept((keep.shape[0], keep.shape[1]), density) // max(1, len(grouped))
-        return grouped.sum(1) != wanted
+        return self.counts(keep) != wanted
+
+    def counts(self, keep: Bool[Tensor, "r d_in"]) -> Int[Tensor, " groups"]:
+        """How many weights each group holds."""
+        return self.groups(keep).sum(1)
 
     def same_counts(self, keep: Bool[Tensor, "r d_in"], other: Bool[Tensor, "r d_in"]) -> bool:
         """True if every group holds as many weights in one mask as in the other."""
-        return torch.equal(self.groups(keep).sum(1), self.groups(other).sum(1))
+        return torch.equal(self.counts(keep), self.counts(other))
 
 
 def keep_highest(scores: Float[Tensor, "r d_in"], pattern: Pattern, density: float) -> Bool[Tensor, "r d_in"]:

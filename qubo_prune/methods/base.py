@@ -24,6 +24,7 @@ from qubo_prune.blocks.rows import DescentResult
 from qubo_prune.clock import Deadline
 from qubo_prune.data.losses import Loss, Objective
 from qubo_prune.data.samples import Samples
+from qubo_prune.errors import InputError
 from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.linalg import UNSEEN, cast_back, check_layer, promote_range, with_damping
@@ -96,7 +97,8 @@ class LayerTask:
         stays: protected weights, which are to be kept; ``None`` for none.
         deadline: when to stop searching.
         answers: keeps solvers' answers, and knows those of a run that goes on.
-        layer: where the weights are from; ``None`` outside of a run.
+        name: of the layer; empty outside of a run.
+        mask: the caller's keep mask of the layer, as a matrix, if one was given.
     """
 
     weight: Float[Tensor, "r d"]
@@ -110,7 +112,8 @@ class LayerTask:
     stays: Bool[Tensor, "r d"] | None = None
     deadline: Deadline = field(default_factory=lambda: Deadline(None))
     answers: AnswerLog | None = None
-    layer: Layer | None = None
+    name: str = ""
+    mask: Bool[Tensor, "r d"] | None = None
 
     def highest(self, scores: Float[Tensor, "r d"]) -> Bool[Tensor, "r d"]:
         """The keep mask of the highest scores, with the exact counts of the pattern."""
@@ -317,8 +320,7 @@ class SampledStart(LayerMethod):
 
     def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
         """The mask of the layer."""
-        assert task.layer is not None
-        return Decision(keep=self.known[task.layer.name].to(task.weight.device))
+        return Decision(keep=self.known[task.name].to(task.weight.device))
 
 
 class Score(LayerMethod):
@@ -447,6 +449,11 @@ class Update(LayerMethod):
                 return self.fitted(dense, hessian, mask, notes)
 
             result, used = with_damping(part, task.damping, attempt, notes)
+            if result.shape != dense.shape:
+                raise InputError(
+                    f"The update {self.traits.label!r} made weights of shape {tuple(result.shape)} for a layer of "
+                    f"{tuple(dense.shape)}; take another update, and tell its author."
+                )
             parts.append(result.double().masked_fill(~mask, 0))
             largest = max(largest, used)
         return cast_back(torch.cat(parts), weight, keep, notes), dict(notes), largest

@@ -12,7 +12,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -24,10 +24,21 @@ from qubo_prune.errors import InputError, QuboPruneError, did_you_mean
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, ModelMethod, SampledStart, Traits
 from qubo_prune.methods.given import GivenMasks
-from qubo_prune.methods.registry import make_method, make_update, method_class, method_names, start_names, update_names
+from qubo_prune.methods.registry import (
+    check_made,
+    make_method,
+    make_update,
+    method_class,
+    method_names,
+    start_names,
+    update_names,
+)
 from qubo_prune.methods.row_blocks import RowBlocks
+from qubo_prune.methods.verify import decided_by
 from qubo_prune.request import GROUPS, HOME, MethodSettings, all_fields, plain
 from qubo_prune.settings import Given, Kind, checked, kinds_of
+from qubo_prune.solver.dispatch import parse_workers
+from qubo_prune.solver.registry import make_solver
 
 _log = logging.getLogger(__name__)
 
@@ -64,12 +75,12 @@ class Chain:
     """
 
     steps: Sequence[Method]
-    name: str = ""
-    update: str | None = None
-    warm_start: str = ""
+    name: str = field(default="", init=False)
+    update: str | None = field(default=None, init=False)
+    warm_start: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "steps", _as_steps(self.steps))
         labels = [step.traits.label for step in self.steps]
         wrong = None
         if not self.steps or not self.steps[0].traits.starts or not isinstance(self.steps[0], LayerMethod):
@@ -80,16 +91,20 @@ class Chain:
             wrong = "a method for the whole model has to be the last step"
         elif sum(isinstance(step, RowBlocks) for step in self.steps) > 1:
             wrong = "blocks of rows stand in it twice; take one of them"
+        elif any(step.traits.updates for step in self.steps[1:-1]):
+            wrong = "a step behind an update would undo it; let the update be the last"
         elif self.start.traits.reads == "samples" and self.whole is None:
             wrong = f"{labels[0]} needs samples of a loss; blocks of the loss have to follow"
         elif self.start.traits.reads == "samples" and not isinstance(self.start, SampledStart):
             wrong = f"{labels[0]} reads samples and is no SampledStart, which is given them"
         if wrong:
             raise InputError(f"The chain {' > '.join(labels) or 'of no steps'} cannot be run: {wrong}.")
-        if not self.name:
-            object.__setattr__(self, "name", " > ".join(labels))
-        if not self.warm_start:
-            object.__setattr__(self, "warm_start", labels[0])
+        object.__setattr__(self, "name", " > ".join(labels))
+        object.__setattr__(self, "warm_start", labels[0])
+
+    def with_steps(self, steps: Sequence[Method]) -> Chain:
+        """Other steps under the same names."""
+        return _named(Chain(steps), self.name, self.update, self.warm_start)
 
     @property
     def start(self) -> LayerMethod:
@@ -163,57 +178,34 @@ class Chain:
                 notes[_TIME_OVER] += 1
                 so_far = replace(so_far, weight=start.weight)
                 break
-            so_far = verified(step, step.decide(replace(task, deadline=Deadline(left())), so_far), task, so_far)
+            so_far = decided_by(step, replace(task, deadline=Deadline(left())), so_far)
             notes += Counter(so_far.notes)
         return replace(so_far, notes=dict(notes), weight=so_far.weight if self.updates else None)
 
 
-def verified(step: LayerMethod, found: Decision, task: LayerTask, so_far: Decision | None = None) -> Decision:
-    """A decision that can be put into a model as it is: whose counts, shapes, types and zeros are right.
-
-    Args:
-        step: who decided.
-        found: what.
-        task: of what layer.
-        so_far: what was decided before; the counts of its groups stay.
-
-    Raises:
-        InputError: the decision is wrong.
-    """
-    shape, weight, wrong = task.weight.shape, found.weight, None
-    if found.keep.shape != shape or found.keep.dtype != torch.bool:
-        wrong = f"a mask of shape {tuple(found.keep.shape)} and type {found.keep.dtype}"
-    elif weight is not None and (weight.shape != shape or weight.dtype != task.weight.dtype):
-        wrong = f"weights of shape {tuple(weight.shape)} and type {weight.dtype}"
-    else:
-        wrong = next((fault for fault, is_there in _faults(step, found, task, so_far) if is_there), None)
-    if wrong:
-        where = "the layer" if task.layer is None else f"layer {task.layer.name!r}"
-        raise InputError(
-            f"The method {step.traits.label!r} left {where} with {wrong}; take another method, and tell its author "
-            "(qubo-prune check-method finds such faults)."
-        )
-    return found
+def _as_steps(given: Any) -> tuple[Method, ...]:
+    """The steps of a chain; raises :class:`InputError` for what is none."""
+    if isinstance(given, Chain):
+        return tuple(given.steps)
+    if not isinstance(given, list | tuple):
+        raise InputError(f"The steps of a chain are {_kind(given)}; give a list of objects of qubo_prune.methods.")
+    for step in given:
+        if not isinstance(step, Method):
+            raise InputError(
+                f"A step of the chain is {_kind(step)}; give objects of qubo_prune.methods, such as Wanda()."
+            )
+        check_made(step)
+    return tuple(given)
 
 
-def _faults(step: LayerMethod, found: Decision, task: LayerTask, so_far: Decision | None) -> list[tuple[str, bool]]:
-    """What may be wrong with a decision of the right shapes, and whether it is; the device is waited for once."""
-    pattern, keep, weight = task.pattern, found.keep, found.weight
-    checks: list[tuple[str, Tensor]] = []
-    if so_far is not None and keep is not so_far.keep:
-        counts = pattern.groups(keep).sum(1) != pattern.groups(so_far.keep.to(keep.device)).sum(1)
-        checks.append(("a mask with other counts than it was given", counts.any()))
-    elif so_far is None and step.exact:
-        wrong = pattern.broken(keep, task.density)
-        checks.append((f"a mask that breaks the pattern {pattern.name} at density {task.density:g}", wrong.any()))
-    if weight is not None:
-        checks.append(("weights that are not finite", ~weight.isfinite().all()))
-        left = (weight != 0) & ~keep.to(weight.device)
-        checks.append(("pruned weights that are not zero", left.any()))
-    if not checks:
-        return []
-    flags = torch.stack([flag.to(checks[0][1].device) for _, flag in checks]).tolist()
-    return [(fault, flag) for (fault, _), flag in zip(checks, flags, strict=True)]
+def _kind(given: Any) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+
+
+def _named(chain: Chain, name: str, update: str | None, warm_start: str) -> Chain:
+    for attribute, value in (("name", name), ("update", update), ("warm_start", warm_start)):
+        object.__setattr__(chain, attribute, value)
+    return chain
 
 
 def _nothing_done(so_far: Decision, start: Decision) -> bool:
@@ -233,21 +225,15 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
         InputError: there is no such method, or the words do not go together.
     """
     how = plain(how)
+    parse_workers(workers)
     if isinstance(how.method, (Chain, Method)):
         _check_made(how)
     if isinstance(how.method, Chain):
-        return how.method
-    words = {
-        "solver": how.solver,
-        "solver_settings": how.solver_settings or {},
-        "block_size": how.block_size,
-        "block_time": how.block_time,
-        "polish": how.polish,
-        "workers": workers,
-        "loss_settings": how.loss_settings or {},
-    } | ({} if how.max_sweeps is None else {"max_sweeps": how.max_sweeps})
+        return how.method.with_steps([_with_workers(step, workers) for step in how.method.steps])
+    words = _words(how, workers)
     if isinstance(how.method, Method):
-        name, main = type(how.method).__name__, how.method
+        name, main = type(how.method).__name__, _with_workers(how.method, workers)
+        check_made(main)
     else:
         name = _method_name(how)
         main = make_method(name, **{**method_class(name).settings_of_words(words), **(how.method_settings or {})})
@@ -256,20 +242,52 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
         raise InputError(
             f"loss_settings are given and the method {name!r} takes no loss; give method='loss', or leave them out."
         )
+    if main.traits.starts and how.warm_start is not None:
+        raise InputError(
+            f"warm_start is given and the method {name!r} makes a mask of its own; leave it out, or give a method that "
+            "improves one, such as 'gram'."
+        )
+    if not isinstance(main, RowBlocks) and whole is None:
+        _check_unused(words)
     update = how.update if how.update is not None else main.traits.update
     _check_update(update, whole)
-    steps: list[Method] = []
-    if not main.traits.starts:
-        steps += _starts(how, main, words)
+    steps: list[Method] = [] if main.traits.starts else _starts(how, main, words)
+    begins = name if main.traits.starts else _start_name(how, main)
     steps.append(main)
     if whole is None and update is not None:
         steps.append(DenseWeights() if update == "none" else make_update(update))
-    begins = how.warm_start if isinstance(how.warm_start, str) else None
-    if main.traits.starts:
-        begins = name
-    elif begins is None:
-        begins = main.traits.start if how.warm_start is None else "given masks"
-    return Chain(steps, name, update if whole is None else None, begins)
+    return _named(Chain(steps), name, update if whole is None else None, begins)
+
+
+def _words(how: MethodSettings, workers: int | str | None) -> dict[str, Any]:
+    """The words of a run that were given, those that are the default left out: a method has defaults of its own."""
+    usual = plain(MethodSettings())
+    names = ("solver", "solver_settings", "block_size", "block_time", "polish", "max_sweeps", "loss_settings")
+    given = {name: getattr(how, name) for name in names if getattr(how, name) != getattr(usual, name)}
+    return given | ({} if workers is None else {"workers": workers})
+
+
+def _check_unused(words: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` if what was said of blocks cannot be used, also where the method has none."""
+    make_solver(words.get("solver", "greedy"), **(words.get("solver_settings") or {}))
+    size = words.get("block_size")
+    if size is not None and size < 2:
+        raise InputError(f"block_size is {size}; at least 2 is needed.")
+
+
+def _start_name(how: MethodSettings, main: Method) -> str:
+    """Of what a method that makes no mask begins with."""
+    given = main.traits.start if how.warm_start is None else how.warm_start
+    if isinstance(given, str):
+        return given
+    return given.traits.label if isinstance(given, Method) else "given masks"
+
+
+def _with_workers(step: Method, workers: int | str | None) -> Method:
+    """A step with the run's processes, if it takes some and names none itself."""
+    made: Any = step
+    takes = isinstance(step, RowBlocks) and step.workers is None and workers is not None
+    return replace(made, workers=workers) if takes else made  # type: ignore[no-any-return]
 
 
 def _check_made(how: MethodSettings) -> None:
@@ -279,7 +297,7 @@ def _check_made(how: MethodSettings) -> None:
     shared = ("method", "damping", "correction", *taken)
     for each in fields(how):
         value = getattr(how, each.name)
-        if each.name not in shared and value != getattr(usual, each.name):
+        if each.name not in shared and value and value != getattr(usual, each.name):
             what = "chain" if chain else "method"
             raise InputError(
                 f"{each.name} is given, and the {what} {how.method!r} is made already; give it to its class instead."
@@ -290,8 +308,9 @@ def _method_name(how: MethodSettings) -> str:
     """The name of the method, what the old words mean included."""
     name = how.method
     if not isinstance(name, str):
-        what = f"the class {name.__name__}" if isinstance(name, type) else f"of type {type(name).__name__}"
-        raise InputError(f"The method is {what}; give a name such as 'gram', or an object of qubo_prune.methods.")
+        raise InputError(
+            f"The method is {_kind(name)}; give a name such as 'gram', or an object of qubo_prune.methods."
+        )
     if how.hessian is None:
         return name
     known = (*_OLD_HESSIANS, *(each for each in method_names() if each not in _OLD_HESSIANS.values()))
@@ -332,19 +351,21 @@ def _starts(how: MethodSettings, main: Method, words: Mapping[str, Any]) -> list
     given = main.traits.start if how.warm_start is None else how.warm_start
     if isinstance(given, LayerMethod):
         return [given]
-    if not isinstance(given, str):
+    if isinstance(given, Mapping):
         loose = isinstance(main, ModelMethod) and main.moves_between_layers
         return [GivenMasks(given, exact_counts=not loose)]
-    loss = isinstance(main, ModelMethod)
-    names = [name for name in start_names() if loss or method_class(name).traits.reads != "samples"]
-    names += ["gram", "compensated"] if loss else []
-    if given not in names and ":" not in given:
+    if not isinstance(given, str):
+        raise InputError(f"The warm start is {_kind(given)}; give a name, a method, or keep masks by parameter name.")
+    known, loss = given in method_names() or ":" in given, isinstance(main, ModelMethod)
+    found = method_class(given) if known else None
+    if found is None or not (loss or (found.traits.starts and found.traits.reads != "samples")):
+        names = [name for name in start_names() if loss or method_class(name).traits.reads != "samples"]
+        names += ["gram", "compensated"] if loss else []
         raise InputError(
             f"There is no warm start {given!r}{did_you_mean(given, names)} for the method {main.traits.label!r}; use "
             f"one of {', '.join(names)}, or keep masks by parameter name."
         )
-    found = method_class(given)
-    if found.traits.starts or not loss:
+    if found.traits.starts:
         return [make_method(given)]
     # what was said of blocks and their solver is of those of the loss
     own = {name: words[name] for name in ("block_time", "max_sweeps", "workers") if name in words}
@@ -383,7 +404,11 @@ class Entry:
             raise InputError(
                 f"There is no method {method!r}{did_you_mean(method, method_names())}; use {', '.join(method_names())}."
             )
-        return cls(method, update or None, tuple(_read(text, method, setting) for setting in given))
+        settings = tuple(_read(text, method, setting) for setting in given)
+        twice = [name for name, count in Counter(name for name, _ in settings).items() if count > 1]
+        if twice:
+            raise InputError(f"The setting {twice[0]!r} of {text!r} is given twice; give it once.")
+        return cls(method, update or None, settings)
 
     def __str__(self) -> str:
         return f"{self.method}{f'+{self.update}' if self.update else ''}" + "".join(
@@ -405,7 +430,8 @@ class Entry:
         """The settings of a run that it means."""
         own = {name: value for name, value in self.settings if name not in HOME}
         shared = {name: value for name, value in self.settings if name in HOME}
-        return {"method": self.method, "update": self.update, "method_settings": own or None, **shared}
+        update = {} if self.update is None else {"update": self.update}
+        return {"method": self.method, **update, **({"method_settings": own} if own else {}), **shared}
 
 
 def _read(text: str, method: str, given: str) -> tuple[str, Any]:

@@ -14,7 +14,8 @@ mask is given that of the method which its traits name as its start; one for the
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from qubo_prune.checks import CheckOutcome, NotApplicable, outcome_of, require
 from qubo_prune.clock import Deadline
 from qubo_prune.data.losses import Objective, make_loss
 from qubo_prune.data.samples import TensorSamples
+from qubo_prune.errors import InputError
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.masks.keep import Pattern, keep_highest
 from qubo_prune.methods.base import (
@@ -37,7 +39,8 @@ from qubo_prune.methods.base import (
     ModelTask,
     Traits,
 )
-from qubo_prune.methods.registry import make_method
+from qubo_prune.methods.registry import make_any, make_method
+from qubo_prune.methods.row_blocks import RowBlocks
 from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.progress import Progress
 from qubo_prune.settings import kinds_of
@@ -57,7 +60,11 @@ def check_method(method: str | Method, **settings: Any) -> list[CheckOutcome]:
         InputError: there is no such method.
         SolverError: it cannot be loaded.
     """
-    made = make_method(method, **settings) if isinstance(method, str) else method
+    made = make_any(method, **settings) if isinstance(method, str) else method
+    if not isinstance(made, Method):
+        raise TypeError(
+            f"The method is of type {type(made).__name__}; give a name, or an object of qubo_prune.methods."
+        )
     return list(run_method_checks(made))
 
 
@@ -93,6 +100,10 @@ class MethodContract:
         """Fields have annotations by which texts are read, and defaults that fit them."""
         kinds = kinds_of(type(method))
         for name, kind in kinds.items():
+            reserved = name in ("seed", "damping", "density", "pattern", "correction", "workers")
+            require(
+                not reserved or isinstance(method, RowBlocks), f"the field {name} has the name of what a task brings"
+            )
             try:
                 kind.read(getattr(method, name))
             except ValueError:
@@ -105,7 +116,7 @@ class MethodContract:
 
     def test_exact_counts(self, method: Method) -> None:
         """The mask has exactly the counts of the pattern, for every pattern."""
-        for pattern, density in BUDGETS:
+        for pattern, density in _asked(method):
             _decided(method, _task(pattern, density))
 
     def test_all_or_hardly_any_kept(self, method: Method) -> None:
@@ -120,7 +131,7 @@ class MethodContract:
 
     def test_several_grams(self, method: Method) -> None:
         """A grouped convolution, whose groups of rows have Grams of their own."""
-        for pattern, density in BUDGETS:
+        for pattern, density in _asked(method):
             _decided(method, _task(pattern, density, grams=2))
 
     def test_dead_inputs(self, method: Method) -> None:
@@ -172,14 +183,18 @@ class MethodContract:
 
     def test_the_task_stays(self, method: Method) -> None:
         """Nothing is written to the weights, the Gram or the mask so far."""
-        task = _task("layer", 0.5)
-        weight, matrix = task.weight.clone(), task.gram.matrix.clone()
-        so_far = _start(_layer_method(method), task)
-        mask = None if so_far is None else so_far.keep.clone()
-        _layer_method(method).decide(task, so_far)
-        require(torch.equal(weight, task.weight), "it wrote to the weights")
-        require(torch.equal(matrix, task.gram.matrix), "it wrote to the Gram")
-        require(so_far is None or mask is None or torch.equal(mask, so_far.keep), "it wrote to the mask so far")
+        one = _layer_method(method)
+        for pattern, density in _asked(one):
+            task = _task(pattern, density)
+            weight, matrix = task.weight.clone(), task.gram.matrix.clone()
+            so_far = _start(one, task)
+            mask = None if so_far is None else so_far.keep.clone()
+            one.decide(task, so_far)
+            require(torch.equal(weight, task.weight), f"it wrote to the weights; {pattern}")
+            require(torch.equal(matrix, task.gram.matrix), f"it wrote to the Gram; {pattern}")
+            require(
+                mask is None or so_far is None or torch.equal(mask, so_far.keep), f"it wrote to the mask; {pattern}"
+            )
 
     def test_protected_weights(self, method: Method) -> None:
         """A method that declares it keeps the protected weights of the mask so far."""
@@ -217,6 +232,17 @@ def _task(pattern: str, density: float, rows: int = 8, columns: int = 16, grams:
     return LayerTask(weight, gram, Pattern.parse(pattern), density, seed=1, run_seed=2)
 
 
+def _asked(method: Method) -> list[tuple[str, float]]:
+    """The budgets that a method takes; at least one."""
+    taken = []
+    for pattern, density in BUDGETS:
+        with suppress(InputError):
+            method.check(Pattern.parse(pattern), density)
+            taken.append((pattern, density))
+    require(bool(taken), "its check refuses every budget")
+    return taken
+
+
 def _layer_method(method: Method) -> LayerMethod:
     if not isinstance(method, LayerMethod):
         raise NotApplicable("it decides a whole model")
@@ -237,17 +263,23 @@ def _start(method: LayerMethod, task: LayerTask) -> Decision | None:
 def _decided(method: Method, task: LayerTask) -> Decision:
     """What a method decides of a task, checked."""
     one = _layer_method(method)
-    one.check(task.pattern, task.density)
+    try:
+        one.check(task.pattern, task.density)
+    except InputError as error:
+        raise NotApplicable(f"its check refuses {task.pattern.name} at density {task.density:g}") from error
     task.notes.clear()
     so_far = _start(one, task)
+    counts = None if so_far is None else task.pattern.counts(so_far.keep)
     found = one.decide(task, so_far)
+    require(task.notes.total() >= 0, "notes are no counts")
     where = f"{task.pattern.name} at density {task.density:g}, weight {tuple(task.weight.shape)}"
     require(isinstance(found, Decision), f"decide gave a {type(found).__name__}, not a Decision")
     require(found.keep.shape == task.weight.shape, f"the mask has shape {tuple(found.keep.shape)}; {where}")
     require(found.keep.dtype == torch.bool, f"the mask is of type {found.keep.dtype}; {where}")
     if so_far is None or task.pattern.name != "layer" or task.gram.groups == 1:
-        wrong = task.pattern.violations(found.keep, task.density)
+        wrong = task.pattern.violations(found.keep, task.density) if one.exact else 0
         require(not wrong, f"{wrong} groups have other counts; {where}")
+        require(counts is None or torch.equal(counts, task.pattern.counts(found.keep)), f"counts changed; {where}")
     else:  # groups of rows keep what the start gave them
         require(int(found.keep.sum()) == int(so_far.keep.sum()), f"another number is kept; {where}")
     if not one.moves_masks and so_far is not None:
@@ -283,10 +315,11 @@ def _decided_model(method: ModelMethod) -> ModelDecision:
     start = {layer.name: Decision(keep=_half(layer, pattern)) for layer in layers}
     for layer in layers:
         layer.assign(dense[layer.name] * start[layer.name].keep)
+    others = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     task = ModelTask(
         Objective(model, loss, min(32, known.sampling.micro_batch)),
         layers,
-        dense,
+        {name: weight.clone() for name, weight in dense.items()},
         TensorSamples(inputs[:40], labels[:40]),
         TensorSamples(inputs[40:], labels[40:]),
         pattern=pattern,
@@ -296,11 +329,22 @@ def _decided_model(method: ModelMethod) -> ModelDecision:
     found = known.decide_all(task, start)
     require(isinstance(found, ModelDecision), f"decide_all gave a {type(found).__name__}, not a ModelDecision")
     require(found.decisions.keys() == dense.keys(), "it did not decide exactly the layers that it was given")
-    _check_model(layers, found, known, pattern)
+    _check_model(layers, found, known, pattern, dense)
+    left = {name: tensor for name, tensor in model.named_parameters() if name.endswith("bias")}
+    for name, bias in left.items():
+        require(torch.equal(bias, others[name]), f"it changed {name}, which is in no layer of its task")
     return found
 
 
-def _check_model(layers: Sequence[Layer], found: ModelDecision, method: ModelMethod, pattern: Pattern) -> None:
+def _check_model(
+    layers: Sequence[Layer],
+    found: ModelDecision,
+    method: ModelMethod,
+    pattern: Pattern,
+    dense: Mapping[str, Tensor],
+) -> None:
+    total = sum(int(decision.keep.sum()) for decision in found.decisions.values())
+    require(2 * total == sum(weight.numel() for weight in dense.values()), "it kept another number of weights")
     for layer in layers:
         keep = found.decisions[layer.name].keep.to(layer.parameter.device)
         wrong = 0 if method.moves_between_layers else pattern.violations(keep, 0.5)
@@ -308,6 +352,8 @@ def _check_model(layers: Sequence[Layer], found: ModelDecision, method: ModelMet
         left: Tensor = layer.matrix()
         require(not bool(left[~keep].any()), f"pruned weights of layer {layer.name} are not zero in the model")
         require(bool(left.isfinite().all()), f"weights of layer {layer.name} are not finite")
+        same = method.traits.updates or torch.equal(left[keep], dense[layer.name][keep])
+        require(same, f"kept weights of layer {layer.name} changed, and its traits say that it updates none")
 
 
 def _half(layer: Layer, pattern: Pattern) -> Tensor:

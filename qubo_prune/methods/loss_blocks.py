@@ -37,17 +37,17 @@ class LossBlocks(ModelMethod):
     @classmethod
     def settings_of_words(cls, words: Mapping[str, Any]) -> dict[str, Any]:
         """The words as fields of the descent on the loss, where they were given."""
-        if isinstance(parse_workers(words["workers"]), str):
+        if isinstance(parse_workers(words.get("workers")), str):
             raise InputError(
                 f"workers is {words['workers']!r}, and blocks of the loss are decided one after another in this "
                 "process; leave workers out."
             )
-        changes = {"block_time": words["block_time"], "polish": words["polish"]}
-        if words["solver"] != "greedy" or words["solver_settings"]:
-            changes |= {"solver": words["solver"], "solver_settings": words["solver_settings"]}
-        if words["block_size"] is not None:
-            changes["block_size"] = words["block_size"]
-        return {"settings": changes | dict(words["loss_settings"])}
+        names = ("solver", "solver_settings", "block_size", "block_time", "polish")
+        changes = {name: words[name] for name in names if name in words}
+        if "solver" in changes:  # a preset's settings are for its own solver
+            changes.setdefault("solver_settings", {})
+        own = dict(words.get("loss_settings") or {})
+        return {"settings": changes | own}
 
     @property
     def moves_between_layers(self) -> bool:

@@ -79,10 +79,9 @@ def _class_of(name: str, prefix: str, known: Sequence[str], kind: str) -> type[M
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise SolverError(f"The {kind} {name!r} ({target}) is not a subclass of qubo_prune.methods.Method.")
     if inspect.isabstract(found) or not isinstance(getattr(found, "traits", None), Traits):
-        raise SolverError(
-            f"The {kind} {name!r} ({target}) is not complete: it needs traits, and decide or decide_all; "
-            "qubo-prune check-method tells what is missing."
-        )
+        lacks = sorted(getattr(found, "__abstractmethods__", ()))
+        lacks += [] if isinstance(getattr(found, "traits", None), Traits) else ["traits"]
+        raise SolverError(f"The {kind} {name!r} ({target}) is not complete: it lacks {', '.join(lacks)}.")
     return found
 
 
@@ -109,6 +108,16 @@ def make_update(name: str) -> Update:
     made = _made(name, update_class(name), {}, "update")
     assert isinstance(made, Update)
     return made
+
+
+def check_made(method: Method) -> None:
+    """Raise :class:`InputError` if a method that was made in Python has no traits, or a field that does not fit."""
+    cls: Any = type(method)
+    if not isinstance(getattr(method, "traits", None), Traits):
+        raise InputError(f"The method {cls.__name__} has no traits; declare them as a Traits in its class.")
+    if dataclasses.is_dataclass(cls):
+        for key, kind in kinds_of(cls).items():
+            checked(f"The setting {key} of the method {method.traits.label!r}", getattr(method, key, None), kind)
 
 
 def _made(name: str, cls: type[Method], settings: Mapping[str, Any], kind: str) -> Method:

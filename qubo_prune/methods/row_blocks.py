@@ -40,8 +40,8 @@ class RowBlocks(LayerMethod):
     solver: Any = "greedy"
     solver_settings: Mapping[str, Any] = field(default_factory=dict)
     block_size: int | None = None
-    max_sweeps: int = setting(1)
-    block_time: float | None = 60.0
+    max_sweeps: int = 1
+    block_time: float | None = setting(60.0, above=0)
     polish: bool = True
     workers: int | str | None = field(default=None, repr=False)
 

@@ -27,7 +27,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
 from qubo_prune.report.comparison import Comparison, ComparisonRow, Setting
 from qubo_prune.report.report import Report, machine, reset_peak_memory
-from qubo_prune.request import PruneRequest, PruneSettings
+from qubo_prune.request import GROUPS, PruneRequest, PruneSettings
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import run_request, save_pruned, signature_of
 from qubo_prune.tables import shown
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 #: What a comparison takes if no methods are named.
 COMPARED = ("magnitude", "wanda", "sparsegpt", "admm", "gram", "compensated")
 #: Settings of a run that a comparison has no use for.
-_NOT_HERE = ("method", "hessian", "run_folder", "resume", "held_out")
+_NOT_HERE = ("method", "hessian", "run_folder", "resume", "held_out", "tokenizer", "on_step")
 
 
 @pinned()
@@ -71,13 +71,15 @@ def compare(
         TypeError: there is no such setting; the message gives near ones.
     """
     check_alone("prune and compare the same models")
+    given: dict[str, Any] = dict(settings)
     for name in _NOT_HERE:
-        if name in settings:
+        if name in given:
             raise InputError(f"{name} is given, which a comparison has no use for; name methods, and leave it out.")
-    asked = PruneRequest.of(model, calibration, settings=settings, caller="compare")
+    groups: dict[str, Any] = {name: given.pop(name) for name in GROUPS if name in given}
+    asked = PruneRequest.of(model, calibration, groups=groups, settings=given, caller="compare")
     eval_samples = as_count("eval_samples", eval_samples)
     runs = _runs(asked, as_names("methods", methods), density)
-    texts = [text] if isinstance(text, str) else list(text)
+    texts = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
     target = _checked(asked, texts, eval_samples)
     bars, length = Progress(progress), int(asked.data.sequence_length)
     if isinstance(model, str):
@@ -108,6 +110,8 @@ def _runs(asked: PruneRequest, methods: Sequence[str], density: Any) -> list[_On
         raise InputError(f"No method is given to compare; name one or more of {', '.join(method_names())}.")
     entries = [Entry.parse(method) for method in methods]
     several = list(density) if isinstance(density, Iterable) and not isinstance(density, str) else [density]
+    if not several:
+        raise InputError("No density is given to compare at; name one or more.")
     settings = [Setting.parse(each, asked.budget.pattern) for each in several]
     runs = [
         _OneRun(entry, setting, request_for(entry, setting, asked))
@@ -133,6 +137,14 @@ def _checked(asked: PruneRequest, texts: Sequence[str], eval_samples: int) -> Pa
         raise InputError("weights is 'disk', and a comparison evaluates a model in memory; leave weights out.")
     if not texts:
         raise InputError("No held-out text is given; name one or more.")
+    if not isinstance(model, str | LoadedModel):
+        raise InputError(
+            f"The model is of type {type(model).__name__}; give a name, or what load_model of qubo_prune.models.load "
+            "returns."
+        )
+    for source in (asked.calibration, *texts):
+        if not isinstance(source, str):
+            raise InputError(f"A text is of type {type(source).__name__}; give the source of one, such as a file.")
     for source in (asked.calibration, *texts):
         check_source(source)
     for count in (int(data.samples), eval_samples):

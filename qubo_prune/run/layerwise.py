@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,9 +39,10 @@ from qubo_prune.methods.allocation import (
     predicted_rise,
     protected,
 )
-from qubo_prune.methods.base import Decision, LayerTask, ModelMethod, ModelTask, SampledStart
-from qubo_prune.methods.chain import verified
+from qubo_prune.methods.base import Decision, LayerTask, ModelTask, SampledStart
 from qubo_prune.methods.correction import corrected
+from qubo_prune.methods.given import GivenMasks
+from qubo_prune.methods.verify import all_decided_by, decided_by
 from qubo_prune.models.coverage import LeftDense
 from qubo_prune.models.layers import Layer, Removed, check_finite, tied_to_others
 from qubo_prune.models.names import kinds
@@ -198,8 +199,7 @@ class LayerRun:
             on_step=on_step,
             keeper=keeper,
         )
-        found = method.decide_all(task, {name: Decision(keep=keep) for name, keep in before.items()})
-        _check_all(method, found.decisions, before, plan)
+        found = all_decided_by(method, task, {name: Decision(keep=keep) for name, keep in before.items()})
         for number, report in enumerate(self.reports):
             if report.name not in before:
                 note = {"No gradient of the loss reached this layer, so it has the mask of its warm start.": 1}
@@ -545,17 +545,19 @@ class LayerRun:
     def _decided(self, layer: Layer, target: Tensor, gram: Gram) -> tuple[Decision, Decision]:
         """What the chain begins with, and what it makes of that."""
         plan, seed = self._plan, derive_seed(self._plan.seed, len(self.reports))
+        # a method may not write to the model, whatever it does to what it is given
+        own = target.clone() if target.data_ptr() == layer.parameter.data_ptr() else target
         task = LayerTask(
-            target,
+            own,
             gram,
             plan.pattern,
             self._densities[layer.name],
             plan.damping,
             seed=seed,
             run_seed=plan.seed,
-            layer=layer,
+            name=layer.name,
         )
-        stays, start = self._protected(task, self._first(task))
+        stays, start = self._protected(task, self._first(layer, task))
         if self._is_blind(gram):
             return start, Decision(keep=start.keep)
         journal = self._records.journal(layer) if plan.chain.blocks is not None else None
@@ -579,17 +581,15 @@ class LayerRun:
         self.seconds.bounds += now(devices) - began
         return least, optima
 
-    def _first(self, task: LayerTask) -> Decision:
+    def _first(self, layer: Layer, task: LayerTask) -> Decision:
         """What the chain begins with; a layer of which nothing is known is ranked by magnitude."""
-        layer = task.layer
-        assert layer is not None
-        if layer.parameter_name not in self._plan.chain.masks:
-            known = bool(task.gram.tokens) if self._plan.needs_inputs else True
-            if isinstance(self._start, SampledStart):
-                known = layer.name in self._start.known
-            if not known:
-                return Decision(keep=task.highest(task.weight.abs()))
-        return verified(self._start, self._start.decide(task), task)
+        if isinstance(self._start, GivenMasks):
+            mask = self._start.matrix_of(layer).to(task.weight.device)
+            return decided_by(self._start, replace(task, mask=mask))
+        known = bool(task.gram.tokens) if self._plan.needs_inputs else True
+        if isinstance(self._start, SampledStart):
+            known = layer.name in self._start.known
+        return decided_by(self._start, task) if known else Decision(keep=task.highest(task.weight.abs()))
 
     def _protected(self, task: LayerTask, start: Decision) -> tuple[Tensor | None, Decision]:
         """The weights that stay, and a start that holds them: in their place the lowest of its budget go."""
@@ -662,22 +662,6 @@ def nothing_reached(layers: Sequence[Layer], reason: str, instead: str) -> Input
         f"All {len(layers)} layers that are to be pruned ({names}) are {reason}, so nothing would be pruned; give "
         f"{instead}."
     )
-
-
-def _check_all(method: ModelMethod, found: Mapping[str, Decision], before: Mapping[str, Tensor], plan: Plan) -> None:
-    """Raise :class:`InputError` if a method for the whole model did not decide all layers within their budgets."""
-    for name, old in before.items():
-        keep = found[name].keep if name in found else None
-        fits = keep is not None and keep.shape == old.shape and keep.dtype == torch.bool
-        if fits and keep is not None and not method.moves_between_layers:
-            fits = plan.pattern.same_counts(keep.to(old.device), old)
-        if not fits:
-            raise InputError(
-                f"The method {method.traits.label!r} left layer {name!r} without a mask of its counts; take another "
-                "method, and tell its author (qubo-prune check-method finds such faults)."
-            )
-    if sum(int(found[name].keep.sum()) for name in before) != sum(int(old.sum()) for old in before.values()):
-        raise InputError(f"The method {method.traits.label!r} kept another number of weights than it was given.")
 
 
 def _error(gram: Gram, change: Tensor) -> float | None:

@@ -10,18 +10,21 @@ from typing import Any
 from qubo_prune.data.calibration import choose_loss
 from qubo_prune.data.losses import Loss, make_loss
 from qubo_prune.errors import InputError
+from qubo_prune.files.digests import identity
 from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.allocation import check_allocation, check_protect
-from qubo_prune.methods.base import SampledStart
+from qubo_prune.methods.base import Method, ModelMethod, SampledStart, Sampling
 from qubo_prune.methods.chain import Chain, chain_of
 from qubo_prune.methods.correction import CORRECTION_DAMPING
 from qubo_prune.methods.given import GivenMasks
+from qubo_prune.methods.verify import blamed
 from qubo_prune.methods.wanda import Wanda
 from qubo_prune.models.load import usable_device
 from qubo_prune.problem.bounds import check_kind
 from qubo_prune.request import PruneRequest
 from qubo_prune.seeds import checked_seed
+from qubo_prune.solver.interface import Solver
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Plan:
         request = self.request.changed({"max_time": None, "densities": None, "allocation": "uniform"})
         chain = self.chain
         if isinstance(chain.start, (GivenMasks, SampledStart)):
-            chain = replace(chain, steps=(Wanda(), *chain.steps[1:]))
+            chain = chain.with_steps((Wanda(), *chain.steps[1:]))
         return replace(self, request=replace(request, density=density), chain=chain)
 
     def settings(self) -> dict[str, Any]:
@@ -168,8 +171,17 @@ class Plan:
         """What a run that goes on must have been begun with."""
         start = self.request.how.warm_start
         given = None if start is None or isinstance(start, str) else start
-        resolved = {name: value for name, value in self.settings().items() if name != "asked"}
-        return self.request.compared() | resolved | {"given_masks": given, "hessian": None}
+        resolved = {name: value for name, value in self.settings().items() if name not in ("asked", "steps")}
+        steps = [_compared_step(step) for step in self.chain.steps]
+        loss = None if self.loss is None else identity(self.loss, (Solver,))
+        own = {"given_masks": given, "hessian": None, "steps": steps, "loss": loss}
+        return self.request.compared() | resolved | own
+
+
+def _compared_step(step: Method) -> Any:
+    """A step as a run that goes on is compared by it; processes do not count, and the caller's masks stand apart."""
+    found: Any = identity(step, (Solver,))
+    return {name: value for name, value in found.items() if name not in ("workers", "made", "handling")}
 
 
 def _plain(value: Any) -> Any:
@@ -184,7 +196,14 @@ def _plain(value: Any) -> Any:
 def for_model(chain: Chain, loss: Loss, seed: int, layers: Any = ()) -> Chain:
     """A chain whose last step knows the loss, the seed and the layers."""
     assert chain.whole is not None
-    return replace(chain, steps=(*chain.steps[:-1], chain.whole.for_model(loss, seed, layers)))
+    with blamed(chain.whole, "the whole model"):
+        known = chain.whole.for_model(loss, seed, layers)
+        if not isinstance(known, ModelMethod) or not isinstance(known.sampling, Sampling):
+            raise InputError(
+                f"The method {chain.whole.traits.label!r} made no method with a sampling for this model; take another "
+                "one, and tell its author."
+            )
+    return chain.with_steps((*chain.steps[:-1], known))
 
 
 def _check_budget(request: PruneRequest, chain: Chain, pattern: Pattern) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qubo_prune.blocks.loss.descent import OnStep
 from qubo_prune.choices import WEIGHTS
-from qubo_prune.data.calibration import Calibration, Source, drawn_from, read_calibration
+from qubo_prune.data.calibration import Calibration, Source, digest_of_samples, drawn_from, read_calibration
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.losses import Loss
 from qubo_prune.data.samples import Samples
@@ -184,7 +184,10 @@ def run_request(request: PruneRequest, on_step: OnStep | None = None, progress: 
         _identify(folder, "calibration", lambda: planned.data.described | {"sha256": planned.data.digest()})
         records = Records(folder, planned.layers)
         passed = LayerRun(planned.plan, planned.layers, began, records, loaded.shelf)
-        report = _pruned(planned, loaded, passed, records, bars, on_step)
+        judging = _judging(planned.plan, loaded)
+        if judging is not None and not isinstance(judging, str):
+            _identify(folder, "held-out samples", lambda: {"sha256": digest_of_samples(judging)})
+        report = _pruned(planned, loaded, passed, records, bars, on_step, judging)
         if folder is not None:
             report.seconds["checkpoints"] = folder.seconds
         if target is not None:
@@ -201,6 +204,7 @@ def _pruned(
     records: Records,
     bars: Progress,
     on_step: OnStep | None,
+    judging: Samples | str | None,
 ) -> Report:
     """Prune a model as planned, or leave it as it was."""
     plan, data, request = planned.plan, planned.data, planned.plan.request
@@ -222,7 +226,7 @@ def _pruned(
         passed.look(loaded.model, data)
         passed.allocate(loaded.model, data, planned.reading, bars)
         if plan.chain.whole is not None:
-            passed.prepare_loss(loaded.model, data, _judging(plan, loaded))
+            passed.prepare_loss(loaded.model, data, judging)
         passed.all_layers(loaded.model, data, bars)
         trace = passed.decide_all(bars, on_step) if plan.chain.whole is not None else None
         passed.measure_all(loaded.model, data, bars)
@@ -243,7 +247,7 @@ def _pruned(
     )
 
 
-def _judging(plan: Plan, loaded: LoadedModel) -> Samples | Iterable[Any] | None:
+def _judging(plan: Plan, loaded: LoadedModel) -> Samples | str | None:
     """The samples by which moves on the loss are judged, if they were given."""
     data = plan.request.data
     if data.held_out is None:
@@ -295,6 +299,10 @@ def check_request(request: PruneRequest, on_step: OnStep | None = None) -> Check
         InputError: something cannot be done.
     """
     model, data, place = request.model, request.data, request.place
+    if on_step is not None and not callable(on_step):
+        raise InputError(f"on_step is of type {type(on_step).__name__}; give a function of a step.")
+    if int(data.loss_length) < 1:
+        raise InputError(f"loss_length is {data.loss_length}; it must be at least 1.")
     if int(data.gram_samples) < 1:
         raise InputError(f"gram_samples is {data.gram_samples}; it must be at least 1.")
     if data.guard is not None and data.guard < 0:

@@ -190,7 +190,7 @@ class Faulty(LayerMethod):
     def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
         keep = task.highest(task.wanda())
         weight = task.weight.masked_fill(~keep, 0)
-        if task.layer is not None and task.layer.name.endswith("1.mlp.up_proj"):
+        if task.name.endswith("1.mlp.up_proj"):
             if self.fault == "counts":
                 keep[0] = True
                 weight = task.weight.masked_fill(~keep, 0)

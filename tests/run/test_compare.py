@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from qubo_prune import Budget
 from qubo_prune.errors import InputError
 from qubo_prune.methods.chain import Entry
 from qubo_prune.models import load_model
@@ -174,4 +175,37 @@ def test_entries_are_read(text: str, entry: Entry, label: str) -> None:
 )
 def test_bad_entries_are_one_sentence(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
+        compare("no-such-model", **arguments)
+
+
+def test_settings_for_all_methods_reach_each_of_them(sources: tuple[str, str]) -> None:
+    model, text = sources
+    settings = {"calibration": text, "text": text, "samples": 4, "eval_samples": 3, "sequence_length": 16}
+    fitted = compare(model, ["wanda"], update="refit", **settings)
+    named = compare(model, ["wanda+refit"], **settings)
+    plain = compare(model, ["wanda"], **settings)
+    assert fitted.rows[1].perplexities == named.rows[1].perplexities != plain.rows[1].perplexities
+    budget = Budget(pattern="layer", include=("*.mlp.*",))
+    (_, row) = compare(model, ["wanda"], budget=budget, **settings).rows
+    assert row.setting == "0.5 layer"
+    assert row.perplexities != plain.rows[1].perplexities
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"methods": ["wanda"], "update": "zzz"}, "no update 'zzz'"),
+        ({"methods": ["sparsefw"], "method_settings": {"bogus": 1}}, "no setting 'bogus'"),
+        ({"methods": ["gram@block_size=4@block_size=6"]}, "'block_size' of .* is given twice"),
+        ({"methods": ["wanda"], "density": []}, "No density is given"),
+        ({"methods": ["wanda"], "tokenizer": 3}, "tokenizer is given, which a comparison has no use for"),
+        ({"methods": ["wanda"], "run_folder": "x"}, "run_folder is given"),
+        ({"methods": ["wanda"], "text": 3}, "A text is of type int"),
+        ({"methods": ["wanda"], "weights": "disk"}, "evaluates a model in memory"),
+    ],
+)
+def test_what_a_comparison_cannot_use_is_refused_before_anything_is_loaded(
+    arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
         compare("no-such-model", **arguments)
