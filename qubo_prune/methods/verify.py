@@ -193,6 +193,8 @@ def _wrong_in(method: ModelMethod, task: ModelTask, found: Any, before: Decision
     keep = found.keep.to(left.device)
     if keep.shape != left.shape or keep.dtype != torch.bool:
         return "without a mask of its counts"
+    if found.weight is not None and not torch.equal(found.weight.to(left), left):
+        return "with other weights than it answered"
     if not method.moves_between_layers and not task.pattern.same_counts(keep, before.keep.to(left.device)):
         return "without a mask of its counts"
     checks: list[tuple[str, Callable[[], Tensor]]] = [

@@ -154,7 +154,7 @@ class Plan:
             "protect": budget.protect,
             "certify": self.certify,
             "loss": type(self.loss).__name__ if self.loss else None,
-            "loss_settings": chain.whole.to_dict() if chain.whole else None,
+            "loss_settings": _plain(chain.whole.to_dict()) if chain.whole else None,
             "solver": self.solver_name,
             "warm_start": chain.warm_start,
             "block_size": blocks.size if blocks else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -177,7 +178,14 @@ def _error(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+    """A number of an event; 0 for what is none, or has no end: a damaged line may say anything."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return 0.0
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return 0.0
+    return found if math.isfinite(found) else 0.0
 
 
 def _duration(seconds: float) -> str:

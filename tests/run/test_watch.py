@@ -190,3 +190,10 @@ def test_an_error_that_was_not_measured_is_a_dash(run: Path) -> None:
     tell(run, layer("a", relative_before=None, relative_after=None))
     (line,) = [line for line in rendered(RunState.read(run), 100).splitlines() if line.startswith("a ")]
     assert line.split()[1:3] == ["-", "-"]
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "-Infinity", "1e400", "1" + "0" * 400])
+def test_numbers_without_an_end_are_no_counts(value: str, run: Path) -> None:
+    line = f'{{"kind": "layer", "layer": "a", "layers": {value}, "blocks": {value}, "elapsed": {value}}}'
+    (run / EVENTS).write_text(line + "\n", encoding="utf-8")
+    assert "a-model: interrupted" in rendered(RunState.read(run), 100)
