@@ -28,8 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--typed", action="store_true", help="check the types and shapes of all calls, in twice the time")
 
 
-#: Modules whose calls are not checked: numba compiles the first, and Typer gives the others a context of its own class.
-UNCHECKED = ("qubo_prune.solver.swaps.kernels", "qubo_prune.cli.app", "qubo_prune.cli.block_study")
+#: Modules whose calls are not checked: numba compiles the first, Typer gives the next a context of its own class, and
+#: the last take whatever people give, and say what of it cannot be used.
+UNCHECKED = (
+    "qubo_prune.solver.swaps.kernels",
+    "qubo_prune.cli.app",
+    "qubo_prune.cli.block_study",
+    "qubo_prune.request",
+    "qubo_prune.methods.base",
+    "qubo_prune.methods.chain",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -130,7 +130,7 @@ def test_a_misspelt_setting_is_told_with_near_ones(call: Any) -> None:
 
 def test_a_group_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="budget is of type dict; give a Budget"):
-        prune("no-such-model", budget={"pattern": "row"})  # type: ignore[arg-type]
+        PruneRequest.of("no-such-model", groups={"budget": {"pattern": "row"}})
 
 
 def test_a_method_may_come_as_its_settings() -> None:

@@ -124,7 +124,9 @@ def test_protected_weights_that_go_are_found() -> None:
 
         def decide(self, task: LayerTask, so_far: Decision | None = None) -> Decision:
             assert so_far is not None
-            return replace(so_far, keep=task.highest(torch.arange(task.weight.numel()).reshape(task.weight.shape) % 7))
+            return replace(
+                so_far, keep=task.highest(torch.arange(float(task.weight.numel())).reshape(task.weight.shape) % 7)
+            )
 
     assert "it pruned protected weights" in failing(Careless())["protected_weights"]
 
