@@ -17,7 +17,6 @@ Bound = Literal["plain", "eigenvalue", "trace", "row"]
 BOUNDS: tuple[str, ...] = get_args(Bound)
 #: Types of loaded weights.
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPE_NAMES: tuple[str, ...] = get_args(DtypeName)
 #: Where weights are while a model is pruned.
 Weights = Literal["memory", "disk"]
 WEIGHTS: tuple[str, ...] = get_args(Weights)

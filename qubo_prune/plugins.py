@@ -20,6 +20,8 @@ EntryPoint = importlib.metadata.EntryPoint
 
 #: Groups of entry points: solvers, adapters that make solvers of other libraries' objects, and methods.
 SOLVERS, ADAPTERS, METHODS = "qubo_prune.solvers", "qubo_prune.adapters", "qubo_prune.methods"
+#: What stands before the name of an update in the group of methods.
+UPDATE = "update."
 #: What one of a group is called in messages.
 _KINDS = {SOLVERS: "solver", ADAPTERS: "adapter", METHODS: "method"}
 
@@ -48,6 +50,21 @@ def by_name(group: str) -> dict[str, list[EntryPoint]]:
     for entry in _entry_points(group):
         found.setdefault(entry.name, {}).setdefault(entry.value, entry)
     return {name: list(entries.values()) for name, entries in sorted(found.items())}
+
+
+def solver_names() -> list[str]:
+    """Names of the solvers that are installed, sorted; nothing of theirs is imported."""
+    return list(by_name(SOLVERS))
+
+
+def method_names() -> list[str]:
+    """Names of the methods that are installed, sorted; nothing of theirs is imported."""
+    return [name for name in by_name(METHODS) if not name.startswith(UPDATE)]
+
+
+def update_names() -> list[str]:
+    """Names of the updates that are installed, sorted; ``none`` keeps the weights as they are."""
+    return ["none", *(name.removeprefix(UPDATE) for name in by_name(METHODS) if name.startswith(UPDATE))]
 
 
 def origin(entry: EntryPoint) -> str:

@@ -241,7 +241,7 @@ class MethodSettings:
     solver: Any = option("greedy", BLOCKS, words="solver_names", entry=True)
     solver_settings: Mapping[str, Any] | None = option(None, BLOCKS, flag="--set", metavar="NAME=VALUE")
     warm_start: str | Mapping[str, Tensor] | None = option(
-        None, BLOCKS, words="start_names", metavar="TEXT", shown="wanda, with compensated admm", entry=True
+        None, BLOCKS, words="method_names", metavar="TEXT", shown="wanda, with compensated admm", entry=True
     )
     block_size: int | None = option(None, BLOCKS, read=as_count, shown="64, compensated 128, loss 1024", entry=True)
     block_time: float | str | None = option("60s", BLOCKS, read=as_time, metavar="TEXT")
@@ -400,21 +400,19 @@ def plain(group: T) -> T:
     from qubo_prune.settings import checked, kinds_of
 
     found: Any = group
-    read = {each.name: (each.metadata.get("read"), getattr(found, each.name)) for each in fields(found)}
-    given = {n: to(n, v) for n, (to, v) in read.items() if to is not None and not (v is None and optional(found, n))}
-    made: T = replace(found, **given)
+    kinds = kinds_of(type(found))
+    values: dict[str, Any] = {}
     for each in fields(found):
-        value = getattr(made, each.name)
+        value, read = getattr(found, each.name), each.metadata.get("read")
+        if read is not None and not (value is None and each.default is None):
+            value = read(each.name, value)
         # words have messages of their own, with near ones, and seeds too
         word = isinstance(value, str) and not (each.type == "bool" or str(each.type).startswith("Mapping"))
         if each.name != "seed" and not word:
-            checked(each.name, value, kinds_of(type(found))[each.name])
+            checked(each.name, value, kinds[each.name])
+        values[each.name] = value
+    made: T = replace(found, **values)
     return made
-
-
-def optional(group: Any, name: str) -> bool:
-    """True of a field that is ``None`` if it is not given."""
-    return next(each.default is None for each in fields(group) if each.name == name)
 
 
 def all_fields() -> Iterator[dataclasses.Field[Any]]:

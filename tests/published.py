@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qubo_prune.methods.base import PublishedMethod
-from qubo_prune.methods.registry import describe_methods, method_class, update_names
+from qubo_prune.methods.registry import describe_methods, method_class
+from qubo_prune.plugins import update_names
 
 #: Published methods by name.
 PUBLISHED = {

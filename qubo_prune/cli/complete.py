@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from typing import Any
 
 import typer
 
 from qubo_prune.choices import PACKAGED
-from qubo_prune.plugins import METHODS, SOLVERS
+from qubo_prune.plugins import method_names as method_names
+from qubo_prune.plugins import solver_names as solver_names
+from qubo_prune.plugins import update_names as update_names
 
 Completer = Callable[[str], list[str]]
 Words = Iterable[str] | Callable[[], Iterable[str]]
@@ -37,27 +38,6 @@ def some_of(words: Words) -> Completer:
 
 def _made(words: Words) -> Iterable[str]:
     return words() if callable(words) else words
-
-
-def solver_names() -> list[str]:
-    """Names of the installed solvers, sorted; nothing of theirs is imported."""
-    return sorted({entry.name for entry in metadata.entry_points(group=SOLVERS)})
-
-
-def method_names() -> list[str]:
-    """Names of the installed methods, sorted; nothing of theirs is imported."""
-    return sorted({entry.name for entry in metadata.entry_points(group=METHODS) if "." not in entry.name})
-
-
-def start_names() -> list[str]:
-    """Names of what blocks may begin with."""
-    return method_names()
-
-
-def update_names() -> list[str]:
-    """Names of the installed updates."""
-    names = (entry.name.partition(".") for entry in metadata.entry_points(group=METHODS))
-    return ["none", *sorted({name for role, _, name in names if role == "update" and name})]
 
 
 def model_names(incomplete: str) -> list[str]:

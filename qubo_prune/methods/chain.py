@@ -29,12 +29,11 @@ from qubo_prune.methods.registry import (
     make_method,
     make_update,
     method_class,
-    method_names,
     start_names,
-    update_names,
 )
 from qubo_prune.methods.row_blocks import RowBlocks
 from qubo_prune.methods.verify import decided_by
+from qubo_prune.plugins import method_names, update_names
 from qubo_prune.request import GROUPS, HOME, MethodSettings, all_fields, plain
 from qubo_prune.settings import Given, Kind, checked, kinds_of
 from qubo_prune.solver.dispatch import parse_workers

@@ -22,24 +22,11 @@ from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, Traits, Update
-from qubo_prune.plugins import METHODS, by_name, import_object, only, origin
+from qubo_prune.plugins import METHODS, UPDATE, by_name, import_object, method_names, only, origin, update_names
 from qubo_prune.precision import pinned
 from qubo_prune.request import HOME
 from qubo_prune.settings import Kind, checked, kinds_of
 from qubo_prune.tables import Shown, Table
-
-#: What stands before the name of an update in the group of entry points.
-UPDATE = "update."
-
-
-def method_names() -> list[str]:
-    """Names of the methods that are installed, sorted; nothing of theirs is imported."""
-    return [name for name in by_name(METHODS) if not name.startswith(UPDATE)]
-
-
-def update_names() -> list[str]:
-    """Names of the updates that are installed, sorted; ``none`` keeps the weights as they are."""
-    return ["none", *(name.removeprefix(UPDATE) for name in by_name(METHODS) if name.startswith(UPDATE))]
 
 
 def start_names() -> list[str]:

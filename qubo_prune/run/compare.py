@@ -20,8 +20,8 @@ from qubo_prune.errors import InputError
 from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.outputs import Needed, check_output
 from qubo_prune.methods.chain import Entry
-from qubo_prune.methods.registry import method_names
 from qubo_prune.models.load import LoadedModel, check_name, load_model
+from qubo_prune.plugins import method_names
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
