@@ -13,11 +13,14 @@ weight or two and are repaired.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.errors import InputError
+from qubo_prune.problem.budgets import rounding_of
 from qubo_prune.problem.qubo import BlockQubo, FactorForm
 
 
@@ -36,6 +39,55 @@ def multipliers(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> Float[np.ndarr
         known = [side for side in sides if np.isfinite(side)]
         result[group] = np.mean(known) if known else 0.0
     return result
+
+
+def budget_multipliers(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " k"]:
+    """``nu_r >= 0`` of every budget: about what one more unit of it costs near x, in units of energy per unit of it.
+
+    They maximise the dual of the problem whose energies are linear with the flip costs K of x::
+
+        nu'C + min { (K - nu'c)'y : y meets the counts },
+
+    exactly for one budget, by turns for several.
+    """
+    costs, nu = problem.flip_costs(x), np.zeros(problem.num_budgets)
+    for _ in range(1 if problem.num_budgets == 1 else 4):
+        for row in range(problem.num_budgets):
+            others = costs - nu @ problem.costs + nu[row] * problem.costs[row]
+            nu[row] = _multiplier(problem, others, row)
+    return nu
+
+
+def _multiplier(problem: BlockQubo, linear: NDArray[np.float64], row: int) -> float:
+    """The least ``nu`` from which on the minimiser of ``(linear - nu c)'y`` meets budget ``row``."""
+    amounts, least = problem.costs[row], problem.budget[row] - rounding_of(problem.costs)[row]
+
+    def met(nu: float) -> bool:
+        y = _lowest(linear - nu * amounts, problem.labels, problem.num_pruned)
+        return bool(amounts[y].sum() >= least)
+
+    sizes = np.abs(amounts)
+    if met(0.0) or not sizes.any():
+        return 0.0
+    high = float(np.abs(linear).max()) / float(sizes.max()) or 1.0
+    for _ in range(100):
+        if met(high):
+            break
+        high *= 4
+    low = 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if met(middle) else (middle, high)
+    return high
+
+
+def _lowest(costs: NDArray[np.float64], labels: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.bool_]:
+    """The minimiser of linear energies under the counts alone; without a count, what has negative costs."""
+    y = (labels < 0) & (costs < 0)
+    order = np.argsort(costs, kind="stable")
+    for group, count in enumerate(counts):
+        y[order[labels[order] == group][:count]] = True
+    return y
 
 
 def least_strength(problem: BlockQubo, mu: Float[np.ndarray, " g"], x: Bool[np.ndarray, " n"]) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.problem.budgets import check_reachable, checked_budgets, rounding_of
 from qubo_prune.tables import Shown, Table, facts_table
 
 
@@ -88,33 +89,42 @@ def _some(values: NDArray[Any]) -> str:
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
 class BlockQubo(Shown):
-    """Minimise ``E(x) = offset + x' Q x`` over binary x, subject to exact counts.
+    """Minimise ``E(x) = offset + x' Q x`` over binary x, subject to exact counts, linear budgets, or both.
 
     ``sum(x[labels == g]) = num_pruned[g]`` for every group g; the groups are disjoint and cover
-    the n variables. Linear terms stand on the diagonal of Q. Energies are in the units of the
-    local Hessian's loss.
+    the n variables. ``costs[r] @ x >= budget[r]`` for every budget r. Linear terms stand on the diagonal of Q.
+    Energies are in the units of the local Hessian's loss.
 
     Args:
         q: ``(n, n)`` matrix or :class:`FactorForm`. An unsymmetric matrix is replaced by
             ``(Q + Q') / 2``, which has the same energies.
         num_pruned: how many variables are 1: one integer for a single group, or one per group;
-            ``None`` for a free problem, in which every binary x is allowed.
+            ``None`` for a problem without counts, in which every binary x that meets the budgets is allowed.
         offset: constant term of the energy.
         labels: ``(n,)`` group number of each variable, 0 to g-1; one group if left out (-1 for all
-            variables of a free problem).
+            variables of a problem without counts). Groups that prune 1 each are one choice out of several.
+        costs: ``(n,)``, or ``(k, n)`` for several budgets: what pruning each variable brings, of any sign, such as
+            parameters, bytes or milliseconds.
+        budget: C, or one for each row of ``costs``: what has to be brought at least. "At most" is the negative of
+            both. Whole numbers are compared exactly, other sums to a relative rounding of ``2^-40``.
 
     Raises:
-        InputError: shapes disagree, values are not finite, or a count cannot be met.
+        InputError: shapes disagree, values are not finite, or a count or a budget cannot be met.
 
     >>> problem = BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1)
     >>> problem.energy([1, 0]), problem.energy([0, 1])
     (1.0, 3.0)
+    >>> cheap = BlockQubo([[1.0, 0.0], [0.0, 3.0]], None, costs=[10.0, 40.0], budget=30.0)
+    >>> cheap.is_feasible([1, 0]), cheap.is_feasible([0, 1])
+    (False, True)
     """
 
     q: NDArray[np.float64] | FactorForm
     num_pruned: tuple[int, ...]
     offset: float
     labels: NDArray[np.int64]
+    costs: NDArray[np.float64]
+    budget: NDArray[np.float64]
 
     def __init__(
         self,
@@ -122,6 +132,9 @@ class BlockQubo(Shown):
         num_pruned: int | Sequence[int] | None,
         offset: float = 0.0,
         labels: ArrayLike | None = None,
+        *,
+        costs: ArrayLike | None = None,
+        budget: ArrayLike | None = None,
     ) -> None:
         form = q if isinstance(q, FactorForm) else _symmetric(q)
         n = len(form.diagonal) if isinstance(form, FactorForm) else len(form)
@@ -138,6 +151,11 @@ class BlockQubo(Shown):
         if not np.isfinite(offset):
             raise InputError(f"offset is {offset}; only a finite number is allowed.")
         _check_range(form, offset)
+        rows, least = checked_budgets(n, costs, budget)
+        if len(least):
+            check_reachable(rows, least, groups, counts)
+        object.__setattr__(self, "costs", rows)
+        object.__setattr__(self, "budget", least)
         object.__setattr__(self, "q", form)
         object.__setattr__(self, "num_pruned", tuple(int(m) for m in counts))
         object.__setattr__(self, "offset", float(offset))
@@ -154,9 +172,29 @@ class BlockQubo(Shown):
         return len(self.num_pruned)
 
     @property
+    def num_budgets(self) -> int:
+        """How many linear budgets the assignment must meet."""
+        return len(self.budget)
+
+    @property
     def free(self) -> bool:
-        """True if no count binds any variable."""
-        return not self.num_pruned
+        """True if every binary x is allowed: neither counts nor budgets."""
+        return not self.num_pruned and not self.num_budgets
+
+    def replaced(self, q: ArrayLike | FactorForm, offset: float = 0.0) -> BlockQubo:
+        """The problem of other energies under the same counts and budgets."""
+        return BlockQubo(
+            q,
+            self.num_pruned or None,
+            offset,
+            self.labels if self.num_pruned else None,
+            costs=self.costs if self.num_budgets else None,
+            budget=self.budget if self.num_budgets else None,
+        )
+
+    def without_budgets(self, q: ArrayLike | FactorForm, offset: float = 0.0) -> BlockQubo:
+        """The problem of other energies under the same counts alone."""
+        return BlockQubo(q, self.num_pruned or None, offset, self.labels if self.num_pruned else None)
 
     @cached_property
     def diagonal(self) -> NDArray[np.float64]:
@@ -216,16 +254,22 @@ class BlockQubo(Shown):
     def counts(self, x: ArrayLike) -> NDArray[np.int64]:
         """How many variables of each group are 1 in x ``(n,)``."""
         chosen = self._checked(x, 1)
-        if self.free:
+        if not self.num_pruned:
             return np.zeros(0, dtype=np.int64)
         return np.bincount(self.labels[chosen], minlength=self.num_groups)
 
+    def amounts(self, x: ArrayLike) -> NDArray[np.float64]:
+        """``costs @ x`` of one assignment ``(n,)``: what it brings for each budget, ``(k,)``."""
+        return np.asarray(self.costs @ self._checked(x, 1).astype(np.float64))
+
     def is_feasible(self, x: ArrayLike) -> bool:
-        """True if x is binary, has n entries and meets every count."""
+        """True if x is binary, has n entries and meets every count and every budget."""
         point = np.asarray(x)
         if point.shape != (self.num_variables,) or not is_binary(point):
             return False
-        return bool((self.counts(point) == self.num_pruned).all())
+        if not (self.counts(point) == self.num_pruned).all():
+            return False
+        return not self.num_budgets or bool((self.budget - self.amounts(point) <= rounding_of(self.costs)).all())
 
     def _checked(self, x: ArrayLike, *dimensions: int) -> NDArray[np.bool_]:
         """x as bool, if it is one assignment or, with two dimensions, several."""
@@ -244,7 +288,8 @@ class BlockQubo(Shown):
     def __repr__(self) -> str:
         form = "factor form" if isinstance(self.q, FactorForm) else "dense"
         count = {0: "any number", 1: f"{sum(self.num_pruned)}"}.get(self.num_groups, f"in {self.num_groups} groups")
-        return f"BlockQubo({self.num_variables} variables, prune {count}, {form}, offset {self.offset:.6g})"
+        budgets = f", {self.num_budgets} budget{'s' * (self.num_budgets > 1)}" if self.num_budgets else ""
+        return f"BlockQubo({self.num_variables} variables, prune {count}{budgets}, {form}, offset {self.offset:.6g})"
 
 
 def _symmetric(q: ArrayLike) -> NDArray[np.float64]:
@@ -450,6 +495,7 @@ def problem_table(problem: BlockQubo) -> Table:
     facts = {
         "variables": f"{n:,}",
         "groups": _groups(problem),
+        **_budgets(problem),
         "form": _form(problem),
         "offset": f"{problem.offset:.6g}",
         "diagonal Q_ii": _range(problem.diagonal),
@@ -465,14 +511,30 @@ def evenly_spread(n: int, most: int) -> NDArray[np.int64]:
 
 def counts_told(problem: BlockQubo) -> str:
     """How many are to be pruned, as a sentence's end."""
-    if problem.free:
-        return "prune any number"
+    if not problem.num_pruned:
+        return "prune any number" if problem.free else f"meet {_budgets_told(problem)}"
+    budgets = f" and meet {_budgets_told(problem)}" if problem.num_budgets else ""
     groups = "" if problem.num_groups == 1 else f" in {problem.num_groups} groups"
-    return f"prune {sum(problem.num_pruned)}{groups}"
+    return f"prune {sum(problem.num_pruned)}{groups}{budgets}"
+
+
+def _budgets_told(problem: BlockQubo) -> str:
+    return "a budget" if problem.num_budgets == 1 else f"{problem.num_budgets} budgets"
+
+
+def _budgets(problem: BlockQubo) -> dict[str, str]:
+    """A row for every budget, as far as they are few."""
+    told = {}
+    for row, (costs, least) in enumerate(zip(problem.costs[:_KINDS], problem.budget, strict=False)):
+        name = "budget" if problem.num_budgets == 1 else f"budget {row}"
+        told[name] = f"at least {least:.6g}, costs {_range(costs)}"
+    if problem.num_budgets > _KINDS:
+        told["more budgets"] = f"{problem.num_budgets - _KINDS}"
+    return told
 
 
 def _groups(problem: BlockQubo) -> str:
-    if problem.free:
+    if not problem.num_pruned:
         return "none: prune any number"
     sizes = np.bincount(problem.labels, minlength=problem.num_groups)
     kinds = Counter(zip(problem.num_pruned, sizes.tolist(), strict=True))
