@@ -68,11 +68,20 @@ def highest_sums(
     costs: Float[np.ndarray, "k n"], labels: NDArray[np.int64], counts: Sequence[int]
 ) -> NDArray[np.float64]:
     """The most that each sum can be under the counts, each by itself, ``(k,)``; labels of -1 are bound by no count."""
-    highest = np.where(labels < 0, costs, 0.0).clip(min=0.0).sum(axis=1)
-    for group, count in enumerate(counts):
-        inside = np.sort(costs[:, labels == group], axis=1)
-        highest += inside[:, inside.shape[1] - count :].sum(axis=1)
-    return np.asarray(highest)
+    return np.array([row[lowest_of_groups(-row, labels, counts)].sum() for row in costs])
+
+
+def lowest_of_groups(
+    linear: Float[np.ndarray, " n"], labels: NDArray[np.int64], counts: Sequence[int]
+) -> NDArray[np.bool_]:
+    """The minimiser of linear energies under counts alone, ties by position; without a count, what is below 0."""
+    y = (labels < 0) & (linear < 0)
+    if len(counts):
+        order = np.lexsort((linear, labels))
+        groups = labels[order]
+        rank = np.arange(len(order)) - np.searchsorted(groups, groups)
+        y[order] = rank < np.asarray(counts)[groups]
+    return y
 
 
 def check_reachable(

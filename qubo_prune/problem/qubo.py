@@ -435,7 +435,13 @@ class BlockBatch:
 
     @classmethod
     def of(cls, problem: BlockQubo) -> BlockBatch:
-        """A batch of one row that has the energies of a dense problem (``u = 1``, ``H = 2 Q``)."""
+        """A batch of one row that has the energies of a dense problem (``u = 1``, ``H = 2 Q``).
+
+        Raises:
+            InputError: the problem has budgets, which a batch cannot hold.
+        """
+        if problem.num_budgets:
+            raise InputError("The problem has budgets, which no batch of rows can hold; solve it by itself.")
         return cls(
             hessian=torch.tensor(2 * problem.dense()),
             values=torch.ones(1, problem.num_variables, dtype=torch.float64),

@@ -80,7 +80,8 @@ def reduced(problem: BlockQubo) -> Reduction | None:
     if not problem.num_variables:
         return None
     largest = _largest(problem)
-    wide = largest > 0 and _wide(problem, largest)
+    # what entries decide by themselves is not told where a budget may ask for something else
+    wide = largest > 0 and not problem.num_budgets and _wide(problem, largest)
     if not wide and (largest == 0 or USUAL[0] <= largest <= USUAL[1]):
         return None
     value = np.full(problem.num_variables, -1, dtype=np.int8)
@@ -165,7 +166,7 @@ def _decided_of(low: NDArray[np.float64], high: NDArray[np.float64], count: int)
 def _without(problem: BlockQubo, value: NDArray[np.int8]) -> tuple[BlockQubo, float]:
     """The problem of the variables that are not decided, without its constant, and the constant."""
     if not (value >= 0).any():
-        return _same_counts(problem, problem.q), problem.offset
+        return problem.replaced(problem.q), problem.offset
     q, free, pruned = problem.dense(), value < 0, value == 1
     rest = q[np.ix_(free, free)].copy()
     moved = [math.fsum([q[i, i], *(2 * q[i, pruned]).tolist()]) for i in np.flatnonzero(free)]
@@ -177,11 +178,6 @@ def _without(problem: BlockQubo, value: NDArray[np.int8]) -> tuple[BlockQubo, fl
     return BlockQubo(rest, (np.array(problem.num_pruned) - gone).tolist(), 0.0, problem.labels[free]), base
 
 
-def _same_counts(problem: BlockQubo, q: NDArray[np.float64] | FactorForm) -> BlockQubo:
-    """A problem with that Q and no offset."""
-    return BlockQubo(q, None) if problem.free else BlockQubo(q, problem.num_pruned, 0.0, problem.labels)
-
-
 def _scaled(original: BlockQubo, left: BlockQubo, value: NDArray[np.int8], base: float) -> Reduction:
     largest = _largest(left) if left.num_variables else 0.0
     if largest == 0 or USUAL[0] <= largest <= USUAL[1]:
@@ -190,8 +186,8 @@ def _scaled(original: BlockQubo, left: BlockQubo, value: NDArray[np.int8], base:
     exponent = 2 * ((math.frexp(largest)[1] - 1) // 2)
     if isinstance(left.q, FactorForm):
         form = FactorForm(np.ldexp(left.q.diagonal, -exponent), np.ldexp(left.q.factor, -exponent // 2))
-        return Reduction(original, _same_counts(left, form), value, math.ldexp(1.0, exponent), base)
-    return Reduction(original, _same_counts(left, np.ldexp(left.q, -exponent)), value, math.ldexp(1.0, exponent), base)
+        return Reduction(original, left.replaced(form), value, math.ldexp(1.0, exponent), base)
+    return Reduction(original, left.replaced(np.ldexp(left.q, -exponent)), value, math.ldexp(1.0, exponent), base)
 
 
 def careful_swaps(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> NDArray[np.bool_]:
@@ -241,4 +237,4 @@ def _change(q: NDArray[np.float64], others: NDArray[np.int64], u: int, p: int) -
 
 def wide(problem: BlockQubo) -> bool:
     """True if swaps of a problem are to be checked by :func:`careful_swaps`."""
-    return bool(problem.num_variables) and _wide(problem, _largest(problem))
+    return bool(problem.num_variables) and not problem.num_budgets and _wide(problem, _largest(problem))

@@ -25,10 +25,17 @@ from qubo_prune.clock import Deadline, shortest
 from qubo_prune.devices import out_of_memory
 from qubo_prune.errors import InputError, SolverError, as_sentence
 from qubo_prune.precision import pinned
-from qubo_prune.problem.penalty import least_strength, multipliers, penalised, temperature_range
+from qubo_prune.problem.penalty import (
+    budget_multipliers,
+    least_strength,
+    multipliers,
+    num_slack,
+    penalised,
+    relaxed,
+    temperature_range,
+)
 from qubo_prune.problem.qubo import BlockQubo, FactorForm, binary
 from qubo_prune.problem.reduction import WIDE, Reduction, careful_swaps, reduced, wide
-from qubo_prune.problem.repair import repair
 from qubo_prune.seeds import checked_seed
 from qubo_prune.solver.answer_log import AnswerLog, Answers
 from qubo_prune.solver.clusters import Cluster, connect, split_name
@@ -47,6 +54,7 @@ from qubo_prune.solver.interface import (
     to_numpy_bool,
 )
 from qubo_prune.solver.registry import make_solver
+from qubo_prune.solver.swaps.feasible import made_feasible
 from qubo_prune.solver.swaps.greedy import Greedy
 from qubo_prune.solver.workers import Crash, NotBegun, Overrun, Workers
 
@@ -195,13 +203,13 @@ def check_size(solver: Solver, name: str, num_variables: int) -> None:
         )
 
 
-def check_groups(solver: Solver, name: str, num_groups: int, num_variables: int) -> None:
+def check_groups(solver: Solver, name: str, num_groups: int, num_variables: int, num_budgets: int = 0) -> None:
     """Raise :class:`InputError` if the solver does not take so many counts."""
     can = solver.capabilities
-    if can.cardinality and not num_groups and num_variables:
+    if can.cardinality and not num_groups and num_variables and not (can.budgets and num_budgets):
         raise InputError(
-            f"The problem has no counts, which {name!r} needs; give num_pruned, or take a solver "
-            "without counts such as 'neal'."
+            f"The problem has no counts, which {name!r} needs; give num_pruned, or take "
+            + ("a solver with budgets such as 'local'." if num_budgets else "a solver without counts such as 'neal'.")
         )
     if can.cardinality and not can.groups and num_groups > 1:
         raise InputError(
@@ -215,7 +223,7 @@ def _checked_start(problem: BlockQubo, warm_start: ArrayLike) -> NDArray[np.bool
     if not problem.is_feasible(point):
         raise InputError(
             f"warm_start is not feasible: pass {problem.num_variables} values 0 or 1 with exactly "
-            f"{list(problem.num_pruned)} ones in the groups."
+            f"{list(problem.num_pruned)} ones in the groups{' and every budget met' * bool(problem.num_budgets)}."
         )
     return point.astype(bool)
 
@@ -226,27 +234,32 @@ def prepared(
     """The problem as the solver's capabilities ask for it, and the temperatures that suit it.
 
     Counts stay counts for solvers that know them. For others they become penalties around the
-    multiplier at a swap optimum, ``lambda = PENALTY_FACTOR |mu|`` unless ``penalty`` is given.
+    multiplier at a swap optimum, ``lambda = PENALTY_FACTOR |mu|`` unless ``penalty`` is given. Budgets
+    stay budgets for solvers that know them; for others they become penalties likewise, or, beside counts that stay,
+    linear terms by their multipliers.
     """
     can = solver.capabilities
     form = problem
     if isinstance(problem.q, FactorForm) and not can.factor_form:
-        form = BlockQubo(
-            problem.dense(),
-            None if problem.free else problem.num_pruned,
-            problem.offset,
-            None if problem.free else problem.labels,
-        )
-    if can.cardinality or problem.free:
+        form = problem.replaced(problem.dense(), problem.offset)
+    if problem.free or takes_as_given(solver, problem):
         return form, None
+    if can.cardinality:
+        return relaxed(form, budget_multipliers(problem, _swap_optimum(problem, start))), None
     strength, mu, optimum = penalties(problem, start, penalty)
     return penalised(form, strength, mu), temperature_range(problem, optimum, seed)
+
+
+def takes_as_given(solver: Solver, problem: BlockQubo) -> bool:
+    """True if the solver is given the problem's counts and budgets as they are, and has to meet them."""
+    can = solver.capabilities
+    return can.cardinality and (can.budgets or not problem.num_budgets)
 
 
 def penalties(
     problem: BlockQubo, start: NDArray[np.bool_] | None, penalty: float | None
 ) -> tuple[float | NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """``lambda`` and ``mu`` for the counts, and the swap optimum next to ``start`` that they were read from.
+    """``lambda`` and ``mu`` for counts and budgets, and the swap optimum next to ``start`` that they were read from.
 
     ``lambda = PENALTY_FACTOR |mu|`` for each group unless ``penalty`` is given.
     """
@@ -322,7 +335,7 @@ class _Call:
         ``clock`` is a budget that the solve shares with others.
         """
         whole, request, penalty = asked.whole.problem, asked.inner, self._handling.penalty
-        check_groups(self._solver, self._name, whole.num_groups, whole.num_variables)
+        check_groups(self._solver, self._name, whole.num_groups, whole.num_variables, whole.num_budgets)
         if not request.problem.num_variables and whole.num_variables:
             nothing = np.zeros(0, dtype=bool)
             return lambda: single_answer(request.problem, nothing, Status.OPTIMAL, lower_bound=0.0)
@@ -333,8 +346,9 @@ class _Call:
             None if penalty is None else penalty / request.unit,
             request.seed,
         )
-        # the solver gets a copy of the start, which has to survive whatever the solver does to it
-        start = None if request.warm_start is None else request.warm_start.copy()
+        if form.num_variables > whole.num_variables:
+            check_size(self._solver, f"{self._name}, which gets slack variables for budgets,", form.num_variables)
+        start = _given_start(form, request.warm_start)
         given = dataclasses.replace(request, problem=form, warm_start=start, temperatures=temperatures)
         workers = self._isolation(request.time_limit)
         if workers is not None:
@@ -387,6 +401,8 @@ class _Call:
         problem, start = request.problem, request.warm_start
         try:
             result = _sound(wait())
+            if problem.num_budgets and not takes_as_given(self._solver, problem):
+                result = _of_relaxed(problem, result, self._solver.capabilities.cardinality)
             answers, unusable = _binary_answers(problem, result)
         except Overrun as error:
             return self._fallback(problem, start, Status.OVERRAN, str(error), error)
@@ -411,18 +427,21 @@ class _Call:
     ) -> SolveResult:
         """Mend and polish the answers, score them in float64, order them, fall back on the start."""
         problem, start, can = request.problem, request.warm_start, self._solver.capabilities
+        as_given = takes_as_given(self._solver, problem)
         feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
-        if can.cardinality and not feasible.any():
-            return self._fallback(problem, start, Status.INFEASIBLE, "no answer meets the counts")
+        if as_given and not feasible.any():
+            missed = "counts and budgets" if problem.num_budgets else "counts"
+            return self._fallback(problem, start, Status.INFEASIBLE, f"no answer meets the {missed}")
         # what misses a count is repaired only for solvers that were not asked to meet it
-        corrected = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
+        corrected = answers[feasible] if as_given else np.stack([made_feasible(problem, x) for x in answers])
         corrected, energies = best_first(problem, corrected, request.num_answers)
         repaired = float(energies[0])
         raw: float | None = repaired
-        if not feasible.all() and not can.cardinality:
+        if not feasible.all() and not as_given:
             raw = float(np.min(problem.energy(answers[feasible]))) if feasible.any() else None
         status, bound, info = self._believed(problem, result, corrected[0], repaired, as_given=bool(feasible[0]))
-        if self._handling.polish and not (can.swap_optimal or problem.free) and status is not Status.OPTIMAL:
+        swap_optimal = can.swap_optimal and as_given
+        if self._handling.polish and not (swap_optimal or problem.free) and status is not Status.OPTIMAL:
             corrected, energies = best_first(
                 problem, np.stack([_swap_optimum(problem, x) for x in corrected]), request.num_answers
             )
@@ -535,6 +554,28 @@ def _raise_if_machine_failed(error: BaseException, name: str, what: str) -> None
         raise SolverError(
             f"The device failed while the solver {name!r} solved {what} ({text}); begin again in a new process."
         ) from error
+
+
+def _given_start(form: BlockQubo, start: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """A copy of the start, which has to survive whatever the solver does to it, with slack at 0 where there is any."""
+    if start is None:
+        return None
+    return np.concatenate([start, np.zeros(form.num_variables - len(start), dtype=bool)])
+
+
+def _of_relaxed(problem: BlockQubo, result: SolveResult, counts_kept: bool) -> SolveResult:
+    """What a solver answered to a problem whose budgets were relaxed, as an answer to the problem itself.
+
+    The slack is cut off. A proof is none for the problem itself; a bound still is one if the budgets were in the linear
+    terms alone.
+    """
+    n, whole = problem.num_variables, problem.num_variables + num_slack(problem)
+    points: Any = [x[:n] if np.shape(x) == (whole,) and not counts_kept else x for x in result.assignments]
+    status, bound = result.status, result.lower_bound if counts_kept else None
+    info = {**dict(result.info), "budgets": "as linear terms" if counts_kept else "as penalties with slack"}
+    if status is Status.OPTIMAL:
+        info["proof"], status = "of the problem with relaxed budgets", Status.FEASIBLE
+    return dataclasses.replace(result, assignments=points, status=status, lower_bound=bound, info=info)
 
 
 def _sound(result: object) -> SolveResult:

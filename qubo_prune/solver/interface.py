@@ -51,6 +51,9 @@ class Capabilities:
         cardinality: counts are met natively. If not, the solver is given the free problem with
             penalties (see :mod:`~qubo_prune.problem.penalty`), and its answers are repaired.
         groups: several counts at once are understood (of no meaning without ``cardinality``).
+        budgets: linear budgets are met natively, beside counts or without any (of no meaning without
+            ``cardinality``). If not, the solver is given the counts with the budgets' multipliers in its linear terms,
+            or penalties with slack, and its answers are repaired.
         batched: implements ``solve_batch``.
         stochastic: the answer depends on the seed; checked by the contract.
         factor_form: accepts :class:`~qubo_prune.problem.qubo.FactorForm`; others are given n x n.
@@ -66,6 +69,7 @@ class Capabilities:
     exact: bool = False
     cardinality: bool = True
     groups: bool = True
+    budgets: bool = False
     batched: bool = False
     stochastic: bool = True
     factor_form: bool = False
@@ -82,7 +86,8 @@ class SolveRequest:
     """One problem to solve.
 
     Attributes:
-        problem: the block QUBO; a free problem with penalties for solvers without ``cardinality``.
+        problem: the block QUBO; a free problem with penalties for solvers without ``cardinality``, with slack
+            variables behind its own if it has budgets.
         warm_start: a feasible assignment ``(n,)`` to start from, or ``None``.
         seed: every random choice of the solver follows from it.
         time_limit: wall-clock seconds, or ``None``.

@@ -24,6 +24,7 @@ from qubo_prune.solver.interface import (
     ranked_answers,
     to_numpy_bool,
 )
+from qubo_prune.solver.swaps.budgets import BudgetState
 from qubo_prune.solver.swaps.kernels import (
     Form,
     below,
@@ -39,6 +40,7 @@ from qubo_prune.solver.swaps.kernels import (
     rounding,
     settle_form,
 )
+from qubo_prune_solvers._budgets import search_within
 from qubo_prune_solvers._starts import starts_of
 
 #: Factor form of up to so many variables is multiplied out: these searches make thousands of swaps, and
@@ -84,8 +86,14 @@ class SwapSearch(Solver):
     def search(self, state: State, clock: Deadline) -> None:
         """Improve the state's best assignment until the search ends or time is over."""
 
+    def search_budgets(self, state: BudgetState, clock: Deadline) -> None:
+        """The same under linear budgets; called only if the capability ``budgets`` is declared."""
+        raise NotImplementedError(f"{type(self).__name__} declares 'budgets' but has no search_budgets")
+
     def solve(self, request: SolveRequest, /) -> SolveResult:
         """Search from each start, and answer with the best of each, ranked."""
+        if request.problem.num_budgets:
+            return search_within(request, self.search_budgets, self.starts, self.threads, MATRIX_UP_TO)
         clock, form = Deadline(request.time_limit), form_of(request.problem, MATRIX_UP_TO)
         points = starts_of(form, request.warm_start, self.starts, derive_seed(request.seed, self.starts))
         if not _movable(form):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
+from qubo_prune.problem.budgets import rounding_of
 from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.settings import setting
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
@@ -27,6 +29,9 @@ _TOTAL = 2**40
 
 # rounding of the energies themselves, in parts of the sum of all coefficients
 _FLOAT_ERROR = 2**-46
+
+# what the costs of a budget that are no whole numbers add up to in the model; far finer than what counts as met
+_COSTS = 2**50
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class CpSat(Solver):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        exact=True, anytime=True, max_variables=_MAX_VARIABLES, requires=(("ortools", "ortools"),)
+        exact=True, budgets=True, anytime=True, max_variables=_MAX_VARIABLES, requires=(("ortools", "ortools"),)
     )
 
     workers: int = setting(1, least=1)
@@ -117,6 +122,7 @@ class _Model:
         self.x = [self.model.new_bool_var(f"x{i}") for i in range(problem.num_variables)]
         self._products: dict[tuple[int, int], Any] = {}
         self._meet_counts()
+        self._meet_budgets()
         for i, j in np.argwhere(np.triu(self._q, 1)).tolist():
             self._product(i, j)
         self._scale, self.rounding = self._minimise()
@@ -140,6 +146,17 @@ class _Model:
             for i in np.flatnonzero(self._coupled(members)).tolist():
                 others = [self._product(i, j) for j in members.tolist() if j != i]
                 self.model.add(sum(others) == (count - (i in members)) * self.x[i])
+
+    def _meet_budgets(self) -> None:
+        """The budgets in whole numbers: as they are if they are whole, else rounded in favour of the assignment."""
+        problem = self._problem
+        for costs, least, rounding in zip(problem.costs, problem.budget, rounding_of(problem.costs), strict=True):
+            total = float(np.abs(costs).sum())
+            whole = total < _COSTS and bool((costs == np.rint(costs)).all())
+            scale = 1.0 if whole or not total else _COSTS / total
+            terms = [round(float(cost) * scale) * variable for cost, variable in zip(costs, self.x, strict=True)]
+            least = math.ceil((least - rounding) * scale) - (0 if whole else len(costs))
+            self.model.add(sum(terms) >= least)
 
     def _coupled(self, members: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which variables belong to a group that has any coupling to another variable of ``members``."""
@@ -169,7 +186,7 @@ class _Model:
         scale = _TOTAL / total if total else 1.0
         terms = zip([*self.x, *self._products.values()], np.concatenate([linear, quadratic]), strict=True)
         self.model.minimize(sum(round(float(value) * scale) * variable for variable, value in terms))
-        ones = len(linear) if self._problem.free else sum(self._problem.num_pruned)
+        ones = sum(self._problem.num_pruned) if self._problem.num_pruned else len(linear)
         rounding = _largest(linear, scale, ones) + _largest(quadratic, scale, ones * (ones - 1) // 2)
         return scale, rounding + _FLOAT_ERROR * total
 

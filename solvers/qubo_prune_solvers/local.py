@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
 
 from qubo_prune.clock import Deadline
 from qubo_prune.settings import setting
+from qubo_prune.solver.interface import Capabilities
+from qubo_prune.solver.swaps.budgets import BudgetState
 from qubo_prune.solver.swaps.kernels import best_swap, coupling, descend, exchange
+from qubo_prune_solvers._budgets import disturbed_descents
 from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
 
 
@@ -35,12 +38,17 @@ class Local(SwapSearch):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
+    capabilities: ClassVar[Capabilities] = replace(SwapSearch.capabilities, budgets=True)
+
     starts: int = setting(3, least=1)
     rounds: float = setting(0.5, least=0)
     candidates: int = setting(8, least=1)
     ejections: int = setting(4, least=0)
     kick: int = setting(5, least=0)
     threads: int | None = setting(None, least=1)
+
+    def search_budgets(self, state: BudgetState, clock: Deadline) -> None:
+        disturbed_descents(state, clock, round(self.rounds * len(state.best)), self.kick)
 
     def search(self, state: State, clock: Deadline) -> None:
         form = state.form

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numba import njit
@@ -11,7 +11,10 @@ from numba import njit
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
 from qubo_prune.settings import setting
+from qubo_prune.solver.interface import Capabilities
+from qubo_prune.solver.swaps.budgets import BudgetState
 from qubo_prune.solver.swaps.kernels import below, best_swap, exchange
+from qubo_prune_solvers._budgets import tabu_walk
 from qubo_prune_solvers._search import State, SwapSearch, keep_best, return_to_best, swap_at_random
 
 # steps between two looks at the clock, well under a millisecond for a thousand variables
@@ -40,6 +43,8 @@ class Tabu(SwapSearch):
         threads: for the starts of one problem or the rows of a batch; one per core if ``None``.
     """
 
+    capabilities: ClassVar[Capabilities] = replace(SwapSearch.capabilities, budgets=True)
+
     starts: int = setting(4, least=1)
     steps: int = setting(15, least=0)
     candidates: int = setting(4, least=1)
@@ -51,6 +56,9 @@ class Tabu(SwapSearch):
     def __post_init__(self) -> None:
         if self.tenure[0] > self.tenure[1]:
             raise InputError(f"tenure is {list(self.tenure)}; give the fewest steps, then the most, such as [3, 8].")
+
+    def search_budgets(self, state: BudgetState, clock: Deadline) -> None:
+        tabu_walk(state, clock, self.steps * len(state.best), self.tenure, self.patience, self.kick)
 
     def search(self, state: State, clock: Deadline) -> None:
         form, left = state.form, self.steps * state.form.num_variables

@@ -86,26 +86,23 @@ class Place(NamedTuple):
     move: NDArray[np.int64]
 
 
+def place_of(form: Form, rules: Rules, x: NDArray[np.bool_], multipliers: NDArray[np.float64]) -> Place:
+    """A search at x, which it will change, all sums taken anew."""
+    flips = flip_costs(*form.couplings, form.own, x)
+    spare = rules.costs @ x.astype(np.float64) - rules.least
+    return Place(x, flips, spare, multipliers, np.zeros(len(x), np.int64), np.full(4, -1, np.int64))
+
+
 class BudgetState:
     """One search: the assignment with its flip costs and sums, the best one seen, and a random stream."""
 
     def __init__(self, problem: BlockQubo, form: Form, start: NDArray[np.bool_], seed: int) -> None:
-        x, self.form, self.rules, k = start.copy(), form, Rules.of(problem), problem.num_budgets
-        n = form.num_variables
-        self.place = Place(
-            x, np.empty(n), np.empty(k), budget_multipliers(problem, x), np.zeros(n, np.int64), np.empty(4, np.int64)
-        )
-        self._take_anew()
-        self.best = x.copy()
+        self.form, self.rules, self.best = form, Rules.of(problem), start.copy()
+        self.place = place_of(form, self.rules, start.copy(), budget_multipliers(problem, start))
         # energy change since the start, now and of the best
         self.energies = np.zeros(2)
         self.random = np.array([seed], dtype=np.uint64)
         self.threshold = rounding(form)
-
-    def _take_anew(self) -> None:
-        x = self.place.x
-        self.place.flips[:] = flip_costs(*self.form.couplings, self.form.own, x)
-        self.place.spare[:] = self.rules.costs @ x.astype(np.float64) - self.rules.least
 
     @property
     def arguments(self) -> tuple[Any, Rules, Place]:
@@ -125,8 +122,8 @@ class BudgetState:
 
     def return_to_best(self) -> None:
         """Make x the best assignment again, every sum taken anew."""
-        self.place.x[:] = self.best
-        self._take_anew()
+        anew = place_of(self.form, self.rules, self.best, self.place.multipliers)
+        self.place.x[:], self.place.flips[:], self.place.spare[:] = anew.x, anew.flips, anew.spare
         self.energies[0] = self.energies[1]
 
 

@@ -26,7 +26,9 @@ from qubo_prune.solver.interface import (
     single_answer,
     to_numpy_bool,
 )
+from qubo_prune.solver.swaps.budgets import settle_budgets
 from qubo_prune.solver.swaps.couplings import Couplings, of_batch
+from qubo_prune.solver.swaps.feasible import feasible_start
 from qubo_prune.solver.swaps.kernels import form_of, forward_start, in_threads, settle_form, settle_rows
 
 # rounds of descent and candidate pairs; rows need a handful, the bound only stops a cycle of
@@ -50,7 +52,8 @@ class Greedy(Solver):
     every kept weight with its best partner, to an optimum over all single swaps (in factor form too).
     On CUDA, in torch, many rows in step: the cheapest u is paired with its best p; when that fails, all
     pairs of the candidates are tried, and in the end, in double precision, all pairs; several groups
-    scan all their pairs.
+    scan all their pairs. Under budgets, compiled: best moves of one to four weights that keep them, see
+    :mod:`qubo_prune.solver.swaps.budgets`.
 
     Attributes:
         candidates: how many weights of either side are paired.
@@ -61,6 +64,7 @@ class Greedy(Solver):
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         batched=True,
+        budgets=True,
         stochastic=False,
         factor_form=True,
         anytime=True,
@@ -76,6 +80,11 @@ class Greedy(Solver):
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)
+        if problem.num_budgets:
+            start = feasible_start(problem) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
+            if clock.expired:
+                return single_answer(problem, start, Status.TIME_LIMIT)
+            return single_answer(problem, settle_budgets(problem, start, _MATRIX_UP_TO), Status.LOCAL_OPTIMUM)
         form = form_of(problem, _MATRIX_UP_TO)
         x = forward_start(form) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
         if clock.expired:
