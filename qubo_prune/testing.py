@@ -32,6 +32,7 @@ from qubo_prune.checks import CheckOutcome, NotApplicable, outcome_of, require
 from qubo_prune.errors import InputError
 from qubo_prune.methods.contract import MethodContract as MethodContract
 from qubo_prune.methods.contract import check_method as check_method
+from qubo_prune.problem.penalty import SLACK_BITS
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
 from qubo_prune.solver import dispatch
 from qubo_prune.solver.interface import (
@@ -44,6 +45,7 @@ from qubo_prune.solver.interface import (
     Status,
 )
 from qubo_prune.solver.registry import make_solver
+from qubo_prune.solver.swaps.feasible import feasible_start
 from qubo_prune.solver.workers import Overrun, Workers
 
 #: Relative error that energies of a solver may have; it may compute in single precision.
@@ -94,6 +96,7 @@ class SolverContract:
         most = can.max_variables
         require(most is None or (isinstance(most, int) and most >= 1), f"max_variables is {most!r}")
         require(bool(can.devices), "no device is declared")
+        require(can.cardinality or not can.budgets, "'budgets' is declared without 'cardinality'")
         if can.batched:
             overridden = type(solver).solve_batch is not Solver.solve_batch
             require(overridden, "'batched' is declared and solve_batch is not implemented")
@@ -234,6 +237,32 @@ class SolverContract:
             for u in np.flatnonzero(~x):
                 change = costs[u] - costs[x] - problem.couplings(int(u))[x]
                 require(bool((change >= -CLAIMED * _scale(problem)).all()), "a swap improves its answer")
+
+    def test_budgets(self, solver: Solver) -> None:
+        """Linear budgets: beside a count, beside groups of one choice each, several, met with equality, and alone."""
+        if not solver.capabilities.budgets:
+            raise NotApplicable("it does not declare to take budgets")
+        n = _size(solver, 10, least=4)
+        for problem in _budgeted(n, solver.capabilities.groups):
+            _answer(solver, problem)
+            _answer(solver, problem, warm_start=feasible_start(problem), num_answers=3, seed=5)
+
+    def test_relaxed_budgets(self, solver: Solver) -> None:
+        """Budgets, relaxed for a solver that knows none: its answer is mended, and its bound holds."""
+        if solver.capabilities.budgets:
+            raise NotApplicable("it takes budgets itself")
+        n = _size(solver, 10, least=4)
+        if not solver.capabilities.cardinality:
+            n = _size(solver, n + SLACK_BITS) - SLACK_BITS
+        if n < 4:
+            raise NotApplicable(f"it takes {n + SLACK_BITS} variables, too few for a budget and its slack")
+        problem = _budgeted(n, False)[0]
+        result = dispatch.solve(problem, solver)
+        require(problem.is_feasible(result.assignment), "the framework's answer misses a budget")
+        best, slack = minimum(problem), ROUNDING * _scale(problem)
+        require(result.energy >= best - slack, f"{result.energy:.9g} is below the optimum {best:.9g}")
+        bound = result.lower_bound
+        require(bound is None or bound <= best + slack, f"its bound {bound} is above the optimum {best:.9g}")
 
     def test_inputs_are_left_alone(self, solver: Solver) -> None:
         """Neither the problem nor the start is written to."""
@@ -378,7 +407,9 @@ def _judged(solver: Solver, given: SolveRequest, result: object, limited: bool =
         require(x.shape == shape, f"an answer has shape {x.shape}; {shape} is needed")
         require(bool(np.isin(x, (0, 1)).all()), f"an answer is not binary: {_list(x)}")
         met = f"{problem.counts(x).tolist()} are pruned; the counts are {list(problem.num_pruned)}"
-        require(not can.cardinality or problem.is_feasible(x), f"an answer misses a count: {met}")
+        if problem.num_budgets:
+            met += f"; it brings {problem.amounts(x).tolist()}, the budgets are {problem.budget.tolist()}"
+        require(not can.cardinality or problem.is_feasible(x), f"an answer misses a count or a budget: {met}")
     energy = float(np.float64(problem.energy(points[0])))
     if problem.num_variables > 14:  # too many to enumerate
         return result
@@ -398,9 +429,11 @@ def minimum(problem: BlockQubo) -> float:
     """The lowest energy of a small problem, by enumeration of all ``2^n`` points."""
     points = np.array(list(itertools.product((False, True), repeat=problem.num_variables)), dtype=bool)
     points = points.reshape(2**problem.num_variables, problem.num_variables)
-    if not problem.free:
+    if problem.num_groups:
         member = problem.labels[:, None] == np.arange(problem.num_groups)
         points = points[(points.astype(np.int64) @ member == problem.num_pruned).all(axis=1)]
+    if problem.num_budgets:
+        points = points[[problem.is_feasible(x) for x in points]]
     return float(np.atleast_1d(problem.energy(points)).min())
 
 
@@ -446,6 +479,26 @@ def _random(
     weights = rng.normal(size=n)
     q = weights[:, None] * (inputs.T @ inputs) * weights / n + np.diag(rng.normal(size=n))
     return BlockQubo(scale * q, counts, scale * float(rng.normal()), labels)
+
+
+def _budgeted(n: int, groups: bool) -> list[BlockQubo]:
+    """Problems with budgets that bind: one and two of them, beside counts and, for solvers of groups, choices."""
+    rng, q = _rng(n), _random(n, 0).q
+    costs = rng.integers(1, 20, size=(2, n)).astype(np.float64)
+    half, third = n // 2, np.sort(costs, axis=1)[:, -(n // 2) :].sum(axis=1)
+    one, other = rng.permutation(np.arange(n) < half), -costs[1]
+    problems = [
+        BlockQubo(q, half, costs=costs[0], budget=np.floor(0.9 * third[0])),
+        # met with equality by some assignment: at least and at most what that one brings
+        BlockQubo(q, half, 0.5, costs=np.stack([costs[0], other]), budget=[costs[0][one].sum(), other[one].sum()]),
+        BlockQubo(q, None, costs=costs[0], budget=costs[0].sum() / 2),
+        BlockQubo(q, None, costs=costs / 7, budget=costs.sum(axis=1) / 21),
+    ]
+    if groups:
+        labels = np.arange(n) % (n // 2)
+        least = np.array([costs[0][labels == g].max() for g in range(n // 2)]).sum()
+        problems.append(BlockQubo(q, [1] * (n // 2), 0.0, labels, costs=costs[0], budget=np.floor(0.85 * least)))
+    return problems
 
 
 def _opposites(n: int) -> list[BlockQubo]:

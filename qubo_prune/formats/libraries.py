@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 def to_cqm(problem: BlockQubo) -> dimod.ConstrainedQuadraticModel:
-    """A dimod model over binary variables 0 to n-1 that holds the counts as constraints.
+    """A dimod model over binary variables 0 to n-1 that holds counts and budgets as constraints.
 
     The objective is ``E(x)`` exactly, the offset included; constraint g, labelled ``"group g"``, is
-    ``sum_{i in g} x_i == m_g``. Factor form is densified. :func:`from_cqm` is the way back.
+    ``sum_{i in g} x_i == m_g``, and constraint r, labelled ``"budget r"``, ``sum_i c_ri x_i >= C_r``. Factor form is
+    densified. :func:`from_cqm` is the way back.
 
     >>> cqm = to_cqm(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))
     >>> float(cqm.objective.energy({0: 0, 1: 1})), len(cqm.constraints)
@@ -40,6 +41,8 @@ def to_cqm(problem: BlockQubo) -> dimod.ConstrainedQuadraticModel:
     for group, count in enumerate(problem.num_pruned):
         members = np.flatnonzero(problem.labels == group)
         cqm.add_constraint([(int(i), 1.0) for i in members], "==", rhs=count, label=f"group {group}")
+    for row, (costs, least) in enumerate(zip(problem.costs.tolist(), problem.budget.tolist(), strict=True)):
+        cqm.add_constraint([(i, cost) for i, cost in enumerate(costs)], ">=", rhs=least, label=f"budget {row}")
     return cqm
 
 
@@ -47,8 +50,9 @@ def from_cqm(cqm: dimod.ConstrainedQuadraticModel) -> BlockQubo:
     """The block QUBO of a model such as :func:`to_cqm` makes, in dense form.
 
     Raises:
-        InputError: a variable is not binary or not one of 0 to n-1, a constraint is not
-            ``sum x_i == whole number``, or the constraints do not cover every variable exactly once.
+        InputError: a variable is not binary or not one of 0 to n-1, a constraint is neither
+            ``sum x_i == whole number`` nor a hard linear inequality, or the counts, if there are any, do not cover
+            every variable exactly once.
 
     >>> from_cqm(to_cqm(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))).energy([0, 1])
     3.0
@@ -59,21 +63,48 @@ def from_cqm(cqm: dimod.ConstrainedQuadraticModel) -> BlockQubo:
     for i in range(n):
         if cqm.vartype(i).name != "BINARY":
             raise InputError(f"Variable {i} of the model is {cqm.vartype(i).name}; only binary ones are allowed.")
-    labels, counts = np.full(n, -1, dtype=np.int64), []
-    for group, (name, constraint) in enumerate(cqm.constraints.items()):
+    labels, counts = np.full(n, -1, dtype=np.int64), list[int]()
+    costs, budget = np.zeros((len(cqm.constraints), n)), list[float]()
+    for name, constraint in cqm.constraints.items():
+        if constraint.sense.value != "==":
+            least = _budget_constraint(name, constraint, costs[len(budget)])
+            budget.append(least)
+            continue
         members, count = _count_constraint(name, constraint)
+        group = len(counts)
         if (labels[members] >= 0).any():
             raise InputError(f"Constraint {name!r} shares a variable with another; groups must be disjoint.")
         labels[members] = group
         counts.append(count)
-    if (labels < 0).any():
+    if (labels < 0).any() and (counts or not budget):
         raise InputError(f"Variable {int(labels.argmin())} is in no constraint; give every variable a count.")
     q = np.zeros((n, n))
     for i, bias in cqm.objective.linear.items():
         q[i, i] = bias
     for (i, j), bias in cqm.objective.quadratic.items():
         q[i, j] = q[j, i] = bias / 2
-    return BlockQubo(q, counts, cqm.objective.offset, labels)
+    grouped = counts or not budget
+    return BlockQubo(
+        q,
+        counts if grouped else None,
+        cqm.objective.offset,
+        labels if grouped else None,
+        costs=costs[: len(budget)] if budget else None,
+        budget=budget or None,
+    )
+
+
+def _budget_constraint(name: object, constraint: dimod.sym.Comparison, costs: NDArray[np.float64]) -> float:
+    """Put the costs of ``sum c_i x_i >= C``, or of the negative of ``<=``, in their place; C."""
+    lhs = constraint.lhs
+    if not lhs.is_linear() or lhs.is_soft():
+        raise InputError(
+            f"Constraint {name!r} is {constraint.to_polystring()}; of inequalities only hard linear ones are allowed."
+        )
+    sign = 1.0 if constraint.sense.value == ">=" else -1.0
+    for i, bias in lhs.linear.items():
+        costs[i] = sign * bias
+    return sign * float(constraint.rhs - lhs.offset)
 
 
 def _count_constraint(name: object, constraint: dimod.sym.Comparison) -> tuple[list[int], int]:
@@ -105,7 +136,7 @@ def to_ising(
     ({0: 2.0}, {}, 2.0)
     """
     linear, quadratic, offset = to_bqm(problem, penalty).to_ising()
-    fields = {int(i): float(linear[i]) for i in range(problem.num_variables)}
+    fields = {i: float(linear[i]) for i in range(len(linear))}
     couplings = {(int(min(pair)), int(max(pair))): float(bias) for pair, bias in quadratic.items()}
     return fields, couplings, float(offset)
 
@@ -135,7 +166,8 @@ def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticPro
     """A qiskit-optimization program that minimises ``E(x)`` over binary ``x0`` to ``x{n-1}``.
 
     The constant is the offset; the linear equality ``group_g`` is ``sum_{i in g} x_i == m_g`` for
-    each group that has variables. Factor form is densified.
+    each group that has variables, and the inequality ``budget_r`` is ``sum_i c_ri x_i >= C_r``. Factor form is
+    densified.
 
     >>> program = to_quadratic_program(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))
     >>> float(program.objective.evaluate([0, 1]))
@@ -151,6 +183,8 @@ def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticPro
         members = {names[i]: 1 for i in np.flatnonzero(problem.labels == group)}
         if members:
             program.linear_constraint(members, "==", count, f"group_{group}")
+    for row, (costs, least) in enumerate(zip(problem.costs, problem.budget, strict=True)):
+        program.linear_constraint(dict(zip(names, costs.tolist(), strict=True)), ">=", float(least), f"budget_{row}")
     return program
 
 
@@ -178,12 +212,14 @@ def to_bqm(problem: BlockQubo, penalty: float | None = None) -> dimod.BinaryQuad
     """A dimod model over variables 0 to n-1 whose counts are penalties.
 
     Its energy is ``E(x) + penalty * sum_g (sum_{i in g} x_i - m_g)^2`` exactly, the offset included,
-    so a feasible assignment has the energy of the problem. Factor form is densified.
+    so a feasible assignment has the energy of the problem. Factor form is densified. Budgets become penalties as well,
+    with slack variables n and on, see :func:`~qubo_prune.problem.penalty.penalised`; the steps of the slack are coarse,
+    so that an assignment that meets a budget can have a little more than its energy.
 
     Args:
         problem: the block QUBO.
         penalty: in units of energy; :func:`suggested_penalty` if left out, whose answers may miss
-            a count and then need a repair. 0 leaves the counts out.
+            a count and then need a repair. 0 leaves counts and budgets out.
 
     Raises:
         InputError: the penalty is negative or not finite.
@@ -195,7 +231,7 @@ def to_bqm(problem: BlockQubo, penalty: float | None = None) -> dimod.BinaryQuad
     import dimod
 
     strength = suggested_penalty(problem) if penalty is None and not problem.free else penalty or 0.0
-    free = penalised(problem, strength)
+    free = penalised(problem, strength) if strength else BlockQubo(problem.q, None, problem.offset)
     pairs = 2 * free.dense()
     first, second = np.triu(pairs, 1).nonzero()
     return dimod.BinaryQuadraticModel.from_numpy_vectors(

@@ -1,11 +1,12 @@
 """Block QUBOs as LP files, the format of CPLEX that most optimisers read.
 
-A quadratic objective over binary variables and constraints ``x0 + x1 + ... = count``::
+A quadratic objective over binary variables, constraints ``x0 + x1 + ... = count`` and linear budgets::
 
     Minimize
      obj: + 1.5 x0 - 2 x1 + [ - 4 x0 * x1 ]/2 + 0.25
     Subject To
      group_0: + 1 x0 + 1 x1 = 1.0
+     budget_0: + 10 x0 + 40 x1 >= 30.0
     Binary
      x0 x1
     End
@@ -14,7 +15,7 @@ Written by dimod. Read by our own parser: dimod's does not return from some malf
 names no lines. It takes what CPLEX, Gurobi, SCIP, HiGHS, OR-tools, docplex, PuLP and GLPK write of such problems:
 keywords in all their forms, integers with bounds 0 and 1, counts as pairs of inequalities or multiplied by a number,
 constraints and bounds that every binary vector meets, empty sections, and constants written as fixed variables.
-What is no count of binary variables is rejected.
+A linear constraint that is no count is a budget, ``<=`` with the negative of both sides, and an equation two of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from qubo_prune.problem.qubo import BlockQubo
 
 
 def dumps(problem: BlockQubo) -> str:
-    """The problem as text: variables ``x0`` to ``x{n-1}``, constraints ``group_0`` to ``group_{g-1}``.
+    """The problem as text: variables ``x0`` to ``x{n-1}``, constraints ``group_0`` and ``budget_0`` and so on.
 
     Raises:
         InputError: a group has no variables, or an entry is too large to be written four times as large.
@@ -49,12 +50,23 @@ def dumps(problem: BlockQubo) -> str:
         raise InputError("An entry of Q is too large for an LP file, which holds four times as much; write .json.")
     cqm = to_cqm(problem)
     cqm.relabel_variables({i: f"x{i}" for i in range(problem.num_variables)})
-    cqm.relabel_constraints({f"group {g}": f"group_{g}" for g in range(problem.num_groups)})
+    cqm.relabel_constraints({label: label.replace(" ", "_") for label in cqm.constraints})
     return "".join(f"{line.rstrip()}\n" for line in dimod.lp.dumps(cqm).splitlines())
 
 
-def loads(text: str, max_variables: int) -> tuple[NDArray[np.float64], tuple[int, ...] | None, list[int] | None, float]:
-    """Q, counts, labels and offset of the problem in ``text``; no counts if it has no constraints.
+class Loaded(NamedTuple):
+    """What an LP file holds, as :class:`~qubo_prune.problem.qubo.BlockQubo` takes it."""
+
+    q: NDArray[np.float64]
+    num_pruned: tuple[int, ...] | None
+    labels: list[int] | None
+    offset: float
+    costs: NDArray[np.float64] | None
+    budget: list[float] | None
+
+
+def loads(text: str, max_variables: int) -> Loaded:
+    """The problem in ``text``; without counts or budgets if it has no such constraints.
 
     Variables named ``x0`` to ``x{n-1}`` keep their numbers; others are numbered as they are declared.
 
@@ -75,8 +87,12 @@ def loads(text: str, max_variables: int) -> tuple[NDArray[np.float64], tuple[int
         q[i, j] = q[j, i] = value / 4
     keyword = parts["objective"][0].text if parts["objective"] else "Minimize"
     sign = -1.0 if keyword.lower().startswith("max") else 1.0
-    counts, labels = _counts(_Tokens(parts["constraints"]), names)
-    return sign * q, counts, labels, sign * objective.offset
+    counts, labels, budgets = _constraints(_Tokens(parts["constraints"]), names)
+    costs = np.zeros((len(budgets), len(q)))
+    for row, (terms, _) in zip(costs, budgets, strict=True):
+        row[list(terms)] = list(terms.values())
+    least = [bound for _, bound in budgets] or None
+    return Loaded(sign * q, counts, labels, sign * objective.offset, costs if budgets else None, least)
 
 
 class _Token(NamedTuple):
@@ -435,12 +451,15 @@ class _Row:
         most = sum(max(value, 0.0) for value in self.terms.values())
         return self.low <= least and self.high >= most
 
+    def budgets(self) -> list[_Budget]:
+        """The constraint as one budget, or as two."""
+        least = [] if math.isinf(self.low) else [(self.terms, self.low)]
+        most = [] if math.isinf(self.high) else [({i: -value for i, value in self.terms.items()}, -self.high)]
+        return least + most
+
     def counted(self) -> tuple[float, float]:
-        """Fewest and most ones among its variables; raises :class:`InputError` if it is no count."""
-        values = set(self.terms.values())
-        if len(values) != 1:
-            raise self._refused()
-        (value,) = values
+        """Fewest and most ones among its variables, which all have one coefficient."""
+        value = next(iter(self.terms.values()))
         low, high = sorted((self.low / value, self.high / value))
         if low == high and (abs(low) > 2**31 or low != round(low)):
             raise _unexpected(self.at["count"], "a whole number is") if value == 1 else self._refused()
@@ -477,21 +496,34 @@ def _sum(tokens: _Tokens, names: _Names, at: dict[str, _Token]) -> tuple[dict[in
     return terms, constant
 
 
-def _counts(tokens: _Tokens, names: _Names) -> tuple[tuple[int, ...] | None, list[int] | None]:
-    """Counts and labels from constraints ``x + y + ... = count``; either side of a count may stand in another one."""
+#: Coefficients by variable, and what their sum must reach.
+_Budget = tuple[dict[int, float], float]
+
+
+def _constraints(tokens: _Tokens, names: _Names) -> tuple[tuple[int, ...] | None, list[int] | None, list[_Budget]]:
+    """Counts, labels and budgets; either side of a count may stand in another constraint."""
     found: dict[frozenset[int], tuple[float, float, _Row]] = {}
+    budgets: list[_Budget] = []
     while tokens.peek().kind != "end":
         row = _Row.read(tokens, names)
         if row.always():
             continue
         if not row.terms:
             raise _unexpected(row.at["row"], "no constraint that nothing meets is")
+        if len(set(row.terms.values())) > 1:
+            budgets += row.budgets()
+            continue
         low, high = row.counted()
         before = found.get(frozenset(row.terms), (-math.inf, math.inf, row))
         found[frozenset(row.terms)] = max(low, before[0]), min(high, before[1]), row
+    for members, (low, high, row) in list(found.items()):
+        low, high = max(low, 0), min(high, len(members)) if low < high else high
+        if low < high:  # not a count, but a limit of one
+            budgets += replace(row, terms=dict.fromkeys(row.terms, 1.0), low=low, high=high).budgets()
+            del found[members]
     if not found:
-        return None, None
-    return _grouped(found, names)
+        return None, None, budgets
+    return *_grouped(found, names), budgets
 
 
 def _grouped(
@@ -500,7 +532,7 @@ def _grouped(
     labels = [-1] * len(names.index)
     by_number = {number: name for name, number in names.index.items()}
     counts: list[int] = []
-    for members, (low, high, row) in found.items():
+    for low, high, row in found.values():
         for member in row.terms:
             if labels[member] >= 0:
                 raise InputError(
@@ -508,9 +540,8 @@ def _grouped(
                     "disjoint."
                 )
             labels[member] = len(counts)
-        low, high = max(low, 0) if low < high else low, min(high, len(members)) if low < high else high
         if low != high:
-            raise _unexpected(row.at["sense"], "only 'x + y + ... = count' is")
+            raise _unexpected(row.at["sense"], "no constraint that nothing meets is")
         counts.append(int(low))
     if -1 in labels:
         name = by_number[labels.index(-1)]

@@ -1,7 +1,7 @@
 """Block QUBOs as files: JSON of our own, and the text formats of other tools.
 
 =========  ==================================================  ==========  =========================
-format     what                                                counts      there and back
+format     what                                                constraints there and back
 =========  ==================================================  ==========  =========================
 ``json``   everything, factor form included                    yes         bit-identical
 ``coo``    dimod's coordinate list, binary                     in comment  bit-identical
@@ -20,7 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,11 @@ class _Parts:
     num_pruned: tuple[int, ...] | None
     labels: list[int] | None = None
     offset: float = 0.0
+    costs: Any = None
+    budget: Any = None
 
     def problem(self) -> BlockQubo:
-        return BlockQubo(self.q, self.num_pruned, self.offset, self.labels)
+        return BlockQubo(self.q, self.num_pruned, self.offset, self.labels, costs=self.costs, budget=self.budget)
 
 
 def _with_counts(parts: _Parts, num_pruned: int | Sequence[int]) -> _Parts:
@@ -157,7 +159,7 @@ def _with_counts(parts: _Parts, num_pruned: int | Sequence[int]) -> _Parts:
     groups = max(1, len(parts.num_pruned or ()))
     if len(counts) != groups:
         raise InputError(f"num_pruned gives {len(counts)} counts and the file has {groups} groups; give one for each.")
-    return _Parts(parts.q, counts, parts.labels, parts.offset)
+    return replace(parts, num_pruned=counts)
 
 
 # --- JSON -------------------------------------------------------------------------------------------
@@ -169,11 +171,13 @@ def _write_json(problem: BlockQubo) -> Iterator[str]:
         "format": _SCHEMA,
         "version": _VERSION,
         "num_variables": problem.num_variables,
-        "num_pruned": None if problem.free else list(problem.num_pruned),
+        "num_pruned": list(problem.num_pruned) or None,
         "offset": problem.offset,
     }
     if problem.num_groups > 1:
         head["labels"] = problem.labels.tolist()
+    if problem.num_budgets:
+        head |= {"costs": problem.costs.tolist(), "budget": problem.budget.tolist()}
     yield "{\n"
     for key, value in head.items():
         yield f' "{key}": {json.dumps(value)},\n'
@@ -209,7 +213,13 @@ def _read_json(text: str) -> _Parts:
     if labels is not None:
         labels = _json_integers("labels", labels)
     offset = _json_numbers("offset", [data.get("offset", 0.0)], 1)[0]
-    return _Parts(_json_matrix(data, n), counts, labels, float(offset))
+    costs, budget = data.get("costs"), data.get("budget")
+    if budget is not None:
+        budget = _json_numbers("budget", budget, len(_json_rows("budget", budget)))
+    if costs is not None:
+        rows = _json_rows("costs", costs, None if budget is None else len(budget))
+        costs = np.stack([_json_numbers(f"costs, row {r}", row, n) for r, row in enumerate(rows)] or [np.zeros(n)])
+    return _Parts(_json_matrix(data, n), counts, labels, float(offset), costs, budget)
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -227,7 +237,8 @@ _JSON_FORMS = (("upper",), ("entries",), ("diagonal", "factor"))
 
 
 def _json_known(data: Mapping[str, Any]) -> None:
-    known = {"format", "version", "num_variables", "num_pruned", "labels", "offset", *sum(_JSON_FORMS, ())}
+    constraints = {"num_pruned", "labels", "costs", "budget"}
+    known = {"format", "version", "num_variables", "offset", *constraints, *sum(_JSON_FORMS, ())}
     for key in data:
         if key not in known:
             raise InputError(f"the key {_short(key)} is unknown{did_you_mean(key[:40], known)}.")
@@ -313,10 +324,13 @@ def _doubled(problem: BlockQubo) -> Iterator[tuple[int, int, float]]:
 def _remarks(problem: BlockQubo, mark: str) -> Iterator[str]:
     """What the formats have no place for, as comments."""
     yield f"{mark} num_variables={problem.num_variables}\n"
-    if not problem.free:
+    if problem.num_pruned:
         yield f"{mark} num_pruned={' '.join(map(str, problem.num_pruned))}\n"
     if problem.num_groups > 1:
         yield f"{mark} labels={' '.join(map(str, problem.labels.tolist()))}\n"
+    if problem.num_budgets:
+        yield f"{mark} costs={'; '.join(' '.join(map(repr, row)) for row in problem.costs.tolist())}\n"
+        yield f"{mark} budget={' '.join(map(repr, problem.budget.tolist()))}\n"
 
 
 def _plain(value: float) -> str:
@@ -356,7 +370,7 @@ def _write_qubo(problem: BlockQubo) -> Iterator[str]:
     yield from couplers
 
 
-_KEY = re.compile(r"(vartype|num_variables|num_pruned|labels|offset)\s*[=:]\s*(.*)", re.ASCII)
+_KEY = re.compile(r"(vartype|num_variables|num_pruned|labels|costs|budget|offset)\s*[=:]\s*(.*)", re.ASCII)
 _INTEGER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
@@ -414,7 +428,7 @@ class _List:
         for i, value in self.linear.items():
             q[i, i] = value
         offset = _number("the comment offset", self.remarks.get("offset", "0").strip())
-        return _Parts(q, self._integers("num_pruned"), self._labels(), offset)
+        return _Parts(q, self._integers("num_pruned"), self._labels(), offset, *self._budgets(n))
 
     def _check_named(self, n: int, declared: bool) -> None:
         """Raise :class:`InputError` where variables that no line names would appear, as in files numbered from 1.
@@ -444,7 +458,21 @@ class _List:
             couplings = 2 * (parts.q - np.diag(h))
             q = 2 * couplings + np.diag(2 * h - 2 * couplings.sum(axis=1))
             offset = parts.offset + float(couplings.sum()) / 2 - float(h.sum())
-        return _Parts(q, parts.num_pruned, parts.labels, offset)
+        return replace(parts, q=q, offset=offset)
+
+    def _budgets(self, n: int) -> tuple[list[list[float]] | None, list[float] | None]:
+        """Costs, a row for each budget, and the budgets."""
+        costs, budget = (self.remarks.get(key) for key in ("costs", "budget"))
+        rows = None if costs is None else [self._decimals("costs", row) for row in costs.split(";")]
+        if rows is not None and any(len(row) != n for row in rows):
+            raise InputError(
+                f"the comment costs has rows of {[len(row) for row in rows][:8]} numbers; rows of {n}, with ';' "
+                "between them, are needed."
+            )
+        return rows, None if budget is None else self._decimals("budget", budget)
+
+    def _decimals(self, key: str, text: str) -> list[float]:
+        return [_number(f"the comment {key}", word) for word in text.split()]
 
     def _labels(self) -> list[int] | None:
         labels = self._integers("labels")

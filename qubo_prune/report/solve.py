@@ -43,9 +43,10 @@ class Answer(Shown):
             "problem": {
                 "source": self.source,
                 "num_variables": problem.num_variables,
-                "num_pruned": None if problem.free else list(problem.num_pruned),
+                "num_pruned": list(problem.num_pruned) or None,
                 "form": "factor" if isinstance(problem.q, FactorForm) else "dense",
                 "offset": problem.offset,
+                **({"budget": problem.budget.tolist()} if problem.num_budgets else {}),
             },
             "solver": result.solver,
             **self.asked,
