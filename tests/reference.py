@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +15,14 @@ from torch import Tensor
 
 from qubo_prune.hessian import Gram, GramAccumulator
 from qubo_prune.masks import Pattern, keep_highest
-from qubo_prune.problem import BlockBatch, BlockQubo
+from qubo_prune.problem import BlockBatch, BlockQubo, FactorForm
 
 
 def feasible_points(problem: BlockQubo) -> NDArray[np.bool_]:
     """Every feasible assignment of a small problem, ``(k, n)``."""
+    if problem.num_budgets:
+        points = np.array(list(product((False, True), repeat=problem.num_variables)))
+        return points[[meets(problem, x) for x in points]]
     choices = [
         combinations(np.flatnonzero(problem.labels == group).tolist(), count)
         for group, count in enumerate(problem.num_pruned)
@@ -28,6 +33,53 @@ def feasible_points(problem: BlockQubo) -> NDArray[np.bool_]:
         x[[i for members in chosen for i in members]] = True
         points.append(x)
     return np.array(points).reshape(len(points), problem.num_variables)
+
+
+def meets(problem: BlockQubo, x: NDArray[np.bool_]) -> bool:
+    """Counts and budgets, sum by sum; sums without the rounding of their order."""
+    counts = [sum(x[problem.labels == group]) == count for group, count in enumerate(problem.num_pruned)]
+    sums = [math.fsum(costs[x]) - least for costs, least in zip(problem.costs, problem.budget, strict=True)]
+    return all(counts) and all(over >= -1e-11 * np.abs(problem.costs).sum() for over in sums)
+
+
+def elementary_moves(problem: BlockQubo, x: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    """Where a flip of a variable without a count leads to, or a swap of two of one group, as far as it is allowed."""
+    flips = [(i,) for i in range(problem.num_variables)]
+    for move in [*flips, *product(np.flatnonzero(x), np.flatnonzero(~x))]:
+        other = x.copy()
+        other[list(move)] = ~other[list(move)]
+        if meets(problem, other):
+            yield other
+
+
+def budgeted_problem(rng: np.random.Generator, n: int, kind: str) -> BlockQubo:
+    """A dense problem with budgets that bind.
+
+    Args:
+        rng: random numbers.
+        n: a multiple of 3.
+        kind: ``count``, ``groups`` (of three, one each), ``alone`` (no counts), ``two`` (budgets, of both signs, no
+            counts), ``fractions`` (of a count), ``factor`` (form, no counts).
+    """
+    inputs, weights = rng.normal(size=(n, n + 2)), rng.normal(size=n)
+    q: Any = weights[:, None] * (inputs @ inputs.T) * weights / n
+    costs = rng.integers(1, 20, size=n).astype(float)
+    if kind == "groups":
+        return BlockQubo(q, [1] * (n // 3), 0.5, np.arange(n) // 3, costs=costs, budget=0.4 * costs.sum())
+    if kind == "two":
+        both = np.stack([costs, -rng.permutation(costs)])
+        return BlockQubo(q, None, 0.5, costs=both, budget=[0.4 * costs.sum(), -0.7 * costs.sum()])
+    if kind == "factor":
+        form = FactorForm(np.abs(rng.normal(size=n)), rng.normal(size=(n, 2)))
+        return BlockQubo(form, None, costs=costs, budget=costs.sum() / 2)
+    count = None if kind == "alone" else n // 2
+    if kind == "fractions":
+        costs = rng.random(n)
+    highest = np.sort(costs)[-(n // 2) :].sum()
+    return BlockQubo(q, count, 0.5, costs=costs, budget=0.85 * highest)
+
+
+BUDGETS = ("count", "groups", "alone", "two", "fractions", "factor")
 
 
 def energy(problem: BlockQubo, x: NDArray[np.bool_]) -> float:

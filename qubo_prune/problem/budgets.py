@@ -80,7 +80,7 @@ def lowest_of_groups(
         order = np.lexsort((linear, labels))
         groups = labels[order]
         rank = np.arange(len(order)) - np.searchsorted(groups, groups)
-        y[order] = rank < np.asarray(counts)[groups]
+        y[order] |= (groups >= 0) & (rank < np.asarray(counts)[groups])
     return y
 
 

@@ -11,7 +11,7 @@ import pytest
 from dimod.serialization import coo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import random_problem
+from reference import BUDGETS, budgeted_problem, random_problem
 
 from qubo_prune.errors import InputError
 from qubo_prune.formats import text as files
@@ -116,6 +116,61 @@ def test_every_format_holds_the_energies(rng, tmp_path, format):
         assert (back.num_variables, back.num_pruned) == (7, problem.num_pruned)
         points = rng.random((20, 7)) < 0.5
         np.testing.assert_allclose(back.energy(points), problem.energy(points), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_budgets_go_there_and_back_to_the_last_bit(rng, tmp_path, format, kind):
+    problem = budgeted_problem(rng, 6, kind)
+    path = tmp_path / f"problem.{format}"
+    write_problem(problem, path)
+    back = read_problem(path)
+    assert np.array_equal(back.costs, problem.costs)
+    assert np.array_equal(back.budget, problem.budget)
+    assert back.num_pruned == problem.num_pruned
+    points = rng.random((20, 6)) < 0.5
+    np.testing.assert_allclose(back.energy(points), problem.energy(points), rtol=1e-12, atol=1e-12)
+    if problem.num_groups == 1:  # other counts leave the budgets
+        assert read_problem(path, num_pruned=4).costs.tolist() == problem.costs.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("# costs=1 2; 3\n# budget=1 1\n0 0 1\n1 1 1\n", r"rows of \[2, 1\] numbers; rows of 2"),
+        ("# costs=1 x\n# budget=1\n0 0 1\n1 1 1\n", "comment costs: the value 'x' is found"),
+        ("# costs=1 2\n# budget=inf\n0 0 1\n1 1 1\n", "comment budget: the value 'inf' is found"),
+        ("# costs=1 2\n0 0 1\n1 1 1\n", "costs is given without budget"),
+        ("# costs=1 2\n# budget=4\n0 0 1\n1 1 1\n", "No assignment meets the budget"),
+    ],
+)
+def test_budgets_in_comments_are_checked(tmp_path, text, told):
+    path = tmp_path / "problem.coo"
+    path.write_text(text)
+    with pytest.raises(InputError, match=told):
+        read_problem(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"costs": [[1, 2]]}, "costs is given without budget"),
+        ({"costs": [[1]], "budget": [1]}, "costs, row 0 is a list of 1; a list of 2"),
+        ({"costs": [[1, 2]], "budget": [1, 2]}, "costs is a list of 1; a list of 2"),
+        ({"costs": [[1, "2"]], "budget": [1]}, "costs, row 0 holds '2'"),
+        ({"costs": [[1, 2]], "budget": 1}, "budget is 1; a list"),
+        ({"costs": [], "budget": []}, None),
+    ],
+)
+def test_budgets_in_json_are_checked(tmp_path, change, told):
+    path = tmp_path / "problem.json"
+    head = {"format": "qubo_prune.problem", "version": 1, "num_variables": 2, "num_pruned": [1], "entries": []}
+    path.write_text(json.dumps(head | change))
+    if told is None:
+        assert read_problem(path).num_budgets == 0
+        return
+    with pytest.raises(InputError, match=told):
+        read_problem(path)
 
 
 @pytest.mark.parametrize("format", ["json", "coo", "qubo", "ising"])

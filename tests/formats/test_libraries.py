@@ -6,7 +6,7 @@ from itertools import product
 import dimod
 import numpy as np
 import pytest
-from reference import feasible_points, random_problem
+from reference import BUDGETS, budgeted_problem, feasible_points, random_problem
 
 import qubo_prune.formats.libraries
 from qubo_prune.errors import InputError
@@ -20,6 +20,7 @@ from qubo_prune.formats.libraries import (
     to_quadratic_program,
 )
 from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.problem import penalty as penalties
 
 LABELS = [0, 1, 0, 1, 1, 0]
 
@@ -94,6 +95,44 @@ def test_cqm_there_and_back_is_the_same_problem(problem):
     assert back.labels.tolist() == problem.labels.tolist()
 
 
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_cqm_and_quadratic_program_hold_the_budgets(rng, kind):
+    problem = budgeted_problem(rng, 6, kind)
+    cqm, program = to_cqm(problem), to_quadratic_program(problem)
+    back = from_cqm(cqm)
+    assert np.array_equal(back.costs, problem.costs)
+    assert np.array_equal(back.budget, problem.budget)
+    assert back.num_pruned == problem.num_pruned
+    for x in all_points(6):
+        assert cqm.check_feasible(dict(enumerate(x)), atol=1e-9) == problem.is_feasible(x)
+        rows = [c for c in program.linear_constraints if c.name.startswith("budget")]
+        met = (problem.counts(x) == problem.num_pruned).all() and all(c.evaluate(x) >= c.rhs - 1e-9 for c in rows)
+        assert met == problem.is_feasible(x)
+
+
+def test_at_most_becomes_the_negative_of_at_least():
+    cqm = dimod.ConstrainedQuadraticModel()
+    x, y = dimod.Binaries([0, 1])
+    cqm.set_objective(-x - 2 * y)
+    cqm.add_constraint(3 * x + 5 * y + 1 <= 7)
+    problem = from_cqm(cqm)
+    assert (problem.num_groups, problem.costs.tolist(), problem.budget.tolist()) == (0, [[-3.0, -5.0]], [-6.0])
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_budgets_become_penalties_with_slack_variables_behind_the_others(rng, kind):
+    problem = budgeted_problem(rng, 6, kind)
+    bqm, free = to_bqm(problem, 2.5), penalties.penalised(problem, 2.5)
+    assert list(bqm.variables) == list(range(free.num_variables))
+    for z in rng.random((20, free.num_variables)) < 0.5:
+        assert bqm.energy(dict(enumerate(z.astype(int)))) == close(free.energy(z))
+    fields, couplings, offset = to_ising(problem, 2.5)
+    spins = 2 * z.astype(int) - 1
+    energy = offset + sum(h * spins[i] for i, h in fields.items())
+    energy += sum(value * spins[i] * spins[j] for (i, j), value in couplings.items())
+    assert energy == close(free.energy(z))
+
+
 def test_from_cqm_reads_a_model_in_any_order_of_variables():
     cqm = dimod.ConstrainedQuadraticModel()
     x = {i: dimod.Binary(i) for i in (2, 0, 1)}
@@ -116,7 +155,7 @@ def _cqm(change: str) -> dimod.ConstrainedQuadraticModel:
     elif change == "spin":
         cqm.add_constraint(x + y + dimod.Spin(2) == 1)
     elif change == "inequality":
-        cqm.add_constraint(x + y <= 1)
+        cqm.add_constraint(x + y <= 1, weight=2.0)
     elif change == "weights":
         cqm.add_constraint(x + 2 * y == 1)
     elif change == "quadratic":
@@ -141,7 +180,7 @@ def _cqm(change: str) -> dimod.ConstrainedQuadraticModel:
         ("names", "name them 0 to 2"),
         ("integer", "Variable 2 of the model is INTEGER"),
         ("spin", "Variable 2 of the model is SPIN"),
-        ("inequality", "<="),
+        ("inequality", "of inequalities only hard linear ones"),
         ("weights", "whole number"),
         ("quadratic", "whole number"),
         ("fraction", "0.5"),

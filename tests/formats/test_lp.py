@@ -328,12 +328,29 @@ def test_counts_in_other_words(constraints: str, counts: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("constraints", "budgets"),
+    [
+        ("a + b + c >= 1", [([1, 1, 1], 1)]),
+        ("1 <= a + b + c <= 2", [([1, 1, 1], 1), ([-1, -1, -1], -2)]),
+        ("a + 2 b + c = 1", [([1, 2, 1], 1), ([-1, -2, -1], -1)]),
+        ("a + 2 b <= 2.5", [([-1, -2, 0], -2.5)]),
+        ("a + b + c = 2\n 3 a - b >= 0.5", [([3, -1, 0], 0.5)]),
+        ("-2 <= 3 a - b <= 2", [([-3, 1, 0], -2)]),
+    ],
+)
+def test_linear_constraints_that_are_no_counts_are_budgets(constraints: str, budgets: list[Any]) -> None:
+    problem = read(body(constraints))
+    for x in itertools.product((0, 1), repeat=3):
+        met = all(np.dot(costs, x) >= least for costs, least in budgets)
+        counted = not problem.num_groups or sum(x) == problem.num_pruned[0]
+        assert problem.is_feasible(x) == (met and counted)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
-        (body("a + b + c >= 1"), "line 4: '>=' is found; only 'x"),
-        (body("1 <= a + b + c <= 2"), "line 4: '<=' is found; only 'x"),
-        (body("a + b + c = 1\n a + b + c = 2"), "line 5: '=' is found; only 'x"),
-        (body("a + 2 b + c = 1"), r"line 4: '\+' is found; only the coefficient 1"),
+        (body("a + b + c = 1\n a + b + c = 2"), "line 5: '=' is found; no constraint that nothing meets"),
+        (body("a + 2 b + c = 1\n a - b = 1\n a + b + c = [ a * b ]"), r"line 6: '\[' is found; only a number"),
         (body("2 a + 2 b + 2 c = 3"), "line 4: '2' is found; only the coefficient 1"),
         (body("a + b + c = 2 d"), "line 4: 'd' is found; only a number after the sum"),
         (body("a + b = c"), "line 4: 'c' is found; a number"),

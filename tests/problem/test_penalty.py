@@ -5,13 +5,23 @@ from itertools import product
 
 import numpy as np
 import pytest
-from reference import energy, feasible_points, random_feasible, random_problem, swaps
+from reference import BUDGETS, budgeted_problem, energy, feasible_points, random_feasible, random_problem, swaps
 
 import qubo_prune.problem.penalty
 from qubo_prune import solve
 from qubo_prune.errors import InputError
 from qubo_prune.problem import BlockQubo, FactorForm
-from qubo_prune.problem.penalty import least_strength, multipliers, penalised, temperature_range
+from qubo_prune.problem.penalty import (
+    SLACK_BITS,
+    budget_multipliers,
+    cost_scales,
+    least_strength,
+    multipliers,
+    num_slack,
+    penalised,
+    relaxed,
+    temperature_range,
+)
 
 LABELS = [0, 1, 0, 2, 1, 0, 2]
 
@@ -141,3 +151,63 @@ def test_large_problems_sample_their_swaps_by_the_seed(rng):
 
 def test_the_examples_in_the_docstrings_hold():
     assert doctest.testmod(qubo_prune.problem.penalty).failed == 0
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_budgets_are_penalties_with_slack_at_every_point(rng, kind):
+    problem = budgeted_problem(rng, 6, kind)
+    g, k = problem.num_groups, problem.num_budgets
+    strength, shift = rng.random(g + k), rng.normal(size=g + k)
+    free, scale = penalised(problem, strength, shift), cost_scales(problem)
+    assert free.free
+    assert free.num_variables == 6 + num_slack(problem) == 6 + SLACK_BITS * k
+    # with all of a budget's slack it is the most that is worth having; each variable has twice the one before
+    highest = (np.where(problem.costs > 0, problem.costs, 0).sum(axis=1) - problem.budget) / scale
+    for z in rng.random((200, free.num_variables)) < 0.5:
+        x, slack = z[:6], z[6:].reshape(k, SLACK_BITS)
+        missed = problem.counts(x) - np.array(problem.num_pruned)
+        expected = energy(problem, x) + float(strength[:g] @ missed**2 - shift[:g] @ missed)
+        # read from two points, the weights of the slack are what the formula leaves open
+        over = (problem.amounts(x) - problem.budget) / scale
+        for r in range(k):
+            reach = _reach(problem, r)
+            assert reach <= highest[r] + 1e-9
+            t = over[r] - reach * float(slack[r] @ 2.0 ** np.arange(SLACK_BITS)) / (2.0**SLACK_BITS - 1)
+            expected += strength[g + r] * t**2 - shift[g + r] * t
+        assert free.energy(z) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def _reach(problem: BlockQubo, row: int) -> float:
+    """Twice the largest cost, or what the sum can exceed the budget by, in units of the mean cost."""
+    points = all_points(problem.num_variables)
+    allowed = [x for x in points if (problem.counts(x) == problem.num_pruned).all()]
+    most = max(float(problem.costs[row] @ x) for x in allowed) - problem.budget[row]
+    return min(2 * np.abs(problem.costs[row]).max(), most) / cost_scales(problem)[row]
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+def test_relaxed_energies_bound_those_of_the_feasible(rng, kind):
+    problem = budgeted_problem(rng, 9, kind)
+    points = feasible_points(problem)
+    for nu in (budget_multipliers(problem, points[0]), rng.random(problem.num_budgets)):
+        linear = relaxed(problem, nu)
+        assert linear.num_pruned == problem.num_pruned
+        assert not linear.num_budgets
+        for x in points[:50]:
+            over = problem.amounts(x) - problem.budget
+            assert linear.energy(x) == pytest.approx(energy(problem, x) - float(nu @ over), abs=1e-9)
+            assert linear.energy(x) <= energy(problem, x) + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["count", "groups", "alone", "fractions"])
+def test_the_multiplier_of_a_budget_maximises_the_dual_of_linear_energies(rng, kind):
+    problem = budgeted_problem(rng, 9, kind)
+    linear = problem.replaced(np.diag(problem.diagonal))
+    unbudgeted = [x for x in all_points(9) if (problem.counts(x) == problem.num_pruned).all()]
+
+    def dual(nu: float) -> float:
+        return min(energy(linear, x) - nu * (problem.amounts(x)[0] - problem.budget[0]) for x in unbudgeted)
+
+    (nu,) = budget_multipliers(linear, np.zeros(9, dtype=bool))
+    assert nu >= 0
+    assert dual(nu) >= max(dual(tried) for tried in np.linspace(0, 2 * nu + 0.1, 101)) - 1e-9

@@ -11,7 +11,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from reference import feasible_points, minimum, random_batch, random_feasible, random_problem, random_starts, swaps
+from qubo_prune_solvers.function import CallableSolver
+from reference import (
+    BUDGETS,
+    budgeted_problem,
+    feasible_points,
+    minimum,
+    random_batch,
+    random_feasible,
+    random_problem,
+    random_starts,
+    swaps,
+)
+from reference import energy as energy_of
 from unchecked import without_type_checks
 
 from qubo_prune.errors import InputError, SolverError
@@ -31,7 +43,7 @@ from qubo_prune.solver import (
     single_answer,
 )
 from qubo_prune.solver.dispatch import Handling
-from qubo_prune.solver.registry import solver_class
+from qubo_prune.solver.registry import make_solver, solver_class
 
 
 @dataclass(frozen=True)
@@ -768,3 +780,73 @@ def test_an_optimum_that_costs_nothing_is_believed(solver: str, scale: float) ->
     q[:4, :4] = np.diag([1.0, 2.0, 3.0, 4.0]) + 0.5
     result = dispatch.solve(BlockQubo(scale * q, 2), solver)
     assert (result.status, result.energy, "disbelieved" in result.info) == (Status.OPTIMAL, 0, False)
+
+
+@pytest.mark.parametrize("kind", BUDGETS)
+@pytest.mark.parametrize("name", ["greedy", "local", "tabu", "exact", "neal", "steepest", "callable"])
+def test_budgets_are_met_by_whatever_solver_and_nobody_falls_below_the_optimum(rng, kind, name):
+    problem = budgeted_problem(rng, 9, kind)
+    solver = CallableSolver(lambda q, num_pruned: q.diagonal().argsort().argsort() < num_pruned)
+    solver = solver if name == "callable" else make_solver(name)
+    if solver.capabilities.cardinality and not solver.capabilities.budgets and not problem.num_groups:
+        with pytest.raises(InputError, match=r"has no counts.*budgets such as 'local'"):
+            dispatch.solve(problem, solver)
+        return
+    if name == "callable" and problem.num_groups > 1:
+        return  # it reads one count
+    best = min(energy_of(problem, x) for x in feasible_points(problem))
+    result = dispatch.solve(problem, solver, seed=1)
+    assert problem.is_feasible(result.assignment)
+    assert result.energy >= best - 1e-9
+    assert result.lower_bound is None or result.lower_bound <= best + 1e-9
+    assert result.status is not Status.OPTIMAL
+    if name in ("local", "tabu"):
+        assert result.energy == pytest.approx(best)
+    if name == "exact":
+        assert result.info["budgets"] == "as linear terms"
+        assert result.info["proof"] == "of the problem with relaxed budgets"
+        assert result.lower_bound is not None
+    if name == "neal":
+        assert result.info["budgets"] == "as penalties with slack"
+    start = feasible_points(problem)[0]
+    assert dispatch.solve(problem, solver, warm_start=start).energy <= energy_of(problem, start) + 1e-9
+
+
+def test_a_start_that_misses_a_budget_is_refused(rng):
+    problem = budgeted_problem(rng, 9, "count")
+    with pytest.raises(InputError, match="ones in the groups and every budget met"):
+        dispatch.solve(problem, warm_start=np.argsort(np.argsort(problem.costs[0])) < problem.num_pruned[0])
+
+
+def test_budgets_that_no_assignment_meets_at_once_are_refused_whoever_solves():
+    problem = BlockQubo(np.eye(4), 2, costs=[[1, 1, 0, 0], [0, 0, 1, 1]], budget=[2, 2])
+    for solver in ("greedy", "local", "cpsat", "exact", "neal"):
+        with pytest.raises(InputError, match="No assignment meets the 2 budgets and the counts at once"):
+            dispatch.solve(problem, solver)
+
+
+def test_slack_counts_among_the_variables_that_a_solver_takes(rng):
+    class Small(Solver):
+        capabilities = Capabilities(cardinality=False, max_variables=12)
+
+        def solve(self, request: SolveRequest, /) -> SolveResult:
+            raise AssertionError("never asked")
+
+    with pytest.raises(InputError, match=r"slack variables for budgets, takes at most 12 variables.*14"):
+        dispatch.solve(budgeted_problem(rng, 9, "alone"), Small())
+
+
+def test_an_answer_that_misses_a_budget_is_none_of_a_solver_that_declares_them(rng):
+    class Careless(Solver):
+        capabilities = Capabilities(budgets=True)
+
+        def solve(self, request: SolveRequest, /) -> SolveResult:
+            x = np.argsort(np.argsort(request.problem.costs[0])) < request.problem.num_pruned[0]
+            return single_answer(request.problem, x, Status.FEASIBLE)
+
+    problem = budgeted_problem(rng, 9, "count")
+    start = feasible_points(problem)[0]
+    result = dispatch.solve(problem, Careless(), warm_start=start)
+    assert result.status is Status.INFEASIBLE
+    assert result.info["detail"] == "no answer meets the counts and budgets"
+    assert np.array_equal(result.assignment, start)

@@ -237,6 +237,7 @@ def best_move(c: Any, rules: Any, place: Any, now: int, width: int, paired: int)
     # the most promising moves that raise the sums, and those that lower them
     keys, moves, listed = np.empty((2, paired, 2)), np.empty((2, paired, 2), dtype=np.int64), np.zeros(2, np.int64)
     best, move = np.inf, place.move
+    move[:] = -1
     for g in range(len(sizes)):
         # variables without a count move alone, too
         first = -1 if g == rules.alone else 0
