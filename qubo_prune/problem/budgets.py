@@ -84,6 +84,13 @@ def lowest_of_groups(
     return y
 
 
+def none_meets(num_budgets: int, counts: bool) -> InputError:
+    """What to say where counts and budgets contradict one another."""
+    budgets = "the budget" if num_budgets == 1 else f"the {num_budgets} budgets"
+    asked = " and the counts at once; lower a budget, or change the counts" if counts else " at once; lower one of them"
+    return InputError(f"No assignment meets {budgets}{asked}.")
+
+
 def check_reachable(
     costs: Float[np.ndarray, "k n"],
     budget: Float[np.ndarray, " k"],

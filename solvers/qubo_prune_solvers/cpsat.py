@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
-from qubo_prune.problem.budgets import rounding_of
+from qubo_prune.problem.budgets import none_meets, rounding_of
 from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.settings import setting
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
@@ -205,6 +205,8 @@ def _largest(values: NDArray[np.float64], scale: float, count: int) -> float:
 
 def _nothing(problem: BlockQubo, warm_start: NDArray[np.bool_] | None, name: str) -> SolveResult:
     """What to answer if CP-SAT found no assignment."""
+    if name == "INFEASIBLE":
+        raise none_meets(problem.num_budgets, bool(problem.num_groups))
     if warm_start is None:
         raise TimeoutError(f"the time limit passed before CP-SAT found an assignment ({name})")
     return single_answer(problem, warm_start, Status.TIME_LIMIT, info={"instead": "warm start", "cp-sat": name})

@@ -9,8 +9,8 @@ from jaxtyping import Bool
 from numba import njit
 from numpy.typing import NDArray
 
-from qubo_prune.errors import InputError, SolverError
-from qubo_prune.problem.budgets import lowest_of_groups
+from qubo_prune.errors import SolverError
+from qubo_prune.problem.budgets import lowest_of_groups, none_meets
 from qubo_prune.problem.penalty import budget_multipliers
 from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.problem.repair import repair
@@ -132,11 +132,8 @@ def _by_program(problem: BlockQubo, linear: NDArray[np.float64]) -> NDArray[np.b
         x = np.asarray(np.rint(found.x).astype(bool))
         if problem.is_feasible(x):
             return x
-    asked = " and the counts" if problem.num_groups else ""
-    budgets = "the budget" if problem.num_budgets == 1 else f"the {problem.num_budgets} budgets"
     if found.status == 2:
-        raise InputError(f"No assignment meets {budgets}{asked} at once; lower a budget, or change the counts.")
+        raise none_meets(problem.num_budgets, bool(problem.num_groups))
     raise SolverError(
-        f"No assignment that meets {budgets}{asked} was found in {_SECONDS:g} s ({found.message}); pass a warm_start "
-        "that does."
+        f"No assignment that meets all budgets was found in {_SECONDS:g} s ({found.message}); pass a warm_start that does."
     )
