@@ -57,7 +57,7 @@ class Tabu(SwapSearch):
         room = np.empty((2, len(form.num_pruned), self.candidates), dtype=np.int64)
         lowest, highest = self.tenure
         while left > 0 and not clock.expired:
-            _run(
+            tabu_steps(
                 *form.couplings,
                 form.labels,
                 state.x,
@@ -80,7 +80,7 @@ class Tabu(SwapSearch):
 
 
 @njit(cache=True, nogil=True)
-def _run(
+def tabu_steps(
     matrix: Any,
     values: Any,
     factor: Any,
