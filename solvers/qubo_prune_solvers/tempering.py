@@ -28,6 +28,7 @@ from qubo_prune.solver.swaps.kernels import (
     Form,
     below,
     best_swap,
+    coupling,
     exchange,
     form_of,
     forms_of,
@@ -39,10 +40,10 @@ from qubo_prune_solvers._search import (
     MATRIX_UP_TO,
     State,
     energy_of,
+    keep_best,
     movable,
     return_to_best,
     rows_in_threads,
-    swap_at_random,
 )
 from qubo_prune_solvers._starts import starts_of
 from qubo_prune_solvers.tabu import tabu_steps
@@ -51,8 +52,6 @@ from qubo_prune_solvers.tabu import tabu_steps
 _CHUNK = 1000
 # replicas nearer to each other than so many swaps have no path between them worth walking
 _NEAR = 4
-# steps of a walk without a new best before it returns to its best and disturbs that
-_PATIENCE = 200
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -61,12 +60,16 @@ class Tempering(Solver):
     """Replicas at temperatures of their own, which move by tabu searches and exchange their places.
 
     A round moves every replica: it is disturbed, searched from by ``walk * n`` steps of tabu search, and
-    takes the best assignment found, ``dE`` above its own, with probability ``min(1, exp(-dE / T))``. Half of
-    the disturbances are ``kick`` random swaps of candidates. The others relink: they walk from the replica's
-    assignment towards another replica's by the best swap of weights in which the two differ, and begin from the
-    best point in the middle of that path. Then replicas of neighbouring temperatures exchange them with
-    probability ``min(1, exp((E_1 - E_2) (1/T_1 - 1/T_2)))``. The temperatures lie between ``cold`` and ``hot``
-    times the median ``|dE|`` of the first round's moves, geometrically. Ends in optima over all single swaps.
+    takes the best assignment found, ``dE`` above its own, with probability ``min(1, exp(-dE / T))``. A
+    disturbance either flips ``forced`` weights, any of them, each by the best swap that does it, and holds
+    them for ``hold * n`` steps while the others adapt; or it relinks: it walks from the replica's assignment
+    towards another replica's by the best swaps of weights in which the two differ, and begins from the best
+    point in the middle of that path. Then replicas of neighbouring temperatures exchange them with probability
+    ``min(1, exp((E_1 - E_2) (1/T_1 - 1/T_2)))``. The temperatures lie between ``cold`` and ``hot`` times the
+    median ``|dE|`` of the first round's moves, geometrically. Ends in optima over all single swaps.
+
+    Single swaps as moves, at temperatures at which they are taken, do not leave the deep minima of correlated
+    rows; the ends of searches do.
 
     After R. Swendsen, J.-S. Wang, Phys. Rev. Lett. 57 (1986); moves between the ends of searches as in D. Wales,
     J. Doye, J. Phys. Chem. A 101 (1997); relinking after F. Glover, M. Laguna, R. Marti, Control and Cybernetics
@@ -76,14 +79,16 @@ class Tempering(Solver):
         replicas: how many; they begin at the warm start, greedy forward selection, the rounded relaxation and
             random assignments, in this order.
         rounds: moves of each replica.
-        fill: with a time limit, go on until it is used up, whatever ``rounds`` is.
+        fill: with a time limit for the problem, or for each row of a batch, go on until it is used up, whatever
+            ``rounds`` is.
         walk: steps of tabu search in a move, per variable.
         relinking: probability that a move begins on the path to another replica.
+        forced: weights that are flipped where it does not.
+        hold: steps for which they stay so, per variable.
         hot: highest temperature, in median ``|dE|`` of moves.
         cold: lowest temperature, in median ``|dE|`` of moves.
         candidates: weights of either kind that are paired in a step.
         tenure: fewest and most steps that a swapped weight is tabu, drawn at random.
-        kick: random swaps of a disturbance.
         threads: for the replicas of one problem or the rows of a batch; one per core if ``None``.
     """
 
@@ -92,15 +97,16 @@ class Tempering(Solver):
     )
 
     replicas: int = setting(8, least=1)
-    rounds: int = setting(60, least=0)
+    rounds: int = setting(100, least=0)
     fill: bool = False
-    walk: float = setting(2.0, least=0)
-    relinking: float = setting(0.5, least=0, most=1)
-    hot: float = setting(1.0, above=0)
+    walk: float = setting(0.5, least=0)
+    relinking: float = setting(0.2, least=0, most=1)
+    forced: int = setting(2, least=0)
+    hold: float = setting(0.1, least=0)
+    hot: float = setting(0.3, above=0)
     cold: float = setting(0.02, above=0)
     candidates: int = setting(4, least=1)
     tenure: tuple[int, int] = setting((3, 8), least=0)
-    kick: int = setting(20, least=0)
     threads: int | None = setting(None, least=1)
 
     def __post_init__(self) -> None:
@@ -239,33 +245,21 @@ class Moves:
         return change
 
     def _disturb(self, state: State, number: int, targets: list[NDArray[np.bool_]]) -> None:
-        form, room = state.form, self._room(state.form)
-        if len(targets) > 1 and uniform(state.random) < self.settings.relinking:
+        form, settings = state.form, self.settings
+        arguments = (*form.couplings, form.labels, state.x, state.costs, state.energies)
+        if len(targets) > 1 and uniform(state.random) < settings.relinking:
             other = (number + 1 + below(state.random, len(targets) - 1)) % len(targets)
-            arguments = (*form.couplings, form.labels, state.x, state.costs, state.energies)
-            if relink(*arguments, targets[other], state.free, room[0], room[1]):
+            room = self._room(form)
+            if relink(*arguments, state.best, targets[other], state.free, room[0], room[1]):
                 return
         state.free[:] = 0
-        for _ in range(self.settings.kick):
-            swap_at_random(
-                *form.couplings,
-                form.labels,
-                state.x,
-                state.costs,
-                state.energies,
-                state.free,
-                0,
-                self.settings.tenure[1],
-                state.random,
-                room[0],
-                room[1],
-            )
+        force(*arguments, state.free, state.random, settings.forced, round(settings.hold * form.num_variables))
 
     def _walk(self, ensemble: Ensemble, number: int) -> float:
         """Tabu search from where the replica is; it ends where that found the lowest energy."""
         state, settings = ensemble.states[number], self.settings
         form, room = state.form, self._room(state.form)
-        state.free[:], state.clock[:] = 0, 0
+        state.clock[:] = 0
         state.energies[1], state.best[:] = state.energies[0], state.x
         left = round(settings.walk * form.num_variables)
         while left > 0 and not self.clock.expired:
@@ -283,8 +277,8 @@ class Moves:
                 room[1],
                 min(left, _CHUNK),
                 *settings.tenure,
-                _PATIENCE,
-                settings.kick,
+                _NEVER,
+                0,
                 state.threshold,
             )
             left -= _CHUNK
@@ -304,6 +298,7 @@ def relink(
     x: Any,
     costs: Any,
     energies: Any,
+    best: Any,
     target: Any,
     free: Any,
     kept: Any,
@@ -311,23 +306,57 @@ def relink(
 ) -> Any:
     """Walk from x towards ``target`` by best swaps of weights in which they differ; x is the best point of the middle.
 
-    The middle are the second and third quarter of the way. False, and x as it was, if the two are near.
+    The middle are the second and third quarter of the way. ``best`` is room. False, and x as it was, if the two
+    are near.
     """
     distance = 0
     for i in range(len(x)):
         free[i] = 0 if x[i] != target[i] else _NEVER
-        distance += x[i] and not target[i]
+        if x[i] and not target[i]:
+            distance += 1
     if distance < _NEAR:
         return False
-    least, best = np.inf, x.copy()
+    energies[1] = np.inf
     for step in range(1, 3 * distance // 4 + 1):
         change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, 0, kept.shape[1], kept, pruned)
         exchange(matrix, values, factor, u, p, x, costs)
         free[u], free[p] = _NEVER, _NEVER
         energies[0] += change
-        if 4 * step >= distance and energies[0] < least:
-            least = energies[0]
-            best[:] = x
-    energies[1] = least
+        if 4 * step >= distance:
+            keep_best(x, energies, best, 0.0)
     return_to_best(matrix, values, factor, x, costs, best, energies)
+    free[:] = 0
     return True
+
+
+@njit(cache=True, nogil=True)
+def force(
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    energies: Any,
+    free: Any,
+    random: Any,
+    count: int,
+    hold: int,
+) -> None:
+    """Flip random weights, each by its best swap, and keep them from moving until step ``hold``."""
+    for _ in range(count):
+        i = below(random, len(x))
+        least, partner = np.inf, -1
+        for j in range(len(x)):
+            if x[j] != x[i] and labels[j] == labels[i] and free[j] == 0 and free[i] == 0:
+                sign = -1.0 if x[i] else 1.0
+                change = sign * (costs[i] - costs[j]) - coupling(matrix, values, factor, i, j)
+                if change < least:
+                    least, partner = change, j
+        if partner < 0:
+            continue
+        kept, pruned = (partner, i) if x[i] else (i, partner)
+        exchange(matrix, values, factor, kept, pruned, x, costs)
+        energies[0] += least
+        # free[i] > 0 also says that it was flipped already
+        free[i] = hold + 1
