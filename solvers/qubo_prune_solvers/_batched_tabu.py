@@ -104,7 +104,7 @@ class Searches:
             return own + values * (inside @ self.hessian - self.hessian.diagonal() * inside)
         # one product per row of the batch, whose Hessian is never copied
         rows, product = self.row[some], torch.empty_like(inside)
-        for row in rows.unique().tolist():
+        for row in sorted(set(rows.tolist())):
             here = rows == row
             product[here] = inside[here] @ self.hessian[row] - self.hessian[row].diagonal() * inside[here]
         return own + values * product
@@ -180,8 +180,9 @@ def candidates(
 def take_best_swap(state: Searches, now: int, rules: Rules) -> None:
     """Every search makes the best swap of its candidates, whose two weights then rest for a while."""
     every = torch.arange(len(state.x), device=state.x.device)
-    kept, cost, pruned, gain = candidates(state, every, now, rules.candidates)
-    first, second = torch.broadcast_tensors(kept[..., :, None], pruned[..., None, :])
+    width = rules.candidates
+    kept, cost, pruned, gain = candidates(state, every, now, width)
+    first, second = kept[..., :, None].expand(-1, -1, -1, width), pruned[..., None, :].expand(-1, -1, width, -1)
     changes = (cost[..., :, None] + gain[..., None, :] - state.couplings(every, first, second)).flatten(1)
     pair = changes.argmin(1, keepdim=True)
     change = changes.gather(1, pair)[:, 0]

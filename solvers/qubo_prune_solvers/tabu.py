@@ -129,7 +129,7 @@ class Tabu(SwapSearch):
             form, points = forms[able[number]], found[number]
             for x in points:
                 settle_form(form, x)
-            return points[int(np.argmin([energy_of(form, x) for x in points]))]
+            return np.asarray(points[int(np.argmin([energy_of(form, x) for x in points]))])
 
         numbers, device = list(range(len(able))), answer.device
         starts = np.stack(in_threads(begin, numbers, self.threads, clock))
