@@ -1,6 +1,6 @@
 """What the solvers have to reach on block QUBOs of a real language model, one core, in one run.
 
-    python benchmarks/solver_targets.py [--quick]
+    python benchmarks/solver_targets.py [--quick] [--only annealing,rows,...]
 
 Prints, for each target, what was measured. Times are wall-clock on one core with the framework's
 checks included; solvers take turns on every problem, so that ratios hold on a shared machine.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import combinations
 from statistics import median
 
@@ -33,18 +35,27 @@ def main() -> None:
     """Measure every target."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a fifth of the problems")
-    rows = 4 if parser.parse_args().quick else 20
+    parser.add_argument("--only", default="", help=f"some of {', '.join(TARGETS)}, separated by commas")
+    parser.add_argument("--rows", type=int, help="problems of a family")
+    parser.add_argument("--reference", type=float, help="seconds of the searches for the best known of 'rows'")
+    given = parser.parse_args()
+    chosen = [name.strip() for name in given.only.split(",") if name.strip()] or list(TARGETS)
+    unknown = [name for name in chosen if name not in TARGETS]
+    if unknown:
+        parser.error(f"there is no target {unknown[0]!r}; give some of {', '.join(TARGETS)}")
+    rows = given.rows or (4 if given.quick else 20)
     bars = Progress(True)
     captured = capture(Source(), bars)
-    annealing(captured, max(4, rows // 2), bars)
-    batched_greedy(captured)
-    proofs(captured, rows, bars)
-    whole_rows(captured, rows, bars)
-    quantum(captured, max(2, rows // 10), bars)
+    for name in chosen:
+        if name == "rows":
+            short_limit(captured, rows, bars, given.reference)
+        else:
+            TARGETS[name](captured, rows, bars)
 
 
 def annealing(captured: list[Captured], rows: int, bars: Progress) -> None:
     """A compiled search against D-Wave's annealing at n = 1024."""
+    rows = max(4, rows // 2)
     entrants = parse_entrants("tabu(starts=1, steps=8), local(starts=1), neal(start=random), neal, tabu(steps=100)")
     result = compare_solvers(families(captured, [1024], rows), entrants, progress=bars)
     (family,) = result.families()
@@ -65,7 +76,7 @@ def _wins(result: SolverBenchmark, family: str, one: str, other: str) -> int:
     return sum((a.raw or np.inf) <= (b.raw or np.inf) * (1 + 1e-9) for a, b in pairs)
 
 
-def batched_greedy(captured: list[Captured]) -> None:
+def batched_greedy(captured: list[Captured], rows: int, bars: Progress) -> None:
     """``greedy`` in batches against a descent that looks at all pairs in every step."""
     console.rule("greedy in batches of 256 rows, n = 512")
     for family in families(captured, [512], 256):
@@ -125,8 +136,62 @@ def whole_rows(captured: list[Captured], rows: int, bars: Progress) -> None:
         )
 
 
+#: Seconds for each solve of :func:`short_limit`, how many times as much its best known has, and its seeds.
+SHORT, LONGER, SEEDS = 1.0, 100, (0, 1, 2)
+
+
+def short_limit(captured: list[Captured], rows: int, bars: Progress, reference: float | None = None) -> None:
+    """Whole rows of 576 and blocks of 1024 with a second each, against the best of searches with 100 times that.
+
+    Asked for: `tempering` or `tabu` within 1 % of the best known in the median, and never more than 0.5 % behind
+    any other solver.
+    """
+    ours = ["tempering(fill=true)", f"tabu(steps={10**7})"]
+    others = ["local(rounds=1000000)", "anneal(sweeps=3000)", "neal", "dwave-tabu"]
+    if find_spec("openjij"):
+        others.append("dimod:openjij:SASampler")
+    entrants = parse_entrants(", ".join(ours + others))
+    chosen = families([c for c in captured if c.weight.shape[1] == 576], [0], rows)
+    chosen += families(captured, [1024], rows)
+    runs = [compare_solvers(chosen, entrants, seed, SHORT, bars) for seed in SEEDS]
+    seconds = LONGER * SHORT if reference is None else reference
+    long = compare_solvers(chosen, parse_entrants(", ".join(ours)), len(SEEDS), seconds, bars)
+    best = {key: min(run.best_known()[key] for run in (*runs, long)) for key in long.best_known()}
+    console.rule(f"{SHORT:g} s each, {rows} problems a family, seeds {list(SEEDS)}; best known with {seconds:g} s")
+    for family in long.families():
+        _print_family(runs, family, best, ours)
+
+
+def _print_family(
+    runs: list[SolverBenchmark], family: str, best: dict[tuple[str, int], float], ours: list[str]
+) -> None:
+    """Each solver's excess over the best known, by seed, and how far behind the others ours are."""
+    energies = {
+        label: np.array([[record.energy for record in run.of(family, label)] for run in runs])
+        for label in runs[0].solvers()
+    }
+    known = np.array([best[family, record.instance] for record in runs[0].of(family, ours[0])])
+    console.print(family)
+    for label, found in energies.items():
+        if not found.size:
+            console.print(f"  {label:28s} took no part")
+            continue
+        excess = 100 * (found / known - 1)
+        medians = np.median(excess, axis=1)
+        behind = ""
+        if label in ours:
+            rest = np.min([e for name, e in energies.items() if name not in ours and e.size], axis=0)
+            lag = 100 * (found / rest - 1)
+            behind = f"   over 0.5 % behind another in {int((lag > 0.5).sum())} of {lag.size}, most {lag.max():.2f} %"
+        console.print(
+            f"  {label:28s} excess median {np.median(excess):6.2f} % (by seed {medians.min():.2f} to "
+            f"{medians.max():.2f}), worst {excess.max():6.2f} %{behind}"
+        )
+
+
 def quantum(captured: list[Captured], rows: int, bars: Progress) -> None:
     """QAOA at n = 12: its samples against uniform feasible ones, and what the classical solvers need."""
+    rows = max(2, rows // 10)
     chosen = families(captured, [12], rows)
     console.rule("blocks of 12")
     console.print(compare_solvers(chosen, parse_entrants("exact, greedy, neal, qaoa"), progress=bars))
@@ -149,6 +214,16 @@ def _samples(problem: BlockQubo, ansatz: str) -> tuple[float, float, float]:
     optimal = info["best_share"] if np.isclose(info["best_energy"], energies.min(), rtol=1e-9) else 0.0
     return info["feasible"], info["mean_energy"] / float(energies.mean()), optimal * len(energies)
 
+
+#: Every target by the name that ``--only`` takes.
+TARGETS: dict[str, Callable[[list[Captured], int, Progress], None]] = {
+    "annealing": annealing,
+    "batched": batched_greedy,
+    "proofs": proofs,
+    "whole-rows": whole_rows,
+    "rows": short_limit,
+    "quantum": quantum,
+}
 
 if __name__ == "__main__":
     main()

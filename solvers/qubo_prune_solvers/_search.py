@@ -96,7 +96,7 @@ class SwapSearch(Solver):
             return search_within(request, self.search_budgets, self.starts, self.threads, MATRIX_UP_TO)
         clock, form = Deadline(request.time_limit), form_of(request.problem, MATRIX_UP_TO)
         points = starts_of(form, request.warm_start, self.starts, derive_seed(request.seed, self.starts))
-        if not _movable(form):
+        if not movable(form):
             return ranked_answers(request.problem, points[0], Status.LOCAL_OPTIMUM)
 
         def run(number: int) -> NDArray[np.bool_]:
@@ -112,14 +112,14 @@ class SwapSearch(Solver):
 
         def run(row: int, warm: NDArray[np.bool_], clock: Deadline) -> NDArray[np.bool_]:
             form = forms[row]
-            if not _movable(form):
+            if not movable(form):
                 return warm
             seed = derive_seed(request.seed, row)
             points = starts_of(form, warm, self.starts, derive_seed(seed, self.starts))
             found = [
                 self._from_start(form, x, derive_seed(seed, number), clock, number) for number, x in enumerate(points)
             ]
-            return found[int(np.argmin([_energy(form, x) for x in found]))]
+            return found[int(np.argmin([energy_of(form, x) for x in found]))]
 
         return rows_in_threads(run, request, self.threads)
 
@@ -160,13 +160,14 @@ def rows_in_threads(
     return BatchResult(torch.as_tensor(warm).to(request.warm_start.device), late, cut=frozenset(cut))
 
 
-def _movable(form: Form) -> bool:
+def movable(form: Form) -> bool:
     """True if some group has weights of both kinds, so that swaps exist."""
     sizes = np.bincount(form.labels, minlength=len(form.num_pruned))
     return bool(((form.num_pruned > 0) & (form.num_pruned < sizes)).any())
 
 
-def _energy(form: Form, x: NDArray[np.bool_]) -> float:
+def energy_of(form: Form, x: NDArray[np.bool_]) -> float:
+    """``x'Qx`` from scratch."""
     return float(energy(form.own, flip_costs(*form.couplings, form.own, x), x))
 
 

@@ -135,5 +135,6 @@ def _by_program(problem: BlockQubo, linear: NDArray[np.float64]) -> NDArray[np.b
     if found.status == 2:
         raise none_meets(problem.num_budgets, bool(problem.num_groups))
     raise SolverError(
-        f"No assignment that meets all budgets was found in {_SECONDS:g} s ({found.message}); pass a warm_start that does."
+        f"No assignment that meets all budgets was found in {_SECONDS:g} s ({found.message}); pass a warm_start that "
+        "does."
     )
