@@ -48,6 +48,8 @@ _SLACK = 1e-3
 _HARM = 1.0
 #: Below minus this, an eigenvalue of a matrix with a unit diagonal is no rounding.
 _INDEFINITE = 1e-6
+#: Relative rounding of one sum.
+_ROUNDED = 2.0**-52
 #: Steps of the semidefinite relaxation between two bounds.
 _LOOK = 50
 #: Entries of matrices that are held at once.
@@ -104,7 +106,7 @@ def lower_bounds(
     clock = deadline or Deadline(None)
     relaxed = _Relaxation.of(problems, kind, total)
     found = relaxed.minimise(tolerance, most, clock)
-    if kind in ("trace", "row") and relaxed.unit.ndim == 2:
+    if kind not in ("plain", "eigenvalue") and relaxed.unit.ndim == 2:
         found = _reweighted(relaxed, found, tolerance, most, clock)
     if kind == "row":
         found = _of_each_row(relaxed, found, tolerance, most, rounds, clock)
@@ -375,9 +377,11 @@ def _semidefinite(
             steps += lifted.improve(_LOOK, own)
             convex = _Relaxation.of(lifted.convex_below(), "plain", None)
             new = convex.minimise(tolerance / 4, 2000, own, lifted.point[None])
-            gain = float(new.lower[0]) - best
+            proven = float(new.lower[0] + relaxed.offset[row])
+            proven -= _ROUNDED * (abs(proven) + abs(float(relaxed.offset[row])))
+            gain = proven - best
             if gain > 0:
-                best, lower[row], points[row] = float(new.lower[0]), new.lower[0], new.point[0]
+                best, lower[row], points[row] = proven, proven, new.point[0]
             if own.expired or 0 <= gain <= tolerance * abs(best):
                 break
         cut |= own.expired

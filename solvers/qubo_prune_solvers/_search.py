@@ -25,6 +25,7 @@ from qubo_prune.solver.interface import (
     to_numpy_bool,
 )
 from qubo_prune.solver.swaps.kernels import (
+    MATRIX_UP_TO,
     Form,
     below,
     best_swap,
@@ -40,10 +41,6 @@ from qubo_prune.solver.swaps.kernels import (
     settle_form,
 )
 from qubo_prune_solvers._starts import starts_of
-
-#: Factor form of up to so many variables is multiplied out: these searches make thousands of swaps, and
-#: one costs O(n) then instead of O(n rank). 256 MB at most.
-MATRIX_UP_TO = 4096
 
 
 class State:
