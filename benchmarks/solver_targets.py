@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import combinations
+from itertools import combinations, product
 from statistics import median
 
 import numpy as np
@@ -22,9 +22,10 @@ from rich.console import Console
 
 from qubo_prune.bench.instances import Captured, Source, capture, families
 from qubo_prune.bench.solvers import SolverBenchmark, compare_solvers, one_core, parse_entrants
-from qubo_prune.problem import BlockQubo
+from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.problem.bounds import lower_bounds
 from qubo_prune.progress import Progress
-from qubo_prune.solver import BatchRequest, to_numpy_bool
+from qubo_prune.solver import BatchRequest, Status, to_numpy_bool
 from qubo_prune.solver.dispatch import solve
 from qubo_prune.solver.swaps.kernels import Form, descend, flip_costs, forms_of, rounding
 
@@ -119,6 +120,73 @@ def proofs(captured: list[Captured], rows: int, bars: Progress) -> None:
             f"median {1e3 * median(seconds):.1f} ms, slowest {1e3 * max(seconds):.0f} ms, "
             f"over 100 ms: {sum(s > 0.1 for s in seconds)}"
         )
+
+
+def lists(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """A proven list of ten against the optimum alone, in turns; at most 5 times as long in the median."""
+    console.rule("the ten lowest energies of blocks of 64, proven")
+    rows, ratios = max(2, rows // 5), []
+    for seed in range(3):
+        for family in families(captured, [64], rows, seed):
+            for problem, start in family.problems():
+                seconds = {}
+                for wanted in (1, 10):
+                    began = time.perf_counter()
+                    result = solve(problem, "exact", warm_start=start, num_answers=wanted)
+                    seconds[wanted] = time.perf_counter() - began
+                    if result.status is not Status.OPTIMAL or len(result.energies) != wanted:
+                        console.print(f"{family.name}: {len(result.energies)} of {wanted}, {result.status.name}")
+                ratios.append(seconds[10] / seconds[1])
+    console.print(
+        f"list / optimum alone: median {median(ratios):.2f}, worst {max(ratios):.2f} over {len(ratios)} (target 5)"
+    )
+
+
+def bounds(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """Proven gaps of whole rows of the middle layer's o_proj; below 35 % with ``semidefinite``."""
+    rows, layer = max(1, rows // 5), [c for c in captured if c.name.endswith("14.self_attn.o_proj")]
+    (family,) = families(layer, [0], rows)
+    console.rule(f"bounds, {family.name}, {rows} rows")
+    best = [
+        solve(problem, "tabu", warm_start=start, starts=4, steps=40, threads=1).energy
+        for problem, start in family.problems()
+    ]
+    for kind in ("trace", "semidefinite"):
+        began = time.perf_counter()
+        lower = lower_bounds(family.batch, kind).lower.tolist()
+        seconds = (time.perf_counter() - began) / rows
+        gaps = [100 * (energy - bound) / abs(energy) for energy, bound in zip(best, lower, strict=True)]
+        console.print(f"{kind:14s} gap mean {np.mean(gaps):5.1f} %, worst {max(gaps):5.1f} %   {seconds:6.1f} s a row")
+
+
+def factors(captured: list[Captured], rows: int, bars: Progress) -> None:
+    """Factor form against its matrix, in turns on one thread; at most 1.1 times as long."""
+    console.rule("factor form / matrix, medians of seconds")
+    settings = {"tabu": {"starts": 1}, "local": {"starts": 1}, "anneal": {"starts": 1}, "greedy": {}}
+    with one_core():
+        for n, rank in product((256, 1024, 4096), (8, 64, 512)):
+            for name, given in settings.items():
+                taken = np.array(
+                    [_factor_and_matrix(n, rank, name, given, seed) for seed in range(max(3, rows // 5) + 1)]
+                )[1:]
+                ratios = taken[:, 0] / taken[:, 1]
+                console.print(
+                    f"{n:5d} x {rank:3d} {name:7s} {median(ratios):5.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+                    f"   matrix {1e3 * median(taken[:, 1]):8.1f} ms"
+                )
+
+
+def _factor_and_matrix(n: int, rank: int, name: str, given: dict[str, int], seed: int) -> tuple[float, float]:
+    """Seconds on a random problem in factor form, and on its matrix."""
+    rng = np.random.default_rng(seed)
+    form = FactorForm(rng.normal(size=n), rng.normal(size=(n, rank)) / rank**0.5)
+    factor, start = BlockQubo(form, n // 2), rng.permutation(n) < n // 2
+    seconds = []
+    for problem in (factor, BlockQubo(factor.dense(), n // 2)):
+        began = time.perf_counter()
+        solve(problem, name, warm_start=start, threads=1, **given)
+        seconds.append(time.perf_counter() - began)
+    return seconds[0], seconds[1]
 
 
 def whole_rows(captured: list[Captured], rows: int, bars: Progress) -> None:
@@ -220,6 +288,9 @@ TARGETS: dict[str, Callable[[list[Captured], int, Progress], None]] = {
     "annealing": annealing,
     "batched": batched_greedy,
     "proofs": proofs,
+    "lists": lists,
+    "bounds": bounds,
+    "factors": factors,
     "whole-rows": whole_rows,
     "rows": short_limit,
     "quantum": quantum,

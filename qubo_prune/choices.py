@@ -11,8 +11,8 @@ from typing import Literal, get_args
 Allocation = Literal["uniform", "owl", "fisher"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 #: Certified bounds, the looser the faster: no shift; the smallest eigenvalue of the Gram scaled to a unit diagonal; the
-#: factor analysis, one for all rows; one d for each row.
-Bound = Literal["plain", "eigenvalue", "trace", "row"]
+#: factor analysis, one for all rows; one d for each row; the doubly nonnegative relaxation of each row.
+Bound = Literal["plain", "eigenvalue", "trace", "row", "semidefinite"]
 #: Their names.
 BOUNDS: tuple[str, ...] = get_args(Bound)
 #: Types of loaded weights.

@@ -92,10 +92,10 @@ class Budget:
             patterns that match a layer the last counts.
         protect: Share of a layer, its highest Wanda scores, that nothing may prune (compensated blocks, or a score
             alone). Fewer are protected where a budget does not hold them.
-        certify: Prove how much better masks could be, by a bound: plain, eigenvalue, trace or row, the tighter the
-            slower. For every layer it is a lower bound of the error that any mask of its counts has, where kept
-            weights hold their values (see :mod:`qubo_prune.problem.bounds`); and, for a few random blocks of each, the
-            optimum, within a second each (see :func:`qubo_prune.blocks.certificate.block_optima`).
+        certify: Prove how much better masks could be, by a bound: plain, eigenvalue, trace, row or semidefinite, the
+            tighter the slower. For every layer it is a lower bound of the error that any mask of its counts has, where
+            kept weights hold their values (see :mod:`qubo_prune.problem.bounds`); and, for a few random blocks of each,
+            the optimum, within a second each (see :func:`qubo_prune.blocks.certificate.block_optima`).
         include: Prune only layers like this shell-style pattern, such as ``'*.mlp.*'``; all if none is given. A layer
             that no calibration input reaches stays dense, unless its full name is given here: then it is pruned by
             magnitude.

@@ -31,8 +31,8 @@ from qubo_prune.report.report import machine, versions
 from qubo_prune.solver.dispatch import solve
 from qubo_prune.solver.interface import SolveResult, Status
 
-#: Up to so many variables each row has a shift of its own; up to so many there is one for the Gram. Beyond, where Q has
-#: a low rank, no shift is left to find.
+#: Up to so many variables each row has a shift of its own and, where its optimum is not proven, the semidefinite
+#: relaxation; up to so many there is one shift for the Gram. Beyond, where Q has a low rank, no shift is left to find.
 _OWN_SHIFT, _SHIFTED = 576, 1024
 #: ``exact`` takes no larger ones.
 _PROVABLE = 512
@@ -218,8 +218,13 @@ def _searched(
             proven, proof = tree.lower_bound, "exact"
         # within the solver's own tolerance, 1e-9 of the energy
         optimal = tree.status is Status.OPTIMAL
-    if not optimal and root > proven:
-        proven, proof = root, "relaxation"
+    if not optimal:
+        relaxed = {"relaxation": root}
+        if n <= _OWN_SHIFT:
+            relaxed["semidefinite"] = float(lower_bounds(emitted.convex, "semidefinite").lower.sum())
+        by_relaxation = max(relaxed, key=relaxed.__getitem__)
+        if relaxed[by_relaxation] > proven:
+            proven, proof = relaxed[by_relaxation], by_relaxation
     width = origin.layer(family.layer).shape[1]
     q = problem.q
     entries = np.concatenate([q.diagonal, q.factor.ravel()]) if isinstance(q, FactorForm) else q[np.triu_indices(n)]

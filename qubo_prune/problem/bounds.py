@@ -21,6 +21,10 @@ weighted trace, is a minimum-trace factor analysis, solved here by Newton steps 
 which is self-concordant, so that damped steps ``1 / (1 + decrement)`` never leave the cone. For a row of its own,
 the best d maximises the bound itself, which is concave in d with the slopes ``1/2 u_i^2 y_i (1 - y_i)`` (quadratic
 convex reformulation: A. Billionnet, S. Elloumi, M.-C. Plateau, Discrete Applied Mathematics 157, 2009).
+
+The kind ``semidefinite`` takes from H more than a diagonal: what products of variables with one another and with the
+counts allow (:mod:`qubo_prune.problem.semidefinite`), from the shared d on, row by row. Its convex functions are
+bounded by their tangents like the others.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError, did_you_mean
 from qubo_prune.precision import pinned
 from qubo_prune.problem.qubo import BlockBatch
+from qubo_prune.problem.semidefinite import Lifted
 
 #: Of the trace that a d may lack at the end of its Newton steps.
 _SLACK = 1e-3
@@ -43,6 +48,10 @@ _SLACK = 1e-3
 _HARM = 1.0
 #: Below minus this, an eigenvalue of a matrix with a unit diagonal is no rounding.
 _INDEFINITE = 1e-6
+#: Relative rounding of one sum.
+_ROUNDED = 2.0**-52
+#: Steps of the semidefinite relaxation between two bounds.
+_LOOK = 50
 #: Entries of matrices that are held at once.
 _ENTRIES = 2**22
 
@@ -83,29 +92,38 @@ def lower_bounds(
         problems: their Hessian must be positive semidefinite.
         kind: which of :data:`~qubo_prune.choices.BOUNDS`.
         total: one count for all rows together in the place of the problems' own, as the pattern ``layer`` has it.
-        tolerance: share of the relaxation's value that the optimiser may leave to gain.
-        most: its steps at most, for each d.
+        tolerance: share of the relaxation's value that the optimiser may leave to gain; with ``semidefinite``, what
+            fifty of its steps may gain less of before it stops.
+        most: its steps at most, for each d, or for each row of ``semidefinite``.
         rounds: of the search for a d of each row.
         deadline: after which the bounds proven by then are the answer.
 
     Raises:
-        InputError: there is no such kind, or a Hessian is not positive semidefinite.
+        InputError: there is no such kind, a Hessian is not positive semidefinite, or ``semidefinite`` is asked for
+            with a total.
     """
-    check_kind(kind)
+    check_kind(kind, each_row=total is None)
     clock = deadline or Deadline(None)
     relaxed = _Relaxation.of(problems, kind, total)
     found = relaxed.minimise(tolerance, most, clock)
-    if kind in ("trace", "row") and relaxed.unit.ndim == 2:
+    if kind not in ("plain", "eigenvalue") and relaxed.unit.ndim == 2:
         found = _reweighted(relaxed, found, tolerance, most, clock)
     if kind == "row":
         found = _of_each_row(relaxed, found, tolerance, most, rounds, clock)
+    if kind == "semidefinite":
+        found = _semidefinite(problems, relaxed, found, tolerance, most, clock)
     return replace(found, kind=kind)
 
 
-def check_kind(kind: str) -> None:
-    """Raise :class:`InputError` if there is no such bound."""
+def check_kind(kind: str, each_row: bool = True) -> None:
+    """Raise :class:`InputError` if there is no such bound, or if it needs the counts of each row and there are none."""
     if kind not in KINDS:
         raise InputError(f"There is no bound {kind!r}{did_you_mean(kind, KINDS)}; use one of {', '.join(KINDS)}.")
+    if kind == "semidefinite" and not each_row:
+        raise InputError(
+            "The bound 'semidefinite' needs the counts of each row, and there is one for all rows together, as with "
+            "the pattern 'layer'; use the bound 'row', or another pattern."
+        )
 
 
 def _shared_shift(unit: Float[Tensor, "*r n n"], lowest: Float[Tensor, "*r 1"], kind: str) -> Float[Tensor, "*r n"]:
@@ -220,7 +238,7 @@ class _Relaxation:
         spectrum = torch.linalg.eigvalsh(unit)
         values, lowest = problems.values.double() * scale, spectrum[..., :1]
         shift = _shared_shift(unit, lowest, kind)
-        if kind in ("trace", "row"):
+        if kind not in ("plain", "eigenvalue"):
             shift = _harmless(shift, lowest - _margin(unit), values)
         return cls(
             unit,
@@ -232,6 +250,14 @@ class _Relaxation:
             spectrum[..., -1:],
             shift,
         )
+
+    def lifted(self, problems: BlockBatch, row: int, point: Float[Tensor, " n"]) -> Lifted:
+        """The semidefinite relaxation of one row, with the multipliers of this one at a point."""
+        unit, shift = (part if part.ndim == least else part[row] for part, least in ((self.unit, 2), (self.shift, 1)))
+        values = self.values[row]
+        convex = values[:, None] * (unit - shift.diag()) * values[None, :] / 2
+        q = values[:, None] * unit * values[None, :] / 2 + self.linear[row].diag()
+        return Lifted(q, values.abs(), problems.labels, problems.num_pruned[row], convex, point)
 
     def _times(self, vectors: Tensor) -> Tensor:
         if self.unit.ndim == 2:
@@ -335,6 +361,31 @@ def _of_each_row(
         if not improved:
             break
     return Bounds("row", lower, points, steps, clock.expired)
+
+
+def _semidefinite(
+    problems: BlockBatch, relaxed: _Relaxation, found: Bounds, tolerance: float, most: int, clock: Deadline
+) -> Bounds:
+    """The semidefinite relaxation of every row, from the shared d on; the better of the two bounds."""
+    lower, points, steps, cut = found.lower.clone(), found.point.clone(), found.steps, found.stopped_early
+    for row in range(len(lower) if relaxed.values.shape[1] > 1 else 0):
+        left = clock.remaining
+        own = Deadline(None if left is None else left / (len(lower) - row), clock)
+        lifted = relaxed.lifted(problems, row, points[row])
+        best = float(lower[row])
+        for _ in range(0, most, _LOOK):
+            steps += lifted.improve(_LOOK, own)
+            convex = _Relaxation.of(lifted.convex_below(), "plain", None)
+            new = convex.minimise(tolerance / 4, 2000, own, lifted.point[None])
+            proven = float(new.lower[0] + relaxed.offset[row])
+            proven -= _ROUNDED * (abs(proven) + abs(float(relaxed.offset[row])))
+            gain = proven - best
+            if gain > 0:
+                best, lower[row], points[row] = proven, proven, new.point[0]
+            if own.expired or 0 <= gain <= tolerance * abs(best):
+                break
+        cut |= own.expired
+    return Bounds("semidefinite", lower, points, steps, cut)
 
 
 @dataclass(frozen=True, eq=False)

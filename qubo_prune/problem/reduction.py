@@ -75,13 +75,18 @@ class Reduction:
         return energy * self.unit + self.base
 
 
-def reduced(problem: BlockQubo) -> Reduction | None:
-    """The problem as a solver is to be given it; ``None`` if that is the problem as it is."""
+def reduced(problem: BlockQubo, decide: bool = True) -> Reduction | None:
+    """The problem as a solver is to be given it; ``None`` if that is the problem as it is.
+
+    Args:
+        problem: as it was.
+        decide: take out variables; without it the problem is scaled only, as lists of its best assignments need it.
+    """
     if not problem.num_variables:
         return None
     largest = _largest(problem)
     # what entries decide by themselves is not told where a budget may ask for something else
-    wide = largest > 0 and not problem.num_budgets and _wide(problem, largest)
+    wide = decide and largest > 0 and not problem.num_budgets and _wide(problem, largest)
     if not wide and (largest == 0 or USUAL[0] <= largest <= USUAL[1]):
         return None
     value = np.full(problem.num_variables, -1, dtype=np.int8)

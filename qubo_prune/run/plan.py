@@ -221,7 +221,7 @@ def _check_budget(request: PruneRequest, chain: Chain, pattern: Pattern) -> None
             "'compensated', a score alone, or leave protect out."
         )
     if budget.certify is not None:
-        check_kind(budget.certify)
+        check_kind(budget.certify, each_row=pattern.name != "layer")
         if chain.updates or chain.whole is not None:
             raise InputError(
                 f"certify is {budget.certify!r}, which bounds the errors of masks whose kept weights hold their "

@@ -140,7 +140,9 @@ def solve(
     began = time.perf_counter()
     handling = Handling(polish, penalty)
     call = _Call(chosen, name, handling)
-    asked = _Asked.of(SolveRequest(problem, start, seed, limit, num_answers))
+    # what the optimum decides, the rest of a proven list need not share
+    listed = chosen.capabilities.exact and num_answers > 1
+    asked = _Asked.of(SolveRequest(problem, start, seed, limit, num_answers), decide=not listed)
     result = call.finish(asked, call.start(asked))
     return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
 
@@ -282,8 +284,8 @@ class _Asked:
     reduction: Reduction | None = None
 
     @classmethod
-    def of(cls, request: SolveRequest) -> _Asked:
-        reduction = reduced(request.problem)
+    def of(cls, request: SolveRequest, decide: bool = True) -> _Asked:
+        reduction = reduced(request.problem, decide)
         if reduction is None:
             return cls(request, request)
         start = None if request.warm_start is None else reduction.forth(request.warm_start)
@@ -469,7 +471,9 @@ class _Call:
         """Swaps where rounding may have hidden some; without the polish, a claim that there are none is checked."""
         settled = np.stack([careful_swaps(problem, x) for x in points])
         if self._handling.polish:
-            return *best_first(problem, settled), status
+            # a proven list holds assignments that a swap leads on to the next
+            listed = points if self._solver.capabilities.exact else points[:0]
+            return *best_first(problem, np.concatenate([settled, listed]), len(points)), status
         if status is Status.LOCAL_OPTIMUM and not np.array_equal(settled, points):
             info["disbelieved"] = "it called an answer a local optimum that a swap improves"
             status = Status.FEASIBLE

@@ -17,8 +17,9 @@ class Tree:
     """The stack of one depth-first search; every level holds the relaxation of its node.
 
     ``matrix`` is ``Q - diag(shift)``, positive semidefinite, and the objective ``y'matrix y + shift'y``.
-    ``upper`` is the energy of ``best``, the incumbent. Nodes whose certified bound is within
-    ``tolerance`` of it are cut off.
+    ``points`` ``(k, n)`` are the different incumbents and ``energies`` ``(k,)`` theirs, infinite where there is
+    none yet. Nodes whose certified bound is within ``tolerance`` of the worst one's are cut off, so that in the
+    end no other assignment is lower than the k that are left by more than that.
     """
 
     def __init__(
@@ -27,13 +28,13 @@ class Tree:
         shift: NDArray[np.float64],
         labels: NDArray[np.int64],
         counts: NDArray[np.int64],
-        best: NDArray[np.bool_],
-        upper: float,
+        points: NDArray[np.bool_],
+        energies: NDArray[np.float64],
         tolerance: float,
     ) -> None:
         n, groups = len(shift), max(1, len(counts))
         self.matrix, self.shift, self.labels = matrix, shift, labels
-        self.best, self.tolerance = best.copy(), tolerance
+        self.points, self.energies, self.tolerance = points.copy(), energies.copy(), tolerance
         self.y, self.gradient = np.zeros((n + 1, n)), np.zeros((n + 1, n))
         self.fixed = np.zeros((n + 1, n), dtype=np.int64)
         self.counts = np.zeros((n + 1, groups), dtype=np.int64)
@@ -44,8 +45,8 @@ class Tree:
         self.variable, self.phase = np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1, dtype=np.int64)
         # depth (-1: finished) and nodes seen
         self.place = np.zeros(2, dtype=np.int64)
-        # energy of the incumbent and the lowest bound at which a node was cut off
-        self.limits = np.array([upper, np.inf])
+        # energy of the worst incumbent and the lowest bound at which a node was cut off
+        self.limits = np.array([energies.max(), np.inf])
         sizes = np.bincount(labels, minlength=groups)
         self.y[0] = (self.counts[0] / np.maximum(sizes, 1))[labels]
         self.gradient[0] = 2 * matrix @ self.y[0] + shift
@@ -62,17 +63,32 @@ class Tree:
         return int(self.place[1])
 
     @property
+    def found(self) -> NDArray[np.bool_]:
+        """The incumbents, ``(j, n)`` with j at most k, in no order."""
+        return np.asarray(self.points[np.isfinite(self.energies)])
+
+    @property
     def upper(self) -> float:
-        """Energy of the incumbent."""
-        return float(self.limits[0])
+        """Energy of the best incumbent."""
+        return float(self.energies.min())
+
+    @property
+    def open_bound(self) -> float:
+        """No assignment that is neither seen nor cut off has a lower energy; infinite once all are."""
+        depth = int(self.place[0])
+        waiting = [self.bound[level] for level in range(depth) if self.phase[level] == _FIRST]
+        current = [] if depth < 0 else [self.bound[depth - 1] if depth else -np.inf]
+        return float(min([np.inf, *waiting, *current]))
 
     @property
     def lower(self) -> float:
         """The certified lower bound so far."""
-        depth = int(self.place[0])
-        waiting = [self.bound[level] for level in range(depth) if self.phase[level] == _FIRST]
-        current = [] if depth < 0 else [self.bound[depth - 1] if depth else -np.inf]
-        return float(min([self.limits[0], self.limits[1], *waiting, *current]))
+        return min(self.upper, float(self.limits[1]), self.open_bound)
+
+    @property
+    def num_proven(self) -> int:
+        """Incumbents that no other assignment is lower than, by more than the tolerance."""
+        return int((self.energies[np.isfinite(self.energies)] <= self.open_bound + self.tolerance).sum())
 
     def grow(self, nodes: int) -> None:
         """See so many more nodes."""
@@ -90,7 +106,8 @@ class Tree:
             self.phase,
             self.place,
             self.limits,
-            self.best,
+            self.points,
+            self.energies,
             self.tolerance,
             nodes,
         )
@@ -111,7 +128,8 @@ def _grow(
     phase: Any,
     place: Any,
     limits: Any,
-    best: Any,
+    points: Any,
+    energies: Any,
     tolerance: float,
     nodes: int,
 ) -> None:
@@ -134,7 +152,8 @@ def _grow(
                 bound,
                 d,
                 limits,
-                best,
+                points,
+                energies,
                 tolerance,
                 extremes,
                 multipliers,
@@ -161,9 +180,23 @@ def _grow(
 
 @njit(cache=True, nogil=True)
 def _look(
-    matrix: Any, shift: Any, labels: Any, y: Any, gradient: Any, fixed: Any, counts: Any, value: Any, bound: Any,
-    d: int, limits: Any, best: Any, tolerance: float, extremes: Any, multipliers: Any,
-) -> Any:  # fmt: skip
+    matrix: Any,
+    shift: Any,
+    labels: Any,
+    y: Any,
+    gradient: Any,
+    fixed: Any,
+    counts: Any,
+    value: Any,
+    bound: Any,
+    d: int,
+    limits: Any,
+    points: Any,
+    energies: Any,
+    tolerance: float,
+    extremes: Any,
+    multipliers: Any,
+) -> Any:
     """Bound one node; the variable to branch on, or -1 if it is settled."""
     n = len(y)
     groups = len(counts)
@@ -181,34 +214,88 @@ def _look(
         # no bound of this relaxation can reach what a point of it is below
         if converged or (value[d] < cutoff and value[d] - lower < 0.1 * (cutoff - lower)):
             break
+    _fix(labels, fixed, counts, y, gradient, multipliers, lower, limits[0])
     branch, widest = -1, 0.0
     for i in range(n):
         if fixed[i] == FREE:
-            reduced = gradient[i] - multipliers[labels[i]]
-            # the other value of i costs |reduced| more than the bound: fix what cannot pay
-            if y[i] == 0.0 and lower + reduced > limits[0]:
-                fixed[i] = FIXED
-            elif y[i] == 1.0 and lower - reduced > limits[0]:
-                fixed[i] = FIXED
-                counts[labels[i]] -= 1
-            else:
-                spread = y[i] * (1.0 - y[i]) * max(abs(matrix[i, i] + shift[i]), 1e-12)
-                if spread > widest:
-                    branch, widest = i, spread
+            spread = y[i] * (1.0 - y[i]) * max(abs(matrix[i, i] + shift[i]), 1e-12)
+            if spread > widest:
+                branch, widest = i, spread
     if branch >= 0:
         return branch
     # a vertex: its value is the energy of an assignment
-    if value[d] < limits[0]:
-        limits[0] = value[d]
-        for i in range(n):
-            best[i] = y[i] > 0.5
-    if converged:
+    _insert(y, value[d], points, energies, limits)
+    single = len(energies) == 1
+    if (single and converged) or bound[d] >= limits[0] - tolerance:
         limits[1] = min(limits[1], bound[d])
         return -1
-    for i in range(n):
-        if fixed[i] == FREE:
-            return i
-    return -1
+    # further assignments of this node are wanted, or the vertex is not its lowest one
+    branch = _highest(labels, fixed, gradient, multipliers)
+    if branch < 0:
+        limits[1] = min(limits[1], bound[d])
+    return branch
+
+
+@njit(cache=True, nogil=True)
+def _fix(
+    labels: Any, fixed: Any, counts: Any, y: Any, gradient: Any, multipliers: Any, lower: float, upper: float
+) -> None:
+    """Fix the variables whose other value is above ``upper``, and those that the counts then leave no choice."""
+    sizes = np.zeros(len(counts), dtype=np.int64)
+    for i in range(len(y)):
+        if fixed[i] == FIXED:
+            continue
+        reduced = gradient[i] - multipliers[labels[i]]
+        # the other value of i costs |reduced| more than the bound
+        if y[i] == 0.0 and lower + reduced > upper:
+            fixed[i] = FIXED
+        elif y[i] == 1.0 and lower - reduced > upper:
+            fixed[i] = FIXED
+            counts[labels[i]] -= 1
+        else:
+            sizes[labels[i]] += 1
+    for i in range(len(y)):
+        g = labels[i]
+        if fixed[i] == FREE and (counts[g] == 0 or counts[g] == sizes[g]):
+            # exactly, since what rounding left would count as a fraction
+            fixed[i] = FIXED
+            y[i] = 0.0 if counts[g] == 0 else 1.0
+            if counts[g]:
+                counts[g] -= 1
+                sizes[g] -= 1
+
+
+@njit(cache=True, nogil=True)
+def _highest(labels: Any, fixed: Any, gradient: Any, multipliers: Any) -> Any:
+    """The free variable of the highest reduced cost, whose other value leads the furthest up; -1 if there is none."""
+    chosen, highest = -1, -1.0
+    for i in range(len(fixed)):
+        reduced = abs(gradient[i] - multipliers[labels[i]])
+        if fixed[i] == FREE and reduced > highest:
+            chosen, highest = i, reduced
+    return chosen
+
+
+@njit(cache=True, nogil=True)
+def _insert(y: Any, energy: float, points: Any, energies: Any, limits: Any) -> None:
+    """Put an assignment in the place of the worst incumbent, if it is better and not one of them."""
+    if not energy < limits[0]:
+        return
+    worst = 0
+    for k in range(len(energies)):
+        if energies[k] > energies[worst]:
+            worst = k
+        same = energies[k] < np.inf
+        for i in range(len(y)):
+            if not same:
+                break
+            same = points[k, i] == (y[i] > 0.5)
+        if same:
+            return
+    energies[worst] = energy
+    for i in range(len(y)):
+        points[worst, i] = y[i] > 0.5
+    limits[0] = energies.max()
 
 
 @njit(cache=True, nogil=True)

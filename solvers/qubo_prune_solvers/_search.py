@@ -26,6 +26,7 @@ from qubo_prune.solver.interface import (
 )
 from qubo_prune.solver.swaps.budgets import BudgetState
 from qubo_prune.solver.swaps.kernels import (
+    MATRIX_UP_TO,
     Form,
     below,
     best_swap,
@@ -42,10 +43,6 @@ from qubo_prune.solver.swaps.kernels import (
 )
 from qubo_prune_solvers._budgets import search_within
 from qubo_prune_solvers._starts import starts_of
-
-#: Factor form of up to so many variables is multiplied out: these searches make thousands of swaps, and
-#: one costs O(n) then instead of O(n rank). 256 MB at most.
-MATRIX_UP_TO = 4096
 
 
 class State:

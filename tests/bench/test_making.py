@@ -70,9 +70,10 @@ def test_what_is_too_large_to_prove_has_the_relaxations_bound(tmp_path: Path, mo
     made = tiny_suite.made(tmp_path, [family], proof_time=3.0)
     proven, left = made.instances
     assert (proven.optimal, proven.bound_by) == (True, "exact")
-    assert (left.optimal, left.bound_by) == (False, "relaxation")
+    assert not left.optimal
+    assert left.bound_by in ("relaxation", "semidefinite")
     assert left.best_by in ("tabu", "local")
-    assert left.lower_bound == left.root_bound < minimum(made.problem(left)) <= left.best_energy
+    assert left.root_bound <= left.lower_bound < minimum(made.problem(left)) <= left.best_energy
 
 
 def test_what_is_told_of_a_problem_is_so(suite: Suite) -> None:

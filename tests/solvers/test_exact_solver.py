@@ -147,12 +147,132 @@ def test_a_false_incumbent_cannot_hide_the_optimum(rng):
             shift,
             np.array(problem.labels),
             np.array([5]),
-            worst,
-            problem.energy(worst) - problem.offset,
+            worst[None],
+            np.array([problem.energy(worst) - problem.offset]),
             1e-9,
         )
         while not tree.finished:
             assert tree.lower <= minimum(problem) - problem.offset + 1e-9
             tree.grow(1)
         assert tree.upper + problem.offset == pytest.approx(minimum(problem), rel=1e-9, abs=1e-9)
-        assert problem.energy(tree.best) == pytest.approx(minimum(problem), rel=1e-9, abs=1e-9)
+        assert problem.energy(tree.found[0]) == pytest.approx(minimum(problem), rel=1e-9, abs=1e-9)
+
+
+def listed(problem: BlockQubo, most: int) -> np.ndarray:
+    """The lowest energies, by enumeration."""
+    return np.sort(problem.energy(feasible_points(problem)))[:most]
+
+
+@pytest.mark.gate(8)
+@pytest.mark.parametrize("wanted", [2, 7, 40, 1000])
+@pytest.mark.parametrize(
+    ("n", "counts", "labels"),
+    [
+        (1, 0, None),
+        (1, 1, None),
+        (5, 5, None),
+        (6, 0, None),
+        (7, 1, None),
+        (9, 4, None),
+        (9, 8, None),
+        (8, (2, 1), [0, 1, 0, 1, 0, 1, 0, 1]),
+        (8, (0, 3), [0, 0, 0, 0, 1, 1, 1, 1]),
+        (9, (1, 0, 2), [2, 0, 1, 2, 0, 1, 2, 0, 2]),
+    ],
+)
+def test_the_list_is_that_of_enumeration(rng, n, counts, labels, wanted):
+    for _ in range(3):
+        problem = random_problem(rng, n, counts, labels)
+        expected = listed(problem, wanted)
+        result = solve(problem, "exact", num_answers=wanted)
+        assert result.status is Status.OPTIMAL
+        assert len(result.energies) == len(expected)
+        assert len({x.tobytes() for x in result.assignments}) == len(expected)
+        assert all(problem.is_feasible(x) for x in result.assignments)
+        assert np.array_equal(result.energies, problem.energy(result.assignments))
+        np.testing.assert_allclose(result.energies, expected, rtol=1e-9, atol=1e-9)
+        assert result.info["proven"] == len(expected)
+        assert result.lower_bound <= expected[0] + 1e-9
+
+
+@pytest.mark.parametrize("wanted", [3, 12, 300])
+def test_equal_energies_are_listed_each_once_and_by_position(rng, wanted):
+    half = rng.integers(-2, 3, size=(5, 5)).astype(float)
+    twins = BlockQubo(np.kron(half + half.T, np.ones((2, 2))), 4)  # each variable twice
+    small = BlockQubo(np.round(rng.normal(size=(9, 9))), (3, 1), 0.5, [0] * 6 + [1] * 3)
+    for problem in (twins, small, BlockQubo(np.zeros((6, 6)), 3)):
+        result = solve(problem, "exact", num_answers=wanted)
+        np.testing.assert_allclose(result.energies, listed(problem, wanted), rtol=1e-9, atol=1e-9)
+        assert result.status is Status.OPTIMAL
+        order = [(energy, *(~x).tolist()) for energy, x in zip(result.energies, result.assignments, strict=True)]
+        assert order == sorted(order)
+        assert len(set(order)) == len(order)
+
+
+@pytest.mark.parametrize("kind", ["gram", "negative", "linear"])
+def test_lists_of_other_problems(rng, kind):
+    for _ in range(3):
+        inputs, tilt = rng.normal(size=(12, 11)), np.diag(10 * rng.normal(size=11))
+        gram = inputs.T @ inputs
+        problem = BlockQubo({"gram": gram, "negative": -gram, "linear": gram + tilt}[kind], 5, -3.0)
+        result = solve(problem, "exact", num_answers=25)
+        np.testing.assert_allclose(result.energies, listed(problem, 25), rtol=1e-9, atol=1e-9)
+        assert result.info["proven"] == 25
+
+
+def test_a_list_of_one_is_the_optimum_alone(rng):
+    problem = gram_problem(rng, 32)
+    one, ten = solve(problem, "exact"), solve(problem, "exact", num_answers=10)
+    assert "proven" not in one.info
+    assert np.array_equal(one.assignment, ten.assignment)
+    assert len(one.energies) == 1
+    assert len(ten.energies) == 10
+    found = solve(problem, "tabu", num_answers=10, starts=10, threads=1)
+    for x, energy in zip(found.assignments, found.energies, strict=True):
+        known = any(np.array_equal(x, other) for other in ten.assignments)
+        assert known or energy >= ten.energies[-1] - 1e-9 * abs(energy)
+
+
+def test_a_list_whose_entries_differ_widely_keeps_what_the_optimum_decides(rng):
+    q = rng.normal(size=(8, 8))
+    q[0, 0] = 2.0**40  # pruned in no optimum, but further down the list
+    problem = BlockQubo(q, 4)
+    result = solve(problem, "exact", num_answers=70)
+    np.testing.assert_allclose(result.energies, listed(problem, 70), rtol=1e-9, atol=1e-2)
+    assert solve(problem, "exact").info["decided"].startswith("1 of 8")
+
+
+def test_a_list_that_time_cuts_says_how_much_of_it_is_proven(rng):
+    problem = gram_problem(rng, 160)
+    result = solve(problem, "exact", num_answers=5, time_limit=0.3)
+    assert result.status is Status.TIME_LIMIT
+    assert len(result.energies) == 5
+    assert result.info["proven"] < 5
+    assert result.lower_bound < result.energy
+    assert solve(problem, "exact", num_answers=5, time_limit=1e-9).info["proven"] == 0
+
+
+def test_what_a_tree_calls_proven_is(rng):
+    """The tree alone, node by node, from the worst assignments there are."""
+    for _ in range(4):
+        problem = random_problem(rng, 9, 4)
+        points = feasible_points(problem)
+        energies = problem.energy(points) - problem.offset
+        order = np.argsort(energies)
+        shift = problem.diagonal - convex_diagonal(problem.dense(), np.ones(9))
+        matrix = problem.dense() - np.diag(shift)
+        worst, labels = order[-6:], np.array(problem.labels)
+        tree = Tree(matrix, shift, labels, np.array([4]), points[worst], energies[worst], 1e-9)
+        steps = 0
+        while not tree.finished:
+            tree.grow(1)
+            proven, steps = tree.num_proven, steps + 1
+            listed_now = np.sort(tree.energies)[:proven]
+            np.testing.assert_allclose(listed_now, energies[order[:proven]], atol=1e-7)
+        assert proven == 6
+        assert steps > 6
+
+
+def test_no_list_is_longer_than_it_takes():
+    with pytest.raises(InputError, match="num_answers is 10001; 'exact' lists at most 10000"):
+        Exact().solve(SolveRequest(BlockQubo(np.eye(30), 15), num_answers=10_001))

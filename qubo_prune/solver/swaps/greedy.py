@@ -29,13 +29,11 @@ from qubo_prune.solver.interface import (
 from qubo_prune.solver.swaps.budgets import settle_budgets
 from qubo_prune.solver.swaps.couplings import Couplings, of_batch
 from qubo_prune.solver.swaps.feasible import feasible_start
-from qubo_prune.solver.swaps.kernels import form_of, forward_start, in_threads, settle_form, settle_rows
+from qubo_prune.solver.swaps.kernels import MATRIX_UP_TO, form_of, forward_start, in_threads, settle_form, settle_rows
 
 # rounds of descent and candidate pairs; rows need a handful, the bound only stops a cycle of
 # gains that are no larger than the rounding of the costs
 _MOST_ROUNDS = 100
-# factor form of up to so many variables is multiplied out; above, a descent makes too few swaps to make up for it
-_MATRIX_UP_TO = 1024
 # rows between two looks at the clock, fewer where each takes long: so many entries of Q
 _ROWS, _ENTRIES = 64, 2**24
 
@@ -84,8 +82,8 @@ class Greedy(Solver):
             start = feasible_start(problem) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
             if clock.expired:
                 return single_answer(problem, start, Status.TIME_LIMIT)
-            return single_answer(problem, settle_budgets(problem, start, _MATRIX_UP_TO), Status.LOCAL_OPTIMUM)
-        form = form_of(problem, _MATRIX_UP_TO)
+            return single_answer(problem, settle_budgets(problem, start, MATRIX_UP_TO), Status.LOCAL_OPTIMUM)
+        form = form_of(problem, MATRIX_UP_TO)
         x = forward_start(form) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
         if clock.expired:
             return single_answer(problem, x, Status.TIME_LIMIT)

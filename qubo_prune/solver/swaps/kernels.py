@@ -25,6 +25,9 @@ from qubo_prune.problem.qubo import BlockBatch, BlockQubo, FactorForm
 T = TypeVar("T")
 _NO_MATRIX = np.zeros((0, 0))
 _NO_FACTOR = np.zeros((0, 0))
+#: Factor form of up to so many variables is multiplied out: a swap costs O(n) then instead of O(n rank), and even one
+#: descent, whose last round pairs every kept weight, reads more of Q than the product costs. 256 MB at most.
+MATRIX_UP_TO = 4096
 # a descent ends by itself; the bound only stops a cycle within the rounding
 _MOST_SWAPS = 100_000
 
@@ -65,10 +68,19 @@ def form_of(problem: BlockQubo, matrix_up_to: int = 0) -> Form:
         matrix, values, factor = _NO_MATRIX, np.zeros(0), np.array(problem.q.factor, order="C")
         pull = size = np.sqrt(2 * (factor**2).sum(axis=1))
     else:
-        matrix, values, factor = 2 * problem.dense(), np.ones(n), _NO_FACTOR
+        matrix, values, factor = _doubled(problem), np.ones(n), _NO_FACTOR
         pull, size = reach(matrix)
     counts = np.array(problem.num_pruned, dtype=np.int64)
     return Form(np.array(problem.diagonal), matrix, values, factor, np.array(problem.labels), counts, pull, size)
+
+
+def _doubled(problem: BlockQubo) -> NDArray[np.float64]:
+    """2 Q, of factor form by one product and without another copy."""
+    if not isinstance(problem.q, FactorForm):
+        return np.asarray(2 * problem.q)
+    matrix = problem.dense()
+    matrix *= 2
+    return matrix
 
 
 def forms_of(batch: BlockBatch) -> Iterator[Form]:
