@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.bench.suites import Family
 from qubo_prune.errors import InputError, SolverError
+from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Advance, Progress
 
 SOLVERS = "exact,tabu(steps=5),neal(num_reads=2)"
@@ -531,8 +533,57 @@ def test_one_thread_a_solve_and_a_solver_is_warmed_up_once(suite: Suite, monkeyp
     (entrant,) = parse_entrants("tabu(steps=5)")
     task = runs.Task(instance, suite.problem(instance), entrant, 1, 0.5)
     first, second = runs.solve_task(task), runs.solve_task(task)
-    assert seen == [(4, 60.0), (8, 0.5), (8, 0.5)]
+    assert seen == [(4, 0.5), (8, 0.5), (8, 0.5)]
     assert (first.energy, first.key) == (second.energy, second.key)
+
+
+def sleeper(problem: BlockQubo, warm_start: np.ndarray, time_limit: float) -> np.ndarray:
+    """Fills the time that it is given, as many samplers do, and notes how much that is."""
+    with open(os.environ["SLEPT"], "a", encoding="utf-8") as stream:
+        stream.write(f"{problem.num_variables} {time_limit}\n")
+    time.sleep(time_limit)
+    return warm_start
+
+
+def test_a_solver_that_fills_its_time_warms_up_within_the_runs_shortest_limit(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_ready", set())
+    monkeypatch.setenv("SLEPT", str(tmp_path / "slept"))
+    rows = run(suite, tmp_path / "run", "callable:test_runs:sleeper", [0.09, 0.03], 1)
+    assert sum(row.solver.startswith("callable") for row in rows) == 2 * len(suite.instances)
+    slept = [line.split() for line in (tmp_path / "slept").read_text().splitlines()]
+    assert [float(limit) for n, limit in slept if n == "4"] == [pytest.approx(0.03, abs=0.01)]
+    assert max(float(limit) for _, limit in slept) <= 0.09
+    # a longer limit alone warms up within that
+    monkeypatch.setattr(runs, "_ready", set())
+    (tmp_path / "slept").unlink()
+    run(suite, tmp_path / "run", "callable:test_runs:sleeper", [0.12], 1)
+    warm_up = (tmp_path / "slept").read_text().split()
+    assert (warm_up[0], float(warm_up[1])) == ("4", pytest.approx(0.12, abs=0.01))
+
+
+def test_what_is_ended_at_its_limit_may_import_first(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_ready", set())
+    seen: list[tuple[int, float | None]] = []
+
+    def solve(problem, solver, seed=0, time_limit=None, warm_start=None):
+        seen.append((problem.num_variables, time_limit))
+        raise InputError("That is enough.")
+
+    monkeypatch.setattr(runs, "solve", solve)
+    instance = suite.instances[0]
+    for limit in (0.03, 60.0):
+        monkeypatch.setattr(runs, "_ready", set())
+        runs.solve_task(
+            runs.Task(instance, suite.problem(instance), Entrant("x", "callable:test_runs:plain", {}), 1, 60.0, limit)
+        )
+    assert [limit for n, limit in seen if n == 4] == [5.0, 60.0]
+
+
+def plain(q: np.ndarray, num_pruned: int) -> np.ndarray:
+    """Watches no clock."""
+    return q.diagonal().argsort().argsort() < num_pruned
 
 
 def test_the_processor_time_of_processes_below_counts() -> None:
