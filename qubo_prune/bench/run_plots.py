@@ -94,7 +94,7 @@ def _draw_gaps(ax: Axes, results: Results, curves: Mapping[str, pd.Series]) -> N
     legend(ax, [Line2D([], [], label=plain(solver), **_look(results, solver), **_width(0)) for solver in curves])
 
 
-def _width(above: int) -> dict[str, float]:
+def _width(above: int) -> dict[str, Any]:
     """Of a line and its markers that so many later ones lie on."""
     return {"linewidth": 1.3 + 1.7 * min(above, 3), "markersize": 4 + 2.0 * min(above, 3)}
 
