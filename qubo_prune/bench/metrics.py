@@ -317,7 +317,7 @@ class Results(Shown):
         hits = self._hits
         lines = []
         for (name, solver), own in self.at().groupby(["instance", "solver"], sort=False):
-            instance, found = self.instances[str(name)], own[~own.late & ~own.status.isin(_NOTHING_FOUND)]
+            instance, found = self.instances[str(name)], found_in(own)
             best = float(found.energy.min()) if len(found) else None
             successful = 0 if best is None else int((found.energy <= best + SUCCESS * abs(best)).sum())
             lines.append(
@@ -375,6 +375,11 @@ _NOT_KNOWN = "N/A"
 #: QOBLIB takes a bound for a claim of an optimum if it is as near as this to the objective, absolutely where that is
 #: small.
 _CLAIM = 1e-9
+
+
+def found_in(solves: pd.DataFrame) -> pd.DataFrame:
+    """The solves of which something of the solver's own was left, in time."""
+    return solves[~solves.late & ~solves.status.isin(_NOTHING_FOUND)]
 
 
 def _claimed(best: float | None, own: pd.DataFrame) -> float | str:

@@ -92,6 +92,7 @@ class Row:
         machine: processor, memory, system; with how many solves at once.
         version: of the framework.
         note: what went otherwise than asked.
+        answer: the assignment of that energy, as :func:`digits_of` has it.
     """
 
     instance: str
@@ -115,11 +116,32 @@ class Row:
     machine: str
     version: str
     note: str
+    answer: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, int, float]:
         """What no other row has: problem, solver with settings, seed and limit."""
         return (self.sha256, self.solver, self.settings, self.seed, self.time_limit)
+
+
+def digits_of(x: NDArray[np.bool_]) -> str:
+    """An assignment as hexadecimal digits: eight variables to a byte, the first one its highest bit."""
+    return np.packbits(x).tobytes().hex()
+
+
+def assignment_of(digits: str, n: int) -> NDArray[np.bool_]:
+    """The assignment ``(n,)`` that :func:`digits_of` made digits of.
+
+    Raises:
+        InputError: they are not those of n variables.
+    """
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))
+    except ValueError:
+        bits = np.zeros(0, dtype=np.uint8)
+    if len(bits) != -(-n // 8) * 8 or bits[n:].any():
+        raise InputError(f"The answer {short(digits)} of a row is not one of {n} variables; run bench solvers again.")
+    return bits[:n].astype(bool)
 
 
 class RunTable:
@@ -530,6 +552,7 @@ def solve_task(task: Task) -> Row:
             seconds=seconds,
             cpu_seconds=cpu_seconds,
             note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
+            answer=digits_of(result.assignment),
         )
 
 
@@ -549,6 +572,7 @@ def _failed(asked: dict[str, Any], task: Task, start: NDArray[np.bool_], seconds
         seconds=seconds,
         cpu_seconds=0.0,
         note=note,
+        answer=digits_of(start),
     )
 
 

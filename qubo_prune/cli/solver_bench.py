@@ -113,6 +113,9 @@ def solvers_command(
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of bench solvers; several are taken together.")],
     output: Annotated[Path | None, in_output(help="Folder for the report; that of the only run by default.")] = None,
+    qoblib: Annotated[
+        Path | None, in_output(help="Folder for submissions to QOBLIB, one of each solver; none by default.")
+    ] = None,
     *,
     ending: Ending,
 ) -> None:
@@ -121,9 +124,11 @@ def report_command(
     Examples:
     qubo-prune bench report run
     qubo-prune bench report run-here run-there --output both
+    qubo-prune bench report run --qoblib submissions
     """
     with options.plain_errors("nothing was written."):
         from qubo_prune.bench.metrics import Results
+        from qubo_prune.bench.qoblib import write_submissions
         from qubo_prune.bench.run_report import write_report
         from qubo_prune.errors import InputError
 
@@ -131,4 +136,6 @@ def report_command(
             raise InputError("Several runs are given and no folder for their report; name one with --output.")
         results = Results.read(*runs)
         written = write_report(results, output or runs[0])
+        if qoblib is not None:
+            written += write_submissions(results, qoblib)
         ending.print(results, ", ".join(map(str, written)))

@@ -120,6 +120,10 @@ def test_energies_lie_between_the_optimum_and_the_start(suite: Suite, finished: 
         if row.optimal:
             assert row.solver == "exact"
             assert row.energy == pytest.approx(instance.best_energy, abs=rounding)
+        answer = runs.assignment_of(row.answer, instance.num_variables)
+        problem = suite.problem(instance)
+        assert problem.is_feasible(answer)
+        assert problem.energy(answer) == pytest.approx(row.energy, abs=rounding)
         assert row.seconds > 0
         assert row.cpu_seconds >= 0
         assert datetime.fromisoformat(row.began).tzinfo is not None
@@ -473,6 +477,21 @@ def test_rows_are_read_to_the_last_bit(tmp_path: Path) -> None:
     table.open()
     assert table.rows() == rows
     assert RunTable(tmp_path / "run").rows() == rows
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_an_answer_is_read_from_its_digits(values: list[bool]) -> None:
+    digits = runs.digits_of(np.array(values, dtype=bool))
+    assert runs.assignment_of(digits, len(values)).tolist() == values
+    for wrong, n in ((digits, len(values) + 8), (digits + "0", len(values)), (digits + "00", len(values))):
+        with pytest.raises(InputError, match=f"is not one of {n} variables"):
+            runs.assignment_of(wrong, n)
+
+
+@pytest.mark.parametrize("digits", ["", "zz", "801", "01"])
+def test_digits_of_no_answer_are_refused(digits: str) -> None:
+    with pytest.raises(InputError, match="is not one of 4 variables"):
+        runs.assignment_of(digits, 4)
 
 
 def test_a_note_of_several_lines_becomes_one(tmp_path: Path) -> None:

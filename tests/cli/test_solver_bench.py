@@ -58,6 +58,10 @@ def test_solvers_run_and_are_reported(suite: Suite, tmp_path: Path) -> None:
     before = (out / TABLE).read_bytes(), (out / "report.md").read_bytes()
     assert call(*given, "--quiet") == (0, "", "")
     assert ((out / TABLE).read_bytes(), (out / "report.md").read_bytes()) == before
+    code, printed, errors = call("report", out, "--qoblib", tmp_path / "submissions")
+    assert (code, errors) == (0, "")
+    assert str(tmp_path / "submissions" / "exact") in printed
+    assert len(list((tmp_path / "submissions" / "exact").iterdir())) == len(suite.instances)
 
 
 def test_families_and_sizes_are_chosen_and_json_is_the_result(suite: Suite, tmp_path: Path) -> None:
@@ -129,6 +133,11 @@ def test_runs_are_reported_together(tmp_path: Path) -> None:
     assert (code, printed) == (2, "")
     assert "name one with --output" in errors
     assert call("report", first, "--quiet") == (0, "", "")
+    # rows of hand have no answers, which submissions need
+    code, printed, errors = call("report", first, "--qoblib", tmp_path / "submissions")
+    assert (code, printed) == (2, "")
+    assert "has no answer" in errors
+    assert not (tmp_path / "submissions").exists()
     assert (first / "report.md").is_file()
 
 
