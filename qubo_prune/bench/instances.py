@@ -45,6 +45,8 @@ SMOLLM2_LAYERS = (
 )
 #: What :func:`real_block` is taken from: the hardest rows among them.
 BLOCK_LAYER = "model.layers.14.self_attn.o_proj"
+#: Windows of text that it is taken over: enough for a Gram of full rank.
+_FEW = 4
 _FORMAT = 1
 
 
@@ -136,8 +138,9 @@ def real_block(
 ) -> BlockQubo:
     """One block QUBO of a layer of SmolLM2-135M: ``E(x) = 1/2 (w*x)' H (w*x)`` on n random columns of a random row.
 
-    H is the Gram ``2/T X'X`` of the layer's inputs over 16,384 tokens of the standard library's documentation. The
-    first call reads that text and takes a minute; what it read stays in :func:`~qubo_prune.files.cache.user_cache`.
+    H is the Gram ``2/T X'X`` of the layer's inputs over T = 2048 tokens of the standard library's documentation, as in
+    the suite ``smoke``. The first call of a layer loads the model and reads that text, in less than a minute; what it
+    read stays in :func:`~qubo_prune.files.cache.user_cache`.
 
     Args:
         n: variables, at least 2; the row is whole if n is the layer's width (576, or 1536 of ``down_proj``).
@@ -154,7 +157,7 @@ def real_block(
             f"n is {n!r} and density {density!r}; give a whole number of variables from 2 on, and a share between 0 "
             "and 1 of them to keep."
         )
-    (captured,) = capture(Source(layers=(layer,)), progress or Progress(True))
+    (captured,) = capture(Source(layers=(layer,), samples=_FEW), progress or Progress(True))
     return captured.family(n, 1, seed, density).batch.problem(0)
 
 

@@ -112,7 +112,7 @@ def _mark_none(ax: Axes, floor: int, below: float) -> None:
     bottom, border = 10.0 ** (floor - below), 10.0 ** (floor - 0.2 * below)
     ax.axhspan(bottom, border, color="0.93", zorder=0, linewidth=0)
     ax.set_ylim(bottom=bottom)
-    top = ax.get_ylim()[1]
+    top = max(ax.get_ylim()[1], 10.0 ** (floor + 0.3))  # a decade is seen even if no curve has a gap
     last = math.floor(math.log10(top) + 1e-9)
     decades = range(floor, last + 1, 1 + (last - floor) // 6)
     ticks = {10.0 ** (floor - 0.575 * below): "0", **{10.0**n: f"$10^{{{n}}}$" for n in decades}}

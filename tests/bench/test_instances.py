@@ -102,7 +102,9 @@ def test_an_unknown_layer_is_named(source, tmp_path):
 def as_smollm2(source, cache, monkeypatch):
     """The tiny model in the place of SmolLM2, with what it read in a cache of its own."""
     monkeypatch.setenv("QUBO_PRUNE_CACHE", str(cache))
-    monkeypatch.setattr(instances, "Source", lambda layers: Source(source.model, layers, source.calibration, 4, 16))
+    monkeypatch.setattr(
+        instances, "Source", lambda layers, samples: Source(source.model, layers, source.calibration, samples, 16)
+    )
 
 
 @pytest.mark.usefixtures("as_smollm2")

@@ -92,6 +92,14 @@ def test_curves_without_a_gap_run_side_by_side_in_a_place_of_their_own(tmp_path:
     assert not is_in_the_band(figure, 0, 25.0)
 
 
+def test_where_nobody_has_a_gap_the_axis_still_says_where_gaps_would_be(tmp_path: Path) -> None:
+    figure = zeros(tmp_path, {"one": (2.0, 2.0), "two": (2.0, 2.0)})
+    assert all(is_in_the_band(figure, 0, height) for _, ys in curves(figure, 0).values() for height in ys)
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["0", "$10^{0}$"]
+    assert axis.get_ylim()[0] < axis.get_yticks()[0] < axis.get_yticks()[1] < axis.get_ylim()[1]
+
+
 def test_without_a_zero_there_is_no_place_for_it(tmp_path: Path) -> None:
     (axis,) = zeros(tmp_path, {"one": (2.5, 2.2), "two": (3.0, 3.0)}).axes
     assert not axis.patches
