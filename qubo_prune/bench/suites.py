@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qubo_prune.choices import BOUNDS
 from qubo_prune.errors import InputError, did_you_mean
 
 #: What blocks are emitted from: a Gram, a Gram for weights that adapt, the Fisher matrix of a loss.
@@ -265,5 +266,6 @@ def definition(families: Sequence[Family], effort: Effort) -> str:
         ]
         for family in families
     ]
-    told = json.dumps([VERSION, plain, effort.proof_time, list(effort.bounds)])
+    # with a kind that is new, more is proven where all are tried
+    told = json.dumps([VERSION, plain, effort.proof_time, effort.bounds or ["all", *BOUNDS]])
     return hashlib.sha256(told.encode()).hexdigest()[:12]

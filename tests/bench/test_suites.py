@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 
+from qubo_prune.bench import suites
 from qubo_prune.bench.origins import ORIGINS
 from qubo_prune.bench.suites import HESSIANS, SUITES, Effort, Family, definition, part_of, suite_effort, suite_families
 from qubo_prune.choices import BOUNDS
@@ -113,6 +114,13 @@ def test_a_part_of_nothing_is_refused(names: list[str] | None, sizes: list[int] 
         InputError, match=r"'some' has no such instances.* its families are .*-two-gram, its sizes 8, 16"
     ):
         part_of("some", SOME, names, sizes)
+
+
+def test_a_new_kind_of_bound_is_a_new_definition_where_all_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = definition(SOME, Effort()), definition(SOME, Effort(bounds=("plain",)))
+    monkeypatch.setattr(suites, "BOUNDS", (*BOUNDS, "newest"))
+    assert definition(SOME, Effort()) != before[0]
+    assert definition(SOME, Effort(bounds=("plain",))) == before[1]
 
 
 def test_the_definition_is_that_of_the_problems_and_of_what_is_spent_on_them() -> None:
