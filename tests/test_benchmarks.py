@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny_runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -78,3 +80,22 @@ def test_factor_form_is_timed_against_its_matrix(
     script.main()
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("tabu", "local", "anneal", "ratio"))
+
+
+@pytest.mark.parametrize("script", ["solver_report"], indirect=True)
+def test_a_run_is_written_into_the_documentation_and_again_from_there(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [tiny_runs.row("a", solver, energy) for solver, energy in (("wanda+swaps", 2.4), ("good", 2.0))]
+    run, docs = tiny_runs.write(tmp_path / "run", [tiny_runs.instance("a")], rows), tmp_path / "docs"
+    monkeypatch.setattr(sys, "argv", ["solver_report.py", str(run), "--docs", str(docs)])
+    script.main()
+    written = {str(file.relative_to(docs)): file for file in docs.rglob("*") if file.is_file()}
+    names = ("report.md", "qoblib.csv.gz", "rows.csv.gz", "manifest.json.gz", "run.json")
+    assert set(written) == {*(f"benchmark/{name}" for name in names), "figures/solvers.png"}
+    assert gzip.decompress(written["benchmark/rows.csv.gz"].read_bytes()) == (run / "rows.csv").read_bytes()
+    before = {name: file.read_bytes() for name, file in written.items()}
+    written["benchmark/report.md"].unlink()
+    monkeypatch.setattr(sys, "argv", ["solver_report.py", "--docs", str(docs)])
+    script.main()
+    assert {name: file.read_bytes() for name, file in written.items()} == before

@@ -42,8 +42,10 @@ def instance(
         "best_energy": best,
         "best_by": "tabu",
         "lower_bound": bound,
-        "bound_by": "relaxation",
+        "bound_by": "trace",
+        "bound_seconds": 0.5,
         "root_bound": bound,
+        "root_by": "trace",
         "optimal": False,
     }
     return Instance(**{**values, **changes})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from qubo_prune.data.text import check_length, token_windows
 from qubo_prune.errors import InputError
 from qubo_prune.files.atomic import written_whole
+from qubo_prune.files.cache import user_cache
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.stream import Seconds, stream
 from qubo_prune.masks.keep import Pattern, keep_highest
@@ -43,6 +43,10 @@ SMOLLM2_LAYERS = (
     "model.layers.14.mlp.down_proj",
     "model.layers.27.self_attn.o_proj",
 )
+#: What :func:`real_block` is taken from: the hardest rows among them.
+BLOCK_LAYER = "model.layers.14.self_attn.o_proj"
+#: Windows of text that it is taken over: enough for a Gram of full rank.
+_FEW = 4
 _FORMAT = 1
 
 
@@ -115,10 +119,10 @@ def capture(source: Source, progress: Progress | None = None, cache: Path | None
     Args:
         source: the model, its layers, and the text.
         progress: shows the pass over the text.
-        cache: folder for the captured tensors (safetensors); ``~/.cache/qubo_prune`` by default.
+        cache: folder for the captured tensors (safetensors); :func:`~qubo_prune.files.cache.user_cache` by default.
     """
     bars = progress or Progress()
-    file = (cache or _cache_folder()) / f"{_key(source)}.safetensors"
+    file = (cache or user_cache()) / f"{_key(source)}.safetensors"
     tensors = _read(file)
     if tensors is None:
         tensors = _captured(source, bars)
@@ -129,8 +133,32 @@ def capture(source: Source, progress: Progress | None = None, cache: Path | None
     return [Captured(name, tensors[f"{name}.weight"], Gram(tensors[f"{name}.gram"], tokens)) for name in source.layers]
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qubo_prune"
+def real_block(
+    n: int, seed: int = 0, layer: str = BLOCK_LAYER, density: float = 0.5, progress: Progress | None = None
+) -> BlockQubo:
+    """One block QUBO of a layer of SmolLM2-135M: ``E(x) = 1/2 (w*x)' H (w*x)`` on n random columns of a random row.
+
+    H is the Gram ``2/T X'X`` of the layer's inputs over T = 2048 tokens of the standard library's documentation, as in
+    the suite ``smoke``. The first call of a layer loads the model and reads that text, in less than a minute; what it
+    read stays in :func:`~qubo_prune.files.cache.user_cache`.
+
+    Args:
+        n: variables, at least 2; the row is whole if n is the layer's width (576, or 1536 of ``down_proj``).
+        seed: which row and columns.
+        layer: full name of a linear layer.
+        density: share that is kept.
+        progress: where to report to while the model reads; by default to a terminal or a notebook.
+
+    Raises:
+        InputError: the block does not fit, there is no such layer, or the package of the weights is not installed.
+    """
+    if not (type(n) is int and n >= 2 and 0 < density < 1):
+        raise InputError(
+            f"n is {n!r} and density {density!r}; give a whole number of variables from 2 on, and a share between 0 "
+            "and 1 of them to keep."
+        )
+    (captured,) = capture(Source(layers=(layer,), samples=_FEW), progress or Progress(True))
+    return captured.family(n, 1, seed, density).batch.problem(0)
 
 
 def _key(source: Source) -> str:

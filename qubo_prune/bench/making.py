@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from qubo_prune.arguments import as_names
@@ -16,14 +19,15 @@ from qubo_prune.bench.emitted import Emitted, compensated_block, fisher_blocks, 
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import ORIGINS, Origin
 from qubo_prune.bench.suite import FORMAT, MANIFEST, Instance, Suite, sha256
-from qubo_prune.bench.suites import VERSION, Family, suite_families
-from qubo_prune.choices import FORMATS
+from qubo_prune.bench.suites import SUITES, VERSION, Effort, Family, definition, part_of, suite_effort, suite_families
+from qubo_prune.choices import BOUNDS, FORMATS
 from qubo_prune.errors import InputError, did_you_mean
+from qubo_prune.files.cache import user_cache
 from qubo_prune.files.outputs import check_added, list_files
 from qubo_prune.files.parsing import strict_json
 from qubo_prune.formats.text import write_problem
 from qubo_prune.precision import pinned
-from qubo_prune.problem.bounds import lower_bounds
+from qubo_prune.problem.bounds import check_kind, lower_bounds
 from qubo_prune.problem.qubo import BlockQubo, FactorForm
 from qubo_prune.progress import Progress
 from qubo_prune.ranks import check_alone
@@ -31,13 +35,85 @@ from qubo_prune.report.report import machine, versions
 from qubo_prune.solver.dispatch import solve
 from qubo_prune.solver.interface import SolveResult, Status
 
-#: Up to so many variables each row has a shift of its own and, where its optimum is not proven, the semidefinite
-#: relaxation; up to so many there is one shift for the Gram. Beyond, where Q has a low rank, no shift is left to find.
-_OWN_SHIFT, _SHIFTED = 576, 1024
+#: Variables up to which a kind of bound is tried: the factor analysis of a Gram of 1536 takes minutes and brings
+#: nothing, and where Q has a low rank, as beyond that, no shift is left to find. Kinds that are not here are tried only
+#: where they are asked for.
+_AFFORDABLE: Mapping[str, int] = {"plain": 2**31, "eigenvalue": 1536, "trace": 1024, "row": 576, "semidefinite": 576}
+#: Variables up to which the searches are long.
+_SEARCHED = 1536
+#: Share of the best known energy below which a gap is but rounding, and no further kind of bound is tried.
+_TIGHT = 1e-9
 #: ``exact`` takes no larger ones.
 _PROVABLE = 512
 #: What is known of the instances while a suite is made.
 _NOTEBOOK = ".making.jsonl"
+
+
+def load_suite(
+    name: str = "standard",
+    *,
+    families: str | Sequence[str] | None = None,
+    sizes: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Suite:
+    """A suite from the cache of the user; what is not there yet of what is asked for is made first, and nothing else.
+
+    A suite stands in ``suites/NAME-DIGEST`` of :func:`~qubo_prune.files.cache.user_cache`, where the digest is that of
+    its definition, so it is made anew only when that changes. Such as
+    ``for instance, problem in load_suite("smoke").problems(): ...``.
+
+    Args:
+        name: one of :data:`~qubo_prune.bench.suites.SUITES`, or the folder of a suite.
+        families: names of families or of instances; all if left out.
+        sizes: n; all if left out.
+        progress: where to report to while something is made; by default to a terminal or a notebook.
+
+    Returns:
+        The suite with what was asked for alone.
+
+    Raises:
+        InputError: there is no such suite, it has nothing of what is asked for, or a model's package is not installed.
+    """
+    names = None if families is None else list(as_names("families", families))
+    if name not in SUITES:
+        if not (Path(name) / MANIFEST).is_file():
+            suite_families(name)  # says that there is none
+        return Suite.read(name).part(names, sizes)
+    wanted, effort, bars = suite_families(name), suite_effort(name), progress or Progress(True)
+    chosen = [entry for family in part_of(name, wanted, names, sizes) for entry in family.instances]
+    folder = user_cache() / "suites" / f"{name}-{definition(wanted, effort)}"
+    known = _known(folder)
+    if not set(chosen) <= known:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, bars):
+            missing = [entry for entry in chosen if entry not in _known(folder)]
+            if missing:
+                bars.say(f"Making {len(missing)} problems of the suite {name!r} in {folder}, once.")
+                make_suite(folder, name, families=missing, progress=bars)
+    return Suite.read(folder).part(chosen)
+
+
+def _known(folder: Path) -> set[str]:
+    """Names of the instances that stand in a folder, with their files."""
+    if not (folder / MANIFEST).is_file():
+        return set()
+    return {instance.name for instance in Suite.read(folder).instances if (folder / instance.file).is_file()}
+
+
+@contextmanager
+def _alone(folder: Path, bars: Progress) -> Iterator[None]:
+    """One process at a time makes what belongs into a folder; the others wait."""
+    # the system takes the lock back when the process ends, however it ends
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        bars.say(f"Another process makes {folder}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @pinned()
@@ -45,35 +121,58 @@ def make_suite(
     folder: str | Path,
     name: str = "standard",
     *,
-    proof_time: float = 10.0,
+    families: str | Sequence[str] | None = None,
+    sizes: Sequence[int] | None = None,
+    proof_time: float | None = None,
+    bounds: str | Sequence[str] | None = None,
     formats: str | Sequence[str] = ("json",),
     progress: Progress | None = None,
 ) -> Suite:
     """Emit a suite's problems into a folder, with what is known of each; goes on where an earlier call was stopped.
 
     The problems follow from the suite's version alone (to the rounding of the machine's linear algebra); bounds and
-    proofs also from the time they are given, and may be better elsewhere.
+    proofs also from the time they are given, and may be better elsewhere. Other parts of the same suite that are in
+    the folder stay, if they were made with the same settings.
 
     Args:
         folder: made if need be; files of an earlier call are replaced.
         name: one of :data:`~qubo_prune.bench.suites.SUITES`.
-        proof_time: seconds for the branch and bound of each instance.
+        families: names of families or of instances; all if left out.
+        sizes: n; all if left out.
+        proof_time: seconds for the branch and bound of each instance; the suite's own if left out.
+        bounds: kinds of certified bounds (:data:`~qubo_prune.choices.BOUNDS`), tried in order of their cost, of which
+            the best one counts; the suite's own if left out, which are those that the size allows.
         formats: of the problem files, ``json`` among them.
         progress: where to report to.
 
     Raises:
-        InputError: there is no such suite or format, a model's package is not installed, or files of the same names
-            are in the folder that no earlier call wrote.
+        InputError: there is no such suite, family, bound or format, a model's package is not installed, or files of
+            the same names are in the folder that no earlier call wrote.
     """
     check_alone("make the same suite")
-    wanted = suite_families(name)
-    return make(folder, name, wanted, _origins(wanted), proof_time=proof_time, formats=formats, progress=progress)
+    wanted, effort = suite_families(name), suite_effort(name)
+    names = None if families is None else list(as_names("families", families))
+    kinds = effort.bounds if bounds is None else as_names("bounds", bounds)
+    bars = progress or Progress()
+    return make(
+        folder,
+        name,
+        part_of(name, wanted, names, sizes),
+        _origins(part_of(name, wanted, names, sizes), bars),
+        whole=wanted,
+        proof_time=effort.proof_time if proof_time is None else proof_time,
+        bounds=kinds,
+        formats=formats,
+        progress=bars,
+    )
 
 
-def _origins(wanted: Iterable[Family]) -> Iterator[Origin]:
+def _origins(wanted: Iterable[Family], bars: Progress) -> Iterator[Origin]:
     """The models one after another: only one is held at a time."""
     for name in dict.fromkeys(family.origin for family in wanted):
-        yield ORIGINS[name]()
+        with bars.task(f"loading {name}", None):
+            origin = ORIGINS[name]()
+        yield origin
 
 
 def make(
@@ -82,18 +181,14 @@ def make(
     wanted: Sequence[Family],
     origins: Iterable[Origin],
     *,
+    whole: Sequence[Family] | None = None,
     proof_time: float = 10.0,
+    bounds: str | Sequence[str] = (),
     formats: str | Sequence[str] = ("json",),
     progress: Progress | None = None,
 ) -> Suite:
-    """:func:`make_suite` for any families of any models."""
-    formats = as_names("formats", formats)
-    unknown = [format for format in formats if format not in FORMATS]
-    if unknown or "json" not in formats:
-        near = "".join(did_you_mean(each, FORMATS) for each in unknown)
-        raise InputError(
-            f"The formats are {', '.join(formats)}{near}; give json, and any others of {', '.join(FORMATS)} beside it."
-        )
+    """:func:`make_suite` for any families of any models; ``whole`` are those of the suite that they are a part of."""
+    formats, effort = _checked_formats(formats), Effort(proof_time, _checked_bounds(bounds))
     if not proof_time > 0:
         raise InputError(f"proof_time is {proof_time}; give a positive number of seconds.")
     files = [f"{entry}.{format}" for family in wanted for entry in family.instances for format in formats]
@@ -104,7 +199,53 @@ def make(
     except OSError as error:
         raise InputError(f"The folder {str(folder)!r} cannot be made: {error.strerror}.") from error
     list_files(target, files)
-    notebook = _Notebook(target, {"version": VERSION, "proof_time": proof_time})
+    defined = definition(whole or wanted, effort)
+    notebook = _Notebook(target, {"definition": defined})
+    described, instances = _made(target, wanted, origins, effort, formats, notebook, bars)
+    made = {
+        "date": str(date.today()),
+        "machine": machine(),
+        "versions": versions(),
+        "proof_time": proof_time,
+        "bounds": list(effort.bounds),
+        "definition": defined,
+    }
+    suite = Suite(target, name, VERSION, tuple(described), tuple(instances), made)
+    suite = _with_earlier(suite, whole or wanted)
+    suite.save()
+    notebook.remove()
+    return suite
+
+
+def _checked_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(as_names("formats", formats))
+    unknown = [format for format in names if format not in FORMATS]
+    if unknown or "json" not in names:
+        near = "".join(did_you_mean(each, FORMATS) for each in unknown)
+        raise InputError(
+            f"The formats are {', '.join(names)}{near}; give json, and any others of {', '.join(FORMATS)} beside it."
+        )
+    return names
+
+
+def _checked_bounds(bounds: str | Sequence[str]) -> tuple[str, ...]:
+    """Kinds of bounds in the order of their cost."""
+    names = tuple(as_names("bounds", bounds))
+    for kind in names:
+        check_kind(kind)
+    return tuple(kind for kind in BOUNDS if kind in names)
+
+
+def _made(
+    target: Path,
+    wanted: Sequence[Family],
+    origins: Iterable[Origin],
+    effort: Effort,
+    formats: Sequence[str],
+    notebook: _Notebook,
+    bars: Progress,
+) -> tuple[list[dict[str, Any]], list[Instance]]:
+    """The families, described, and their instances, whose files are written."""
     described: list[dict[str, Any]] = []
     instances: list[Instance] = []
     with bars.task("instances", sum(len(family.instances) for family in wanted)) as advance:
@@ -118,17 +259,25 @@ def make(
                     digest = _write(emitted.problem, target, entry, formats)
                     instance = notebook.known(entry, digest)
                     if instance is None:
-                        instance = _searched(entry, digest, family, origin, density, emitted, proof_time)
+                        instance = _searched(entry, digest, family, origin, density, emitted, effort)
                         notebook.add(instance)
                     instances.append(instance)
                     advance(1, entry)
-    order = {entry: place for place, family in enumerate(wanted) for entry in family.instances}
-    instances.sort(key=lambda instance: order[instance.name])
-    made = {"date": str(date.today()), "machine": machine(), "versions": versions(), "proof_time": proof_time}
-    suite = Suite(target, name, VERSION, tuple(described), tuple(instances), made)
-    suite.save()
-    notebook.remove()
-    return suite
+    return described, instances
+
+
+def _with_earlier(suite: Suite, whole: Sequence[Family]) -> Suite:
+    """With the other parts of the same suite that are in the folder, in the order of the families."""
+    if (suite.folder / MANIFEST).is_file():
+        with suppress(InputError):  # of an earlier version, or another suite: it is replaced
+            earlier = Suite.read(suite.folder)
+            made = {instance.name for instance in suite.instances}
+            left = tuple(i for i in earlier.instances if i.name not in made and (suite.folder / i.file).is_file())
+            if earlier.definition == suite.definition:
+                suite = suite.joined(replace(earlier, instances=left))
+    order = [entry for family in whole for entry in family.instances]
+    instances = sorted(suite.instances, key=lambda instance: order.index(instance.name))
+    return replace(suite, instances=tuple(instances))
 
 
 class _Notebook:
@@ -202,29 +351,23 @@ def _write(problem: BlockQubo, folder: Path, name: str, formats: Sequence[str]) 
 
 
 def _searched(
-    name: str, digest: str, family: Family, origin: Origin, density: float, emitted: Emitted, proof_time: float
+    name: str, digest: str, family: Family, origin: Origin, density: float, emitted: Emitted, effort: Effort
 ) -> Instance:
     """What is known of a problem once it was searched and bounded."""
     problem = emitted.problem
     n = problem.num_variables
-    root = _root_bound(emitted)
     best, by = _best_known(problem, emitted.start)
-    proven, proof, optimal = -np.inf, "", False
+    root, root_by, seconds = _root_bound(emitted, effort.bounds, best.energy)
+    proven, proof, optimal = root, root_by, False
     if n <= _PROVABLE:
-        tree = solve(problem, "exact", 0, proof_time, best.assignment)
+        began = time.perf_counter()
+        tree = solve(problem, "exact", 0, effort.proof_time, best.assignment)
         if tree.energy < best.energy:
             best, by = tree, "exact"
-        if tree.lower_bound is not None:
-            proven, proof = tree.lower_bound, "exact"
         # within the solver's own tolerance, 1e-9 of the energy
         optimal = tree.status is Status.OPTIMAL
-    if not optimal:
-        relaxed = {"relaxation": root}
-        if n <= _OWN_SHIFT:
-            relaxed["semidefinite"] = float(lower_bounds(emitted.convex, "semidefinite").lower.sum())
-        by_relaxation = max(relaxed, key=relaxed.__getitem__)
-        if relaxed[by_relaxation] > proven:
-            proven, proof = relaxed[by_relaxation], by_relaxation
+        if tree.lower_bound is not None and (optimal or tree.lower_bound >= proven):
+            proven, proof, seconds = tree.lower_bound, "exact", time.perf_counter() - began
     width = origin.layer(family.layer).shape[1]
     q = problem.q
     entries = np.concatenate([q.diagonal, q.factor.ravel()]) if isinstance(q, FactorForm) else q[np.triu_indices(n)]
@@ -254,21 +397,37 @@ def _searched(
         best_by=by,
         lower_bound=min(proven, best.energy),
         bound_by=proof,
+        bound_seconds=seconds,
         root_bound=min(root, best.energy),
+        root_by=root_by,
         optimal=optimal,
     )
 
 
-def _root_bound(emitted: Emitted) -> float:
-    """Of the convex relaxation, the best kind that the size allows, without a limit: the same everywhere."""
-    n = emitted.problem.num_variables
-    kind = "row" if n <= _OWN_SHIFT else "trace" if n <= _SHIFTED else "plain"
-    return float(lower_bounds(emitted.convex, kind).lower.sum())
+def _root_bound(emitted: Emitted, asked: Sequence[str], best: float) -> tuple[float, str, float]:
+    """The best bound of the relaxations, its kind and its seconds.
+
+    Kinds are tried in the order of their cost, without a limit of time, so that they prove the same everywhere, until
+    one leaves no gap to the best known energy: those that are asked for where the size allows them, else all of them.
+    A kind that stands in no table of sizes is tried only where it is asked for.
+    """
+    n, found = emitted.problem.num_variables, (-np.inf, "", 0.0)
+    for kind in BOUNDS:
+        most = _AFFORDABLE.get(kind, 2**31 if kind in asked else 0)
+        if (asked and kind not in asked) or n > most:
+            continue
+        began = time.perf_counter()
+        lower = float(lower_bounds(emitted.convex, kind).lower.sum())
+        if lower > found[0]:
+            found = (lower, kind, time.perf_counter() - began)
+        if best - found[0] <= _TIGHT * abs(best):
+            break
+    return found
 
 
 def _best_known(problem: BlockQubo, start: np.ndarray) -> tuple[SolveResult, str]:
     """The best of two searches, whose lengths are given in steps so that they find the same everywhere."""
-    long = problem.num_variables <= _SHIFTED
+    long = problem.num_variables <= _SEARCHED
     tries = {
         "tabu": solve(problem, "tabu", 1, None, start, starts=4, steps=40 if long else 4, threads=None),
         "local": solve(problem, "local", 2, None, start, starts=3, rounds=1.0 if long else 0.05, threads=None),

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
-from qubo_prune.bench.metrics import Results
+from qubo_prune.bench.metrics import SUCCESS, Results
 from qubo_prune.bench.runs import BASELINES
 from qubo_prune.plot.style import axes, dress, legend, look, panels, plain, written_out
 
-#: Percent below which a logarithmic axis of gaps does not go.
-_FLOOR = 1e-3
+#: Percent up to which a mean gap counts as none: it has a place of its own below the logarithmic axis.
+_NONE = 100 * SUCCESS
+#: Height of the band for curves without a gap, each at a height of its own, as a share of the axis above it.
+_BAND = 0.32
+#: Curves whose values differ by no more than this share lie on one another.
+_TOGETHER = 0.03
 #: Most panels in a row.
 _COLUMNS = 3
 _GAP = "mean gap to best known, %"
@@ -43,13 +51,10 @@ def gap_against_limit(
     solves = results.solves if solves is None else solves
     ax, curves = axes(ax), results.anytime(solves)
     taken = solves.groupby("solver").instance.nunique()
-    for solver in curves.columns[taken[curves.columns] == solves.instance.nunique()]:
-        values = curves[solver].clip(lower=_FLOOR)
-        ax.plot(values.index, values, label=plain(solver), markersize=4, linewidth=1.4, **_look(results, solver))
+    complete = curves.columns[taken[curves.columns] == solves.instance.nunique()]
     dress(ax, title=title, x_label="time limit, s", y_label=_GAP)
-    ax.set_yscale("log")
+    _draw_gaps(ax, results, {solver: curves[solver].dropna() for solver in complete})
     written_out(ax, results.limits)
-    legend(ax)
     return ax
 
 
@@ -57,16 +62,66 @@ def gap_against_size(results: Results, hessian: str, *, ax: Axes | None = None) 
     """Mean gap at the longest limit against n, of the instances with one local Hessian."""
     last, ax = results.at(), axes(ax)
     table = last[last.hessian == hessian]
-    for solver in results.solvers:
-        own = table[table.solver == solver].groupby("n").gap.mean() * 100
-        if len(own):
-            values = own.clip(lower=_FLOOR)
-            ax.plot(own.index, values, label=plain(solver), markersize=4, linewidth=1.4, **_look(results, solver))
+    means = {solver: table[table.solver == solver].groupby("n").gap.mean() * 100 for solver in results.solvers}
     dress(ax, title=hessian, x_label="n, variables", y_label=_GAP)
-    ax.set_yscale("log")
+    _draw_gaps(ax, results, {solver: own for solver, own in means.items() if len(own)})
     written_out(ax, sorted(table.n.unique().tolist()))
-    legend(ax)
     return ax
+
+
+def _draw_gaps(ax: Axes, results: Results, curves: Mapping[str, pd.Series]) -> None:
+    """Curves of gaps on a logarithmic axis, none of which hides another.
+
+    Where there is no gap, up to :data:`_NONE`, curves run side by side below the axis, in a band that is marked 0.
+    Curves that lie on one another are the thinner the later they are drawn, so that all of them are seen.
+    """
+    ax.set_yscale("log")
+    gaps = [gap for own in curves.values() for gap in own if gap > _NONE]
+    floor = math.floor(math.log10(min(gaps, default=1.0)))
+    below = _BAND * max(1.0, math.log10(max(gaps, default=1.0)) - floor)
+    without = [solver for solver, own in curves.items() if (own <= _NONE).any()]
+    heights = {
+        solver: 10.0 ** (floor - below * (0.2 + 0.75 * (place + 0.5) / len(without)))
+        for place, solver in enumerate(without)
+    }
+    for place, (solver, own) in enumerate(curves.items()):
+        drawn = own.where(own > _NONE, heights.get(solver, 1.0))
+        later = list(curves.values())[place + 1 :]
+        style = _look(results, solver) | _width(sum(_lie_together(own, other) for other in later))
+        ax.plot(drawn.index, drawn, label=plain(solver), zorder=2 + place / 100, **style)
+    if without:
+        _mark_none(ax, floor, below)
+    legend(ax, [Line2D([], [], label=plain(solver), **_look(results, solver), **_width(0)) for solver in curves])
+
+
+def _width(above: int) -> dict[str, Any]:
+    """Of a line and its markers that so many later ones lie on."""
+    return {"linewidth": 1.3 + 1.7 * min(above, 3), "markersize": 4 + 2.0 * min(above, 3)}
+
+
+def _lie_together(one: pd.Series, other: pd.Series) -> bool:
+    """Whether two curves have a piece in common: two neighbouring points, or all of them if they are fewer."""
+    both = pd.concat([one, other], axis=1, join="inner")
+    low, high = both.min(axis=1), both.max(axis=1)
+    near = ((low > _NONE) & (high - low <= _TOGETHER * high)).tolist()
+    return any(map(all, pairwise(near))) if len(near) > 1 else any(near)
+
+
+def _mark_none(ax: Axes, floor: int, below: float) -> None:
+    """The band of curves without a gap, with a tick of its own beside those of the decades above it."""
+    bottom, border = 10.0 ** (floor - below), 10.0 ** (floor - 0.2 * below)
+    ax.axhspan(bottom, border, color="0.93", zorder=0, linewidth=0)
+    ax.set_ylim(bottom=bottom)
+    top = max(ax.get_ylim()[1], 10.0 ** (floor + 0.3))  # a decade is seen even if no curve has a gap
+    last = math.floor(math.log10(top) + 1e-9)
+    decades = range(floor, last + 1, 1 + (last - floor) // 6)
+    ticks = {10.0 ** (floor - 0.575 * below): "0", **{10.0**n: f"$10^{{{n}}}$" for n in decades}}
+    ax.yaxis.set_major_locator(FixedLocator(list(ticks)))
+    ax.yaxis.set_major_formatter(FixedFormatter(list(ticks.values())))
+    between = [m * 10.0**n for n in range(floor, last + 1) for m in range(2, 10)] if last - floor < 6 else []
+    ax.yaxis.set_minor_locator(FixedLocator(between))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylim(bottom, top)
 
 
 def gap_distribution(results: Results, *, ax: Axes | None = None) -> Axes:

@@ -145,12 +145,17 @@ _SHOWN = {
 
 def _summary_part(results: Results, title: str, solves: pd.DataFrame) -> Part:
     table = results.summary(solves)
-    interval = [
-        "-" if math.isinf(line.tts) else f"{_number(line.tts_low)} to {_number(line.tts_high)}"
-        for line in table.itertuples()
-    ]
-    table = table.drop(columns=["tts_low", "tts_high"]).rename(columns=_SHOWN)
-    return Part(title, "", table.assign(**{"tts 95 %": interval}))
+    for name in ("final", "mean", "success", "tts"):
+        low, high = table.pop(f"{name}_low"), table.pop(f"{name}_high")
+        told = [
+            "-" if math.isinf(value) else _interval(*ends) for value, *ends in zip(table[name], low, high, strict=True)
+        ]
+        table.insert(list(table.columns).index(name) + 1, f"{_SHOWN.get(name, name)} 95 %", told)
+    return Part(title, "", table.rename(columns=_SHOWN))
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
 
 
 def parts_of(results: Results) -> list[Part]:
@@ -203,6 +208,8 @@ NOTES = (
     "the swaps made of its answer. An answer below the start's quality is replaced by the start.",
     f"Success is a gap of at most {SUCCESS:g} to the best known energy, which the suite's own search or any solver of "
     "this run found; tts is the time until independent runs have succeeded with 99 %.",
+    "95 %: of final, mean and success what other instances might have given (bootstrap over instances, 1000 draws; the "
+    "instances were chosen, not drawn, so this is a guide); of tts from that of its success (Clopper-Pearson).",
     "Gaps to the best known and to the proven bound are kept apart: the second contains what the bound leaves open.",
     "A solver that ended by itself counts with that answer at longer limits, one that came far too late with the "
     "start. Tables count a solver on the instances that it takes, the curves of a class show those that take all of "
@@ -252,7 +259,7 @@ def page(results: Results) -> str:
         notes=NOTES,
         parts=[(part.title, part.text, _cells(part.table)) for part in parts_of(results)],
         pictures={title: run_plots.svg(figure) for title, figure in pictures.items()},
-        instances=_cells(results.qoblib().drop(columns=["Submitter", "Reference"])),
+        instances=_cells(results.qoblib().drop(columns=["Submitter", "Affiliation", "Reference"])),
     )
 
 

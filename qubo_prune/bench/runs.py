@@ -92,6 +92,7 @@ class Row:
         machine: processor, memory, system; with how many solves at once.
         version: of the framework.
         note: what went otherwise than asked.
+        answer: the assignment of that energy, as :func:`digits_of` has it.
     """
 
     instance: str
@@ -115,11 +116,32 @@ class Row:
     machine: str
     version: str
     note: str
+    answer: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, int, float]:
         """What no other row has: problem, solver with settings, seed and limit."""
         return (self.sha256, self.solver, self.settings, self.seed, self.time_limit)
+
+
+def digits_of(x: NDArray[np.bool_]) -> str:
+    """An assignment as hexadecimal digits: eight variables to a byte, the first one its highest bit."""
+    return np.packbits(x).tobytes().hex()
+
+
+def assignment_of(digits: str, n: int) -> NDArray[np.bool_]:
+    """The assignment ``(n,)`` that :func:`digits_of` made digits of.
+
+    Raises:
+        InputError: they are not those of n variables.
+    """
+    try:
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8))
+    except ValueError:
+        bits = np.zeros(0, dtype=np.uint8)
+    if len(bits) != -(-n // 8) * 8 or bits[n:].any():
+        raise InputError(f"The answer {short(digits)} of a row is not one of {n} variables; run bench solvers again.")
+    return bits[:n].astype(bool)
 
 
 class RunTable:
@@ -284,13 +306,19 @@ _CALL: Mapping[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """One solve to be done: what goes to a worker."""
+    """One solve to be done: what goes to a worker; ``shortest`` is the run's shortest limit."""
 
     instance: Instance
     problem: BlockQubo
     entrant: Entrant
     seed: int
     time_limit: float
+    shortest: float | None = None
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds that the entrant may warm up for: one that fills whatever time it is given does so here as well."""
+        return self.time_limit if self.shortest is None else self.shortest
 
 
 def entrants_with_baselines(entrants: Sequence[Entrant]) -> list[Entrant]:
@@ -339,7 +367,7 @@ def run_suite(
     count = workers or os.cpu_count() or 1
     table = RunTable(check_added(output, FILES, SIGN))
     rows = {row.key: row for row in table.rows()}
-    _check_suite(table.folder, suite)
+    known = _with_earlier(table.folder, suite)
     total = len(limits) * sum(len(_seeds(solvers[e.label], e.label, seeds)) for e in everyone) * len(chosen)
     with (
         _deaths_told(solvers),
@@ -349,9 +377,9 @@ def run_suite(
         table.folder.mkdir(parents=True, exist_ok=True)
         list_files(table.folder, FILES)
         table.open()
-        _describe(table.folder, suite, solvers, chosen, limits, seeds, count, backend)
+        _describe(table.folder, suite, known, solvers, chosen, limits, seeds, count, backend)
         for limit in limits:
-            tasks = _Tasks(suite, chosen, everyone, solvers, seeds, limit, rows)
+            tasks = _Tasks(suite, chosen, everyone, solvers, seeds, limit, limits[0], rows)
             for row in _done(tasks, count):
                 if row.key not in rows:
                     table.append(row)
@@ -387,10 +415,13 @@ def checked_limits(time_limits: Sequence[float], seeds: int, workers: int | None
     return limits
 
 
-def _check_suite(folder: Path, suite: Suite) -> None:
-    """Rows name instances, so a folder holds those of one suite only."""
-    if (folder / MANIFEST).is_file() and Suite.read(folder).digest != suite.digest:
-        raise InputError(f"{folder} holds another suite than {suite.folder}; give the run a folder of its own.")
+def _with_earlier(folder: Path, suite: Suite) -> Suite:
+    """The suite with the other parts of it that a run is of already.
+
+    Raises:
+        InputError: the run is of another suite: rows name instances, so a folder holds those of one only.
+    """
+    return suite.joined(Suite.read(folder)) if (folder / MANIFEST).is_file() else suite
 
 
 def _seeds(solver: Solver, label: str, seeds: int) -> range:
@@ -409,9 +440,10 @@ class _Tasks:
         solvers: Mapping[str, Solver],
         seeds: int,
         limit: float,
+        shortest: float,
         rows: Mapping[Any, Row],
     ) -> None:
-        self._suite, self._limit, self.skipped = suite, limit, 0
+        self._suite, self._limit, self._shortest, self.skipped = suite, limit, shortest, 0
         self._done: dict[Any, list[Row]] = {}
         for row in rows.values():
             self._done.setdefault(row.key[:-1], []).append(row)
@@ -443,7 +475,7 @@ class _Tasks:
         for tasks in self._open.values():
             problem = self._suite.problem(tasks[0][0])
             for instance, entrant, seed in tasks:
-                yield Task(instance, problem, entrant, seed, self._limit)
+                yield Task(instance, problem, entrant, seed, self._limit, self._shortest)
 
 
 def _done(tasks: Iterable[Task], workers: int) -> Iterator[Row]:
@@ -473,11 +505,17 @@ def _settings(solver: Solver) -> str:
 _ready: set[str] = set()
 
 
-def _made_ready(entrant: Entrant) -> Solver:
+#: Seconds that a solver which watches no clock may warm up for at least: a process that is ended in the midst of its
+#: imports would begin with them again at every solve.
+_FIRST = 5.0
+
+
+def _made_ready(entrant: Entrant, limit: float) -> Solver:
     solver = entrant.make()
     if entrant.label not in _ready:
+        most = limit if solver.capabilities.anytime else max(limit, _FIRST)
         with suppress(QuboPruneError):  # a solver that refuses everything says so of each instance
-            solve(BlockQubo(np.eye(4) + 0.1, 2), solver, time_limit=60.0, warm_start=[1, 1, 0, 0])
+            solve(BlockQubo(np.eye(4) + 0.1, 2), solver, time_limit=most, warm_start=[1, 1, 0, 0])
         _ready.add(entrant.label)
     return solver
 
@@ -487,7 +525,7 @@ def solve_task(task: Task) -> Row:
     """Solve it on one thread, here, and say what came out."""
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        solver = _made_ready(task.entrant)
+        solver = _made_ready(task.entrant, task.warm_up)
         seed = derive_seed(task.seed, *task.instance.name.encode())
         start = _start(task, seed)
         asked, below = _asked(task, solver), _seconds_below()
@@ -514,6 +552,7 @@ def solve_task(task: Task) -> Row:
             seconds=seconds,
             cpu_seconds=cpu_seconds,
             note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
+            answer=digits_of(result.assignment),
         )
 
 
@@ -533,6 +572,7 @@ def _failed(asked: dict[str, Any], task: Task, start: NDArray[np.bool_], seconds
         seconds=seconds,
         cpu_seconds=0.0,
         note=note,
+        answer=digits_of(start),
     )
 
 
@@ -586,6 +626,7 @@ def _seconds_below() -> float:
 def _describe(
     folder: Path,
     suite: Suite,
+    known: Suite,
     solvers: Mapping[str, Solver],
     instances: Sequence[Instance],
     limits: Sequence[float],
@@ -593,7 +634,7 @@ def _describe(
     workers: int,
     backend: str,
 ) -> None:
-    """What the report needs beside the rows: the instances, and every call that added rows."""
+    """What the report needs beside the rows: the instances that are known, and every call that added rows."""
     file = folder / INFO
     calls = read_calls(folder) if file.exists() else []
     calls.append(
@@ -616,4 +657,4 @@ def _describe(
     )
     atomic_write(file, json.dumps({"format": "qubo_prune.run", "calls": calls}, indent=1) + "\n")
     # the manifest as it was, so that the run can be read without the suite
-    atomic_write(folder / MANIFEST, (suite.folder / MANIFEST).read_text(encoding="utf-8"))
+    atomic_write(folder / MANIFEST, known.manifest())

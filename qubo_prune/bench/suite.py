@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qubo_prune.errors import InputError, did_you_mean, near_entry
+from qubo_prune.bench.suites import none_such
+from qubo_prune.errors import InputError, near_entry
 from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.parsing import is_plain, limited_text, short, strict_json
 from qubo_prune.formats.text import MAX_VARIABLES, read_problem
@@ -91,8 +92,10 @@ class Instance:
         best_energy: of it.
         best_by: what found it.
         lower_bound: proven: no answer has a lower energy.
-        bound_by: what proved it.
-        root_bound: the relaxation's.
+        bound_by: what proved it: ``exact``, or a kind of :data:`~qubo_prune.choices.BOUNDS`.
+        bound_seconds: that took, on the machine that made the suite.
+        root_bound: the best one of the relaxations.
+        root_by: the kind that it is of.
         optimal: the best known answer is proven optimal.
     """
 
@@ -120,18 +123,20 @@ class Instance:
     best_by: str
     lower_bound: float
     bound_by: str
+    bound_seconds: float = field(compare=False)
     root_bound: float
+    root_by: str
     optimal: bool
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Instance:
         """From plain data; ``ValueError`` if a field is missing or unknown."""
-        known = {field.name for field in fields(cls)}
+        known = {own.name for own in fields(cls)}
         if entry.keys() != known:
             raise ValueError(f"an instance has the fields {short(sorted(entry.keys() ^ known))} too few or too many")
-        for field in fields(cls):
-            if not _KINDS[str(field.type)](entry[field.name]):
-                raise ValueError(f"the field {field.name!r} of an instance is {short(entry[field.name])}")
+        for own in fields(cls):
+            if not _KINDS[str(own.type)](entry[own.name]):
+                raise ValueError(f"the field {own.name!r} of an instance is {short(entry[own.name])}")
         if not _is_file_name(entry["file"]):
             raise ValueError(
                 f"the file {short(entry['file'])} of an instance is no plain name within the suite's folder"
@@ -198,8 +203,8 @@ class Suite:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file} cannot be understood ({error}); make the suite again.") from None
 
-    def save(self) -> None:
-        """Write the manifest and the page; they appear only once complete."""
+    def manifest(self) -> str:
+        """What :meth:`read` reads."""
         data = {
             "format": FORMAT,
             "suite": self.name,
@@ -208,8 +213,18 @@ class Suite:
             "families": [dict(family) for family in self.families],
             "instances": [asdict(instance) for instance in self.instances],
         }
-        atomic_write(self.folder / MANIFEST, json.dumps(data, indent=1) + "\n")
+        return json.dumps(data, indent=1) + "\n"
+
+    def save(self) -> None:
+        """Write the manifest and the page; they appear only once complete."""
+        atomic_write(self.folder / MANIFEST, self.manifest())
         atomic_write(self.folder / "README.md", self.page())
+
+    @property
+    def definition(self) -> str:
+        """Digest of what the whole suite follows from, of which this may be a part; that of the files if unknown."""
+        told = self.made.get("definition")
+        return told if isinstance(told, str) else self.digest
 
     @property
     def digest(self) -> str:
@@ -247,21 +262,49 @@ class Suite:
             if (names is None or i.family in names or i.name in names) and (sizes is None or i.num_variables in sizes)
         )
         if not chosen:
-            known = {i.family: None for i in self.instances}
-            near = "".join(did_you_mean(name, known) for name in names or () if name not in known)
-            widths = ", ".join(map(str, sorted({i.num_variables for i in self.instances})))
-            raise InputError(
-                f"The suite {self.name!r} has no such instances{near}; its families are {', '.join(known)}, its sizes "
-                f"{widths}."
-            )
+            known = list(dict.fromkeys(i.family for i in self.instances))
+            raise none_such(self.name, names, known, known, {i.num_variables for i in self.instances})
         return chosen
+
+    def part(self, names: Sequence[str] | None = None, sizes: Sequence[int] | None = None) -> Suite:
+        """The suite with what :meth:`select` chooses alone."""
+        chosen = self.select(names, sizes)
+        seen = {instance.family for instance in chosen}
+        families = tuple(family for family in self.families if family["name"] in seen)
+        return replace(self, families=families, instances=chosen)
+
+    def joined(self, other: Suite) -> Suite:
+        """Its own instances with those of another part of the same suite, whose own come first.
+
+        Raises:
+            InputError: they know two problems by one name, or have no problem and no definition in common.
+        """
+        own = {instance.name: instance for instance in other.instances}
+        differing = [i.name for i in self.instances if i.name in own and own[i.name].sha256 != i.sha256]
+        if differing or not (self.definition == other.definition or any(i.name in own for i in self.instances)):
+            raise InputError(
+                f"{other.folder} holds another suite than {self.folder}; give the run a folder of its own."
+            )
+        families = {family["name"]: family for family in (*other.families, *self.families)}
+        instances = own | {instance.name: instance for instance in self.instances}
+        return replace(self, families=tuple(families.values()), instances=tuple(instances.values()))
+
+    def problems(self) -> Iterator[tuple[Instance, BlockQubo]]:
+        """Every instance with its problem, one after another from the disk.
+
+        Raises:
+            InputError: a file is missing, or not the one of the manifest.
+        """
+        for instance in self.instances:
+            yield instance, self.problem(instance)
 
     def table(self) -> Table:
         """One line per instance, gaps in percent of the best known energy."""
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        for column in ("\ninstance", "\nn", "\npruned", "start\n%", "root\nbound %", "\nbound %", "\nbest known"):
-            words = column in ("\ninstance", "\nbest known")
-            table.add_column(column, justify="left" if words else "right", no_wrap=column != "\nbest known")
+        words = ("\ninstance", "\nby", "\nbest known")
+        for column in ("\ninstance", "\nn", "\npruned", "start\n%", "root\nbound %", "\nbound %", *words[1:]):
+            justify: Literal["left", "right"] = "left" if column in words else "right"
+            table.add_column(column, justify=justify, no_wrap=column != "\nbest known")
         for instance in self.instances:
             table.add_row(*_known(instance))
         return table
@@ -273,7 +316,7 @@ class Suite:
             f"{len(self.instances)} instances, made {self.made.get('date', '')}; digest {self.digest}. Minimise "
             "`E(x) = offset + x'Qx` over binary x with exactly `num_pruned` ones; `x_i = 1` prunes weight i. Gaps are "
             "relative to the best known energy, or to the largest `Q_ij` where that is 0: of Wanda's choice (start), "
-            "of the bound at the root, the convex relaxation's, and of the best proven one.\n",
+            "of the bound at the root, the best relaxation's, and of the best proven one, with what proved it.\n",
         ]
         for family in self.families:
             lines += [
@@ -282,7 +325,8 @@ class Suite:
                 f"`{family['layer']}`, {family['shape'][0]} x {family['shape'][1]}. "
                 f"{_sentence(family['reads'])}\n",
             ]
-            lines += ["| instance | n | pruned | start % | root bound % | bound % | best known |", "|---" * 7 + "|"]
+            columns = ("instance", "n", "pruned", "start %", "root bound %", "bound %", "by", "best known")
+            lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
             for i in self.instances:
                 if i.family == family["name"]:
                     name, *known = _known(i)
@@ -300,6 +344,7 @@ def _known(instance: Instance) -> tuple[str, ...]:
         str(instance.num_variables),
         str(instance.num_pruned),
         *(f"{100 * gap / instance.scale:.1f}" for gap in gaps),
+        instance.bound_by,
         "proven" if instance.optimal else f"by {instance.best_by}",
     )
 

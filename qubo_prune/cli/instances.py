@@ -8,16 +8,28 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qubo_prune.choices import FORMATS
+from qubo_prune.choices import BOUNDS, FORMATS
+from qubo_prune.cli.complete import families as families_of
 from qubo_prune.cli.complete import one_of, some_of, suite_names
 from qubo_prune.cli.help import Group, command, examples, unwrapped
-from qubo_prune.cli.options import FAILED, Quiet, hush_libraries, in_data, in_output, in_run, names, plain_errors
+from qubo_prune.cli.options import (
+    FAILED,
+    Quiet,
+    counts,
+    hush_libraries,
+    in_blocks,
+    in_data,
+    in_output,
+    in_run,
+    names,
+    plain_errors,
+)
 
 instances = typer.Typer(
     cls=Group,
     help=unwrapped("Make, check and list suites of block QUBOs of real layers."),
     epilog=examples(
-        "qubo-prune instances make trial --suite smoke --proof-time 1s",
+        "qubo-prune instances make trial --suite smoke",
         "qubo-prune instances check trial",
         "qubo-prune instances list trial",
     ),
@@ -32,20 +44,37 @@ def make_command(
     output: Annotated[Path, typer.Argument(help="Folder for the problem files, the manifest and a page.")],
     suite: Annotated[
         str,
-        in_data(help="Which suite: standard, or smoke, which takes seconds.", autocompletion=one_of(suite_names)),
+        in_data(help="Which suite: standard, or smoke, which takes a minute.", autocompletion=one_of(suite_names)),
     ] = "standard",
+    families: Annotated[
+        str | None,
+        in_data(help="Comma-separated families or instances of the suite; all by default.", autocompletion=families_of),
+    ] = None,
+    sizes: Annotated[str | None, in_blocks(help="Comma-separated block sizes; all by default.")] = None,
     formats: Annotated[
         str,
         in_output(help="Comma-separated: json, and beside it coo, qubo, lp, ising.", autocompletion=some_of(FORMATS)),
     ] = "json",
-    proof_time: Annotated[str, in_run(help="For the branch and bound of each instance, such as 10s.")] = "10s",
+    proof_time: Annotated[
+        str | None,
+        in_run(help="For the branch and bound of each instance, such as 10s; the suite's own by default."),
+    ] = None,
+    bounds: Annotated[
+        str | None,
+        in_run(
+            help="Comma-separated kinds of certified bounds, of which the best counts; by default all that the size "
+            "allows.",
+            autocompletion=some_of(BOUNDS),
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Emit the block QUBOs of a suite from the real models, search them, and prove what can be proven.
 
     Examples:
     qubo-prune instances make standard-1 --formats json,lp
-    qubo-prune instances make trial --suite smoke --proof-time 1s
+    qubo-prune instances make trial --suite smoke
+    qubo-prune instances make rows --families smollm2-down14-gram --sizes 1536 --bounds trace
     """
     with plain_errors("the folder has no manifest, so it is no suite yet."):
         from qubo_prune.arguments import parse_seconds
@@ -56,7 +85,10 @@ def make_command(
         made = make_suite(
             output,
             suite,
-            proof_time=parse_seconds(proof_time) or 0.0,
+            families=None if families is None else names(families),
+            sizes=counts(sizes),
+            proof_time=None if proof_time is None else parse_seconds(proof_time) or 0.0,
+            bounds=None if bounds is None else names(bounds),
             formats=names(formats),
             progress=Progress(not quiet),
         )

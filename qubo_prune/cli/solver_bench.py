@@ -24,7 +24,7 @@ class RunOptions:
     suite: Annotated[
         str,
         in_data(
-            help="standard or smoke, made at the first use, or the folder of a suite.",
+            help="standard or smoke, of which what is asked for is made at the first use, or the folder of a suite.",
             autocompletion=one_of(suite_names),
         ),
     ] = "standard"
@@ -55,6 +55,7 @@ class RunOptions:
         """
         from qubo_prune.arguments import parse_seconds
         from qubo_prune.bench import run_report
+        from qubo_prune.bench.making import load_suite
         from qubo_prune.bench.runs import FILES, SIGN, checked_limits, run_suite
         from qubo_prune.bench.solvers import parse_entrants
         from qubo_prune.files.outputs import check_added
@@ -65,14 +66,12 @@ class RunOptions:
         limits = [parse_seconds(limit) or 0.0 for limit in names(self.time_limits)]
         limits = checked_limits(limits, self.seeds, self.workers)
         widths, families = options.counts(self.sizes), None if self.families is None else names(self.families)
-        _check_families(self.suite, families or [])
         check_added(output, (*FILES, *run_report.FILES), SIGN)
-        suite = _suite(self.suite, bars)
+        suite = load_suite(self.suite, families=families, sizes=widths, progress=bars)
         run_suite(
             suite,
             entrants,
             output,
-            instances=suite.select(families, widths),
             time_limits=limits,
             seeds=self.seeds,
             workers=self.workers,
@@ -110,41 +109,13 @@ def solvers_command(
         ending.end(results, written=f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")
 
 
-def _check_families(suite: str, wanted: list[str]) -> None:
-    """Raise :class:`InputError` if a suite that would have to be made first has none of the families."""
-    from qubo_prune.bench.suites import SUITES
-    from qubo_prune.errors import InputError, did_you_mean
-
-    known = [name for family in SUITES.get(suite, ()) for name in (family.name, *family.instances)]
-    for name in wanted:
-        if known and name not in known:
-            families = ", ".join(family.name for family in SUITES[suite])
-            raise InputError(
-                f"The suite {suite!r} has no family {name!r}{did_you_mean(name, known)}; its families are {families}."
-            )
-
-
-def _suite(text: str, bars: Any) -> Any:
-    """A suite by name, made if it is not yet in the cache, or by folder."""
-    from qubo_prune.bench import CACHE
-    from qubo_prune.bench.making import make_suite
-    from qubo_prune.bench.suite import MANIFEST, Suite
-    from qubo_prune.bench.suites import SUITES, VERSION, suite_families
-
-    if text not in SUITES:
-        if not (Path(text) / MANIFEST).is_file():
-            suite_families(text)  # says that there is none
-        return Suite.read(text)
-    folder = CACHE / "instances" / f"{text}-{VERSION}"
-    if (folder / MANIFEST).is_file():
-        return Suite.read(folder)
-    return make_suite(folder, text, progress=bars)
-
-
 @with_options
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Folders of bench solvers; several are taken together.")],
     output: Annotated[Path | None, in_output(help="Folder for the report; that of the only run by default.")] = None,
+    qoblib: Annotated[
+        Path | None, in_output(help="Folder for submissions to QOBLIB, one of each solver; none by default.")
+    ] = None,
     *,
     ending: Ending,
 ) -> None:
@@ -153,9 +124,11 @@ def report_command(
     Examples:
     qubo-prune bench report run
     qubo-prune bench report run-here run-there --output both
+    qubo-prune bench report run --qoblib submissions
     """
     with options.plain_errors("nothing was written."):
         from qubo_prune.bench.metrics import Results
+        from qubo_prune.bench.qoblib import write_submissions
         from qubo_prune.bench.run_report import write_report
         from qubo_prune.errors import InputError
 
@@ -163,4 +136,6 @@ def report_command(
             raise InputError("Several runs are given and no folder for their report; name one with --output.")
         results = Results.read(*runs)
         written = write_report(results, output or runs[0])
+        if qoblib is not None:
+            written += write_submissions(results, qoblib)
         ending.print(results, ", ".join(map(str, written)))

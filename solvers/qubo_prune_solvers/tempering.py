@@ -25,6 +25,7 @@ from qubo_prune.solver.interface import (
     ranked_answers,
 )
 from qubo_prune.solver.swaps.kernels import (
+    MATRIX_UP_TO,
     Form,
     below,
     best_swap,
@@ -37,7 +38,6 @@ from qubo_prune.solver.swaps.kernels import (
     uniform,
 )
 from qubo_prune_solvers._search import (
-    MATRIX_UP_TO,
     State,
     energy_of,
     keep_best,

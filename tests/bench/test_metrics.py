@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, binom
 from tiny_runs import instance, results, row, write
 
-from qubo_prune.bench.metrics import Results, time_to_solution
+from qubo_prune.bench.metrics import Results, bootstrapped, time_to_solution
 from qubo_prune.bench.runs import INFO, RunTable
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.errors import InputError
@@ -141,7 +146,7 @@ def test_nothing_is_proven_and_nothing_feasible_in_all_of_a_run(tmp_path: Path) 
     (line,) = found.summary().to_dict("records")
     assert math.isnan(line["raw"])
     assert (line["final"], line["feasible"], line["proven"]) == (pytest.approx(12.5), 0.0, 0)
-    assert found.qoblib()["# Feasible Runs"].tolist() == [0, 0]
+    assert found.qoblib()["# Feasible Runs"].tolist() == [1, 1]  # once repaired
 
 
 @pytest.mark.parametrize(
@@ -300,10 +305,11 @@ def test_rows_of_problems_that_the_manifest_has_not_are_refused(tmp_path: Path) 
 def test_the_fields_of_qoblib(tmp_path: Path) -> None:
     rows = [
         row("a", "tabu(x=1)", 2.0, seed=0, settings='{"x": 1}', seconds=0.5, cpu_seconds=0.25),
-        row("a", "tabu(x=1)", 2.5, seed=1, settings='{"x": 1}', seconds=0.75, cpu_seconds=0.5, raw=None),
+        row("a", "tabu(x=1)", 2.5, seed=1, settings='{"x": 1}', seconds=0.75, cpu_seconds=0.5, raw=None, feasible=0.5),
         row("a", "exact", 2.0, lower_bound=2.0, optimal=True),
         row("a", "random+swaps", 2.2),
         row("a", "tabu(x=1)", 9.0, 0.1, seed=0, settings='{"x": 1}'),
+        row("a", "tabu(x=1)", 2.5, 0.1, seed=1, settings='{"x": 1}'),
     ]
     stochastic = {"tabu(x=1)": True, "exact": False, "random+swaps": False}
     found = results(tmp_path, [A], rows, stochastic=stochastic).qoblib().set_index("Remarks")
@@ -315,12 +321,161 @@ def test_the_fields_of_qoblib(tmp_path: Path) -> None:
     assert (tabu["# Decision Variables"], tabu["# Binary Variables"], tabu["# Integer Variables"]) == (8, 8, 0)
     assert tabu["# Non-Zero Coefficients"] == 28 + 8
     assert tabu["Coefficients Range"] == "0.25 to 4"
-    assert (tabu["# Runs"], tabu["# Feasible Runs"], tabu["# Successful Runs"]) == (2, 1, 1)
+    # counts are repaired, so an answer that missed one is feasible in the end
+    assert (tabu["# Runs"], tabu["# Feasible Runs"], tabu["# Successful Runs"]) == (2, 2, 1)
+    assert "75% of its own answers" in tabu["Workflow"]
     assert tabu["Success Threshold"] == 1e-6
-    assert (tabu["Total Runtime"], tabu["CPU Runtime"]) == (1.25, 0.75)
+    # means over runs; seed 1 had its final energy at the shorter limit already, after half of that
+    assert (tabu["Total Runtime"], tabu["CPU Runtime"]) == (0.625, 0.375)
+    assert tabu["Time to Solution"] == pytest.approx((0.5 + 0.05) / 2)
     assert tabu["Hardware Specifications"] == "a machine"
     assert (tabu["Algorithm Type"], exact["Algorithm Type"]) == ("Stochastic", "Deterministic")
     assert found.loc["random+swaps {}"]["Algorithm Type"] == "Stochastic"
+    assert set(found.Paradigm) == {"Classical"}
+
+
+#: The fields of QOBLIB's contribution guide, in its order, and those that it takes as whole numbers and as numbers.
+FIELDS = [
+    "Problem",
+    "Submitter",
+    "Affiliation",
+    "Date",
+    "Reference",
+    "Best Objective Value",
+    "Optimality Bound",
+    "Modeling Approach",
+    "# Decision Variables",
+    "# Binary Variables",
+    "# Integer Variables",
+    "# Continuous Variables",
+    "# Non-Zero Coefficients",
+    "Coefficients Type",
+    "Coefficients Range",
+    "Workflow",
+    "Algorithm Type",
+    "Paradigm",
+    "# Runs",
+    "# Feasible Runs",
+    "# Successful Runs",
+    "Success Threshold",
+    "Hardware Specifications",
+    "Total Runtime",
+    "Time to Solution",
+    "CPU Runtime",
+    "GPU Runtime",
+    "QPU Runtime",
+    "Other HW Runtime",
+    "Remarks",
+]
+COUNTS = [field for field in FIELDS if field.startswith("# ")]
+NUMBERS = ["Best Objective Value", "Optimality Bound", "Success Threshold", "Time to Solution"]
+NUMBERS += [field for field in FIELDS if field.endswith("Runtime")]
+
+
+def breaches(text: str) -> list[str]:
+    """What a file of submissions has that QOBLIB's guide and its checker do not take: a slow reading of their words."""
+    found, lines = [], list(csv.DictReader(io.StringIO(text), strict=True))
+    if not lines or list(lines[0]) != FIELDS:
+        return ["the first line, or no other"]
+    for number, line in enumerate(lines):
+        known = {field: value for field, value in line.items() if value.strip().upper() not in ("", "N/A", "NA")}
+        for field in COUNTS:
+            if not re.fullmatch(r"[0-9]+", known.get(field, "0")):
+                found.append(f"{number}: {field} is no whole number")
+        for field in NUMBERS:
+            try:
+                float(known.get(field, "0"))
+            except ValueError:
+                found.append(f"{number}: {field} is no number")
+        runs, feasible, successful = (int(line[field]) for field in COUNTS[-3:])
+        if not runs >= feasible >= successful >= (1 if feasible else 0):
+            found.append(f"{number}: {runs} runs, {feasible} of them feasible, {successful} successful")
+        if ("Best Objective Value" in known) != (feasible > 0):
+            found.append(f"{number}: an objective without a feasible run, or none with one")
+        if line["Algorithm Type"] not in ("Deterministic", "Stochastic"):
+            found.append(f"{number}: {line['Algorithm Type']}")
+        if line["Paradigm"] not in ("Classical", "Quantum Simulator", "Quantum Hardware", ""):
+            found.append(f"{number}: {line['Paradigm']}")
+        if sum(int(line[field]) for field in COUNTS[1:4]) != int(line["# Decision Variables"]):
+            found.append(f"{number}: variables of all kinds are not all variables")
+    return found
+
+
+def claims_an_optimum(line: dict[str, str]) -> bool:
+    """QOBLIB reads a bound that meets the objective to ``1e-9 max(1, |objective|)`` as a proof."""
+    if line["Optimality Bound"] == "N/A":
+        return False
+    objective, bound = float(line["Best Objective Value"]), float(line["Optimality Bound"])
+    return abs(objective - bound) <= 1e-9 * max(1.0, abs(objective))
+
+
+def test_what_qoblib_checks_of_submissions_holds(tmp_path: Path) -> None:
+    tiny = instance("t", 8, best=2e-10, start=3e-10, bound=1e-10)
+    rows = [
+        row("a", "tabu", 2.0, seed=0),
+        row("a", "tabu", 2.0 + 1e-7, seed=1, raw=None),
+        row("a", "tabu", 2.5, seed=2, feasible=0.0),
+        row("a", "exact", 2.0, lower_bound=2.0, optimal=True),
+        row("a", "cpsat", 2.0, lower_bound=1.0),
+        row("a", "qaoa(layers=2)", 3.0, status="OVERRAN", raw=None),
+        row("a", "pack.age:Solver", 3.0, status="FAILED", raw=None, ended=True),
+        row("a", 'says "no", twice', 2.2, seconds=9.0),  # far too late
+        row("t", "exact", 2e-10, lower_bound=1e-10),
+        row("t", "cpsat", 2e-10, lower_bound=2e-10, optimal=True),
+    ]
+    found = results(tmp_path, [A, tiny], rows).qoblib()
+    text = found.to_csv(index=False)
+    assert breaches(text) == []
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert {line["Remarks"].rpartition(" ")[0]: line["Paradigm"] for line in lines} == {
+        "tabu": "Classical",
+        "exact": "Classical",
+        "cpsat": "Classical",
+        "qaoa(layers=2)": "Quantum Simulator",
+        "pack.age:Solver": "",
+        'says "no", twice': "Classical",
+    }
+    assert [line["# Feasible Runs"] for line in lines if line["Problem"] == "a"] == ["3", "1", "1", "0", "0", "0"]
+    # an energy and its bound may be small, and near to one another for that reason alone
+    proven = [(line["Problem"], line["Remarks"]) for line in lines if claims_an_optimum(line)]
+    assert proven == [("a", "exact {}"), ("t", "cpsat {}")]
+    # and the rules are ones that can be broken
+    assert breaches(text.replace("Affiliation,", "")) == ["the first line, or no other"]
+    assert breaches(text.replace("Deterministic", "Random"))
+    assert breaches(found.assign(**{"# Runs": 0}).to_csv(index=False))
+    assert breaches(found.assign(**{"Total Runtime": "1 s"}).to_csv(index=False))
+    assert breaches(found.iloc[:0].to_csv(index=False))
+
+
+def test_the_committed_fields_of_qoblib_hold_as_well() -> None:
+    file = Path(__file__).parents[2] / "docs" / "benchmark" / "qoblib.csv.gz"
+    assert breaches(gzip.decompress(file.read_bytes()).decode()) == []
+
+
+def test_intervals_are_those_of_other_draws_of_instances(tmp_path: Path) -> None:
+    names = [f"i{number:02d}" for number in range(30)]
+    known = [instance(name, best=2.0) for name in names]
+    # solver: gap of 0 on two thirds of the instances, 50 % on the others, whatever the seed
+    rows = [
+        row(name, "s", 2.0 if number % 3 else 3.0, seed=seed) for number, name in enumerate(names) for seed in (0, 1)
+    ]
+    (line,) = results(tmp_path, known, rows).summary().to_dict("records")
+    assert line["mean"] == pytest.approx(50 / 3)
+    # a mean of 30 draws of 0 or 50 with p = 1/3: the seeds are no draws of their own
+    low, high = (100 * value / 60 for value in binom.interval(0.95, 30, 1 / 3))
+    assert line["mean_low"] == pytest.approx(low, abs=2.5)
+    assert line["mean_high"] == pytest.approx(high, abs=2.5)
+    assert line["success_low"] == pytest.approx(1 - line["mean_high"] / 50)
+    assert line["success_high"] == pytest.approx(1 - line["mean_low"] / 50)
+    assert line["final_low"] == line["final"] == 0.0
+    assert line["final_high"] <= 50.0
+    assert results(tmp_path / "again", known, rows).summary().to_dict("records") == [line]
+
+
+def test_an_interval_of_nothing_is_unknown_and_of_one_instance_a_point(tmp_path: Path) -> None:
+    assert all(math.isnan(end) for end in bootstrapped(pd.DataFrame({0: [math.nan]}), lambda draws: draws[:, 0, 0]))
+    (line,) = results(tmp_path, [A], [row("a", "s", 2.5)]).summary().to_dict("records")
+    assert line["mean_low"] == line["mean"] == line["mean_high"] == pytest.approx(25.0)
 
 
 def test_one_seed_makes_a_stochastic_solver_no_other(tmp_path: Path) -> None:

@@ -127,5 +127,5 @@ def test_a_language_model_reads_windows_of_its_text(tmp_path: Path) -> None:
 
 
 def test_every_origin_has_its_own_name() -> None:
-    assert set(ORIGINS) == {"smollm2", "dinov2", "crepe"}
+    assert set(ORIGINS) == {"smollm2", "smollm2-short", "dinov2", "crepe"}
     assert len(set(ORIGINS.values())) == len(ORIGINS)

@@ -233,6 +233,7 @@ def test_the_report_is_written_and_written_again(found: Results, tmp_path: Path)
     with files[2].open(encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == 29
+    assert "final % 95 %" in parts_of(found)[1].table.columns
     assert {line["Problem"] for line in lines} == set("abcdefg")
     before = [file.read_bytes() for file in files[:3]]
     assert [file.read_bytes() for file in write_report(found, tmp_path / "new" / "folder")[:3]] == before

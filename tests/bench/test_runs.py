@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.bench.suites import Family
 from qubo_prune.errors import InputError, SolverError
+from qubo_prune.problem import BlockQubo
 from qubo_prune.progress import Advance, Progress
 
 SOLVERS = "exact,tabu(steps=5),neal(num_reads=2)"
@@ -118,6 +120,10 @@ def test_energies_lie_between_the_optimum_and_the_start(suite: Suite, finished: 
         if row.optimal:
             assert row.solver == "exact"
             assert row.energy == pytest.approx(instance.best_energy, abs=rounding)
+        answer = runs.assignment_of(row.answer, instance.num_variables)
+        problem = suite.problem(instance)
+        assert problem.is_feasible(answer)
+        assert problem.energy(answer) == pytest.approx(row.energy, abs=rounding)
         assert row.seconds > 0
         assert row.cpu_seconds >= 0
         assert datetime.fromisoformat(row.began).tzinfo is not None
@@ -473,6 +479,21 @@ def test_rows_are_read_to_the_last_bit(tmp_path: Path) -> None:
     assert RunTable(tmp_path / "run").rows() == rows
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_an_answer_is_read_from_its_digits(values: list[bool]) -> None:
+    digits = runs.digits_of(np.array(values, dtype=bool))
+    assert runs.assignment_of(digits, len(values)).tolist() == values
+    for wrong, n in ((digits, len(values) + 8), (digits + "0", len(values)), (digits + "00", len(values))):
+        with pytest.raises(InputError, match=f"is not one of {n} variables"):
+            runs.assignment_of(wrong, n)
+
+
+@pytest.mark.parametrize("digits", ["", "zz", "801", "01"])
+def test_digits_of_no_answer_are_refused(digits: str) -> None:
+    with pytest.raises(InputError, match="is not one of 4 variables"):
+        runs.assignment_of(digits, 4)
+
+
 def test_a_note_of_several_lines_becomes_one(tmp_path: Path) -> None:
     table = RunTable(tmp_path)
     table.open()
@@ -531,8 +552,57 @@ def test_one_thread_a_solve_and_a_solver_is_warmed_up_once(suite: Suite, monkeyp
     (entrant,) = parse_entrants("tabu(steps=5)")
     task = runs.Task(instance, suite.problem(instance), entrant, 1, 0.5)
     first, second = runs.solve_task(task), runs.solve_task(task)
-    assert seen == [(4, 60.0), (8, 0.5), (8, 0.5)]
+    assert seen == [(4, 0.5), (8, 0.5), (8, 0.5)]
     assert (first.energy, first.key) == (second.energy, second.key)
+
+
+def sleeper(problem: BlockQubo, warm_start: np.ndarray, time_limit: float) -> np.ndarray:
+    """Fills the time that it is given, as many samplers do, and notes how much that is."""
+    with open(os.environ["SLEPT"], "a", encoding="utf-8") as stream:
+        stream.write(f"{problem.num_variables} {time_limit}\n")
+    time.sleep(time_limit)
+    return warm_start
+
+
+def test_a_solver_that_fills_its_time_warms_up_within_the_runs_shortest_limit(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "_ready", set())
+    monkeypatch.setenv("SLEPT", str(tmp_path / "slept"))
+    rows = run(suite, tmp_path / "run", "callable:test_runs:sleeper", [0.09, 0.03], 1)
+    assert sum(row.solver.startswith("callable") for row in rows) == 2 * len(suite.instances)
+    slept = [line.split() for line in (tmp_path / "slept").read_text().splitlines()]
+    assert [float(limit) for n, limit in slept if n == "4"] == [pytest.approx(0.03, abs=0.01)]
+    assert max(float(limit) for _, limit in slept) <= 0.09
+    # a longer limit alone warms up within that
+    monkeypatch.setattr(runs, "_ready", set())
+    (tmp_path / "slept").unlink()
+    run(suite, tmp_path / "run", "callable:test_runs:sleeper", [0.12], 1)
+    warm_up = (tmp_path / "slept").read_text().split()
+    assert (warm_up[0], float(warm_up[1])) == ("4", pytest.approx(0.12, abs=0.01))
+
+
+def test_what_is_ended_at_its_limit_may_import_first(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_ready", set())
+    seen: list[tuple[int, float | None]] = []
+
+    def solve(problem, solver, seed=0, time_limit=None, warm_start=None):
+        seen.append((problem.num_variables, time_limit))
+        raise InputError("That is enough.")
+
+    monkeypatch.setattr(runs, "solve", solve)
+    instance = suite.instances[0]
+    for limit in (0.03, 60.0):
+        monkeypatch.setattr(runs, "_ready", set())
+        runs.solve_task(
+            runs.Task(instance, suite.problem(instance), Entrant("x", "callable:test_runs:plain", {}), 1, 60.0, limit)
+        )
+    assert [limit for n, limit in seen if n == 4] == [5.0, 60.0]
+
+
+def plain(q: np.ndarray, num_pruned: int) -> np.ndarray:
+    """Watches no clock."""
+    return q.diagonal().argsort().argsort() < num_pruned
 
 
 def test_the_processor_time_of_processes_below_counts() -> None:

@@ -185,14 +185,45 @@ def test_the_page_and_the_table_name_every_instance(made: Suite) -> None:
     assert len(lines) == len(made.instances)
     for instance in made.instances:
         cells = [cell.strip() for cell in lines[f"`{instance.name}`"].strip("|").split("|")]
-        assert len(cells) == 7
+        assert len(cells) == 8
         assert cells[1:3] == [str(instance.num_variables), str(instance.num_pruned)]
         gap = 100 * (instance.start_energy - instance.best_energy) / abs(instance.best_energy)
         assert float(cells[3]) == pytest.approx(gap, abs=0.051)
-        assert cells[6] == ("proven" if instance.optimal else f"by {instance.best_by}")
+        assert cells[6] == instance.bound_by
+        assert cells[7] == ("proven" if instance.optimal else f"by {instance.best_by}")
         assert instance.name in table
     for family in made.families:
         assert f"## {family['name']}" in page
+
+
+def test_a_part_has_its_own_instances_and_families(made: Suite) -> None:
+    part = made.part(["mlp-hidden-fisher"], [24])
+    assert [i.name for i in part.instances] == ["mlp-hidden-fisher-n0024-d50"]
+    assert [family["name"] for family in part.families] == ["mlp-hidden-fisher"]
+    assert part.digest != made.digest
+    assert part.definition == made.definition
+    with pytest.raises(InputError, match=r"no such instances; its families are mlp-hidden-gram, .* its sizes 8, 10,"):
+        made.part(None, [9])
+
+
+def test_parts_of_one_suite_are_joined_and_others_are_not(made: Suite) -> None:
+    first, second = made.part(None, [8, 10]), made.part(None, [10, 24])
+    joined = first.joined(second)
+    assert {i.name for i in joined.instances} == {i.name for i in made.instances if i.num_variables in (8, 10, 24)}
+    assert len(joined.instances) == len({i.name for i in joined.instances})
+    apart = replace(made.part(None, [24]), made={"definition": "another"})
+    for other in (apart, replace(first, instances=tuple(replace(i, sha256="0") for i in first.instances))):
+        with pytest.raises(InputError, match="another suite"):
+            first.joined(other)
+    # the same problems are the same, however they were bounded
+    assert first.joined(replace(first, made={"definition": "another"})).instances == first.instances
+
+
+def test_problems_come_with_what_is_known_of_them(made: Suite) -> None:
+    found = list(made.problems())
+    assert [instance for instance, _ in found] == list(made.instances)
+    for instance, problem in found:
+        assert problem.energy(instance.assignment(instance.best)) == pytest.approx(instance.best_energy)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -84,7 +84,7 @@ def test_bash_gets_the_values(line: str, offers: list[str]) -> None:
 
 def test_families_are_those_of_the_suite_that_is_asked_for() -> None:
     found = in_bash("qubo-prune bench solvers --suite smoke --families ")
-    assert found == ["crepe-conv3-gram", "crepe-conv3-compensated", "crepe-conv3-fisher"]
+    assert found == ["crepe-conv3-fisher", "smollm2-short-o14-gram", "smollm2-short-o14-compensated"]
     found = in_bash("qubo-prune bench solvers --suite smoke --families crepe-conv3-fisher")
     assert "crepe-conv3-fisher-n0012-d50" in found
 

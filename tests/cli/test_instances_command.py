@@ -56,6 +56,28 @@ def test_a_suite_is_made_checked_and_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_only_what_is_asked_for_is_made_with_the_bounds_that_are(tmp_path: Path) -> None:
+    folder = tmp_path / "suite"
+    code, _, errors = call(
+        "make",
+        folder,
+        "--suite",
+        "smoke",
+        "--families",
+        "mlp-hidden-gram",
+        "--sizes",
+        "12,24",
+        "--bounds",
+        "plain, trace",
+    )
+    assert code == 0, errors
+    suite = Suite.read(folder)
+    assert [instance.name for instance in suite.instances] == ["mlp-hidden-gram-n0012-d50"]
+    assert suite.made["bounds"] == ["plain", "trace"]
+    assert suite.made["proof_time"] == suites.suite_effort("smoke").proof_time
+
+
+@pytest.mark.usefixtures("small")
 def test_making_tells_what_was_made(tmp_path: Path) -> None:
     code, printed, errors = call("make", tmp_path / "suite", "--suite", "smoke", "--proof-time", "1s")
     assert code == 0, errors
@@ -87,6 +109,9 @@ def test_checking_names_every_fault_and_fails(tmp_path: Path) -> None:
         (["make", "OUT", "--suite", "smoke", "--formats", ""], "give json"),
         (["make", "OUT", "--suite", "smoke", "--proof-time", "soon"], "The time 'soon' is not understood"),
         (["make", "OUT", "--suite", "smoke", "--proof-time", "0"], "The time '0' is not understood"),
+        (["make", "OUT", "--suite", "smoke", "--bounds", "trase"], "no bound 'trase' (did you mean 'trace'"),
+        (["make", "OUT", "--suite", "smoke", "--sizes", "9"], "The suite 'smoke' has no such instances"),
+        (["make", "OUT", "--suite", "smoke", "--families", "crepe-conv3-fishr"], "(did you mean 'crepe-conv3-fisher'"),
         (["check", "OUT"], "There is no suite in"),
         (["list", "OUT"], "There is no suite in"),
     ],

