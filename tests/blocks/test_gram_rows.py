@@ -237,9 +237,10 @@ def test_whole_rows_go_in_parts_of_bounded_memory(rng, monkeypatch):
     layer = random_layer(rng, 70, 8)
     monkeypatch.setattr("qubo_prune.blocks.gram_rows.in_parts", lambda rows, entries: torch.split(rows, 160 // entries))
     solver, keep = Noting(), layer.random_keep("row", 0.5)
-    parts = whole_rows(layer, keep, "row", solver)
+    parts = whole_rows(layer, keep, "row", solver, block_time=3.0)
     assert [request.problems.num_rows for request in solver.seen] == [20, 20, 20, 10]
     assert len({request.seed for request in solver.seen}) == 4
+    assert {request.row_time_limit for request in solver.seen} == {3.0}  # each row's
     monkeypatch.undo()
     assert torch.equal(parts.keep, whole_rows(layer, keep, "row", Greedy()).keep)
 
