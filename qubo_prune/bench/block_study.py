@@ -715,9 +715,8 @@ class _Runner:
         point = self._point(label, size, limit, asked["seed"], report, value)
         self.points.append(point)
         logger.info(
-            "%s, %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s",
-            label,
-            _blocks(size),
+            "%s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s",
+            label if size is None else f"{label}, {_blocks(size)}",
             point.block_error,
             point.layer_error,
             value,
