@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from qubo_prune.choices import WholeRow
 from qubo_prune.errors import InputError
 from qubo_prune.files.parsing import short
 
@@ -42,6 +43,18 @@ def as_count(name: str, value: Any) -> int:
     if not math.isfinite(found) or found != int(found):
         raise InputError(f"{name} is {_shown(value)}; give a whole number, such as 32.")
     return int(found)
+
+
+def as_block_size(name: str, value: Any) -> int | WholeRow:
+    """Weights per block: a whole number of any type, or the word ``row`` for whole rows."""
+    if isinstance(value, str) and value.strip() == "row":
+        return "row"
+    try:
+        return as_count(name, value)
+    except InputError:
+        raise InputError(
+            f"{name} is {_shown(value)}; give a whole number, such as 64, or 'row' for whole rows."
+        ) from None
 
 
 def as_names(name: str, value: Any) -> tuple[str, ...]:

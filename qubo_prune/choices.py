@@ -22,6 +22,8 @@ Weights = Literal["memory", "disk"]
 WEIGHTS: tuple[str, ...] = get_args(Weights)
 #: Where a budget is balanced, besides n:m of any numbers.
 PATTERNS = ("row", "layer")
+#: Blocks of this size are whole rows.
+WholeRow = Literal["row"]
 #: Formats of problem files.
 FORMATS = ("json", "coo", "qubo", "lp", "ising")
 #: What an experiment compares: scores alone, blocks from the layers' inputs, blocks from the gradients of the loss.

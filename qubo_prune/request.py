@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from qubo_prune.arguments import as_count, as_names, as_number, as_shares, as_time
-from qubo_prune.choices import Allocation, Bound, DtypeName, Weights
+from qubo_prune.arguments import as_block_size, as_count, as_names, as_number, as_shares, as_time
+from qubo_prune.choices import Allocation, Bound, DtypeName, Weights, WholeRow
 from qubo_prune.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -219,12 +219,15 @@ class MethodSettings:
         warm_start: What blocks begin with: a score, a published method or a masks.safetensors; with blocks of the loss
             also gradient, or gram. ``gradient`` ranks by ``|w g|`` of the dense model, ``gram`` takes the masks of the
             method gram. From Python also keep masks by parameter name.
-        block_size: Weights per block, or less if the solver takes less.
+        block_size: Weights per block, or less if the solver takes less; or row, for a whole row as one block. Whole
+            rows are for blocks from a Gram, and a solver that takes fewer variables than a row has is refused.
         block_time: Most time for one block such as 500ms or 10s; none for no limit. A solver that ignores it is ended
             and loses that block.
         max_sweeps: Most blocks per row; after blocks from a Gram, swaps over the whole row follow.
         polish: Swap within the blocks that the solver has decided. What the solver brought and what the swaps did
             stand apart in the report.
+        row_swaps: After blocks from a Gram, swap over whole rows. These swaps find much of what a worse solver left, so
+            a comparison of solvers goes without them.
         damping: Share of a Gram's mean diagonal added to its diagonal by updates and compensated blocks.
         correction: How far layers make up for those pruned before, 0 to 1. With 0 a layer keeps its outputs on the
             inputs that it has now, with 1 it gives the dense model's outputs; see
@@ -243,11 +246,26 @@ class MethodSettings:
     warm_start: str | Mapping[str, Tensor] | None = option(
         None, BLOCKS, words="method_names", metavar="TEXT", shown="wanda, with compensated admm", entry=True
     )
-    block_size: int | None = option(None, BLOCKS, read=as_count, shown="64, compensated 128, loss 1024", entry=True)
+    block_size: int | WholeRow | None = option(
+        None,
+        BLOCKS,
+        read=as_block_size,
+        metavar="TEXT",
+        words=("row",),
+        shown="64, compensated 128, loss 1024",
+        entry=True,
+    )
     block_time: float | str | None = option("60s", BLOCKS, read=as_time, metavar="TEXT")
     max_sweeps: int | None = option(None, BLOCKS, read=as_count, shown="1", entry=True)
     polish: bool = option(
         True, BLOCKS, flag="--no-polish", off="Leave out the swaps on the solver's answers.", entry=True
+    )
+    row_swaps: bool = option(
+        True,
+        BLOCKS,
+        flag="--no-row-swaps",
+        off="Leave out the swaps over whole rows that follow blocks from a Gram.",
+        entry=True,
     )
     damping: float | None = option(None, BLOCKS, read=as_number, shown="0.01, with a correction 0.3", entry=True)
     correction: float | None = option(None, BLOCKS, read=as_number, shown="0, with compensated 0.5", entry=True)
@@ -292,10 +310,11 @@ class PruneSettings(TypedDict, total=False):
     solver: Any
     solver_settings: Mapping[str, Any] | None
     warm_start: str | Mapping[str, Tensor] | None
-    block_size: int | None
+    block_size: int | WholeRow | None
     block_time: float | str | None
     max_sweeps: int | None
     polish: bool
+    row_swaps: bool
     damping: float | None
     correction: float | None
     loss_settings: Mapping[str, Any] | None

@@ -129,6 +129,8 @@ JOBS = {
     "gram, one by one": llama(solver=OneByOne()),
     "gram, batches": llama(solver=Batched(), max_sweeps=3),
     "layer": llama(solver=Batched(), pattern="layer", density=0.37),
+    "whole rows, one by one": llama(solver=OneByOne(), block_size="row", row_swaps=False),
+    "whole rows, batches": llama(solver=Batched(), block_size="row", pattern="layer", max_sweeps=2),
     "2:4 by ADMM, refitted": llama(solver=OneByOne(), pattern="2:4", warm_start="admm", update="refit"),
     "compensated": llama(solver=OneByOne(), method="compensated", max_sweeps=2),
     "compensated, batches": llama(solver=Batched(), method="compensated", pattern="layer", allocation="owl"),

@@ -1,26 +1,30 @@
 """What blocks cost and bring: solvers, block sizes and times per block inside :func:`qubo_prune.prune`.
 
-One loaded model and one calibration are pruned once for every combination, each time from the same dense weights and
-from Wanda's masks. Two baselines stand beside them: Wanda alone, and swaps over whole rows without any block.
+One loaded model and one calibration are pruned once for every combination and seed, each time from the same dense
+weights and from Wanda's masks. Two baselines stand beside them: Wanda alone, and swaps over whole rows without any
+block.
 
-The swaps over whole rows that end every run of ``prune`` find much of what a worse solver left, so each point has its
-layer error twice: after the blocks, which is the solver's own merit, and at the end. The perplexity is that of the
-model as ``prune`` gives it, at the end.
+The swaps over whole rows that end a run of ``prune`` by default find much of what a worse solver left, so they are left
+out here unless they are asked for. Each point has its layer error twice: after the blocks, which is the solver's own
+merit, and at the end, which differs where something follows the blocks: those swaps, or the exchange of budget between
+rows with the pattern ``layer``. The perplexity is that of the model as ``prune`` gives it, at the end.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 import math
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from matplotlib.axes import Axes
@@ -32,6 +36,7 @@ from torch import Tensor, nn
 from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant, parse_entrants
 from qubo_prune.blocks.rows import TracePoint
+from qubo_prune.choices import WholeRow
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.text import check_length, token_windows
 from qubo_prune.errors import InputError
@@ -58,6 +63,8 @@ from qubo_prune.tables import Table, rendered
 
 logger = logging.getLogger(__name__)
 
+#: Weights per block, or whole rows.
+BlockSize: TypeAlias = int | WholeRow
 #: What a study takes if it is told nothing else; about a quarter of an hour on two cores with smollm2-135m.
 SOLVERS = "greedy,tabu,neal,qaoa(layers=1)"
 SIZES = (12, 64, 128)
@@ -65,20 +72,10 @@ BLOCK_TIMES = ("1ms", "10ms", "100ms")
 MAX_TIME = "60s"
 #: Names of the two baselines.
 WANDA, SWAPS = "Wanda", "whole-row swaps"
-_COLUMNS = (
-    "\nsolver",
-    "\nblock",
-    "block\nlimit",
-    "blocks\ns",
-    "search\ns",
-    "\nsteps",
-    "\naccepted",
-    "blocks\nerror",
-    "end\nerror",
-    "end\nppl",
-)
 #: Fields of a point in which less is better, with the digits that the table shows.
 _QUALITIES = {"block_error": 4, "layer_error": 4, "perplexity": 3}
+#: Fields of a point of which the seeds have a mean and a deviation.
+_MEASURED = (*_QUALITIES, "block_seconds", "search_seconds", "seconds")
 #: Energies that agree to this share of the first one are the same but for rounding.
 _ROUNDING = 1e-9
 
@@ -92,8 +89,9 @@ class Point(Pruning):
 
     Attributes:
         solver: label of the entrant, or :data:`WANDA` or :data:`SWAPS`.
-        block_size: weights per block; ``None`` for the baselines.
+        block_size: weights per block, or ``"row"`` for whole rows; ``None`` for the baselines.
         block_time: wall-clock limit of a block in seconds, or ``None``.
+        seed: of the pruning.
         block_error: error after the blocks, before the swaps over whole rows (for those alone: after them).
         layer_error: error of the result.
         perplexity: of the result, on held-out text.
@@ -109,8 +107,9 @@ class Point(Pruning):
     """
 
     solver: str
-    block_size: int | None
+    block_size: BlockSize | None
     block_time: float | None
+    seed: int
     block_error: float
     layer_error: float
     perplexity: float
@@ -127,7 +126,46 @@ class Point(Pruning):
     @property
     def title(self) -> str:
         """Solver, block size and limit, for people."""
-        return f"{self.solver}, blocks of {self.block_size}, {_limit(self)}"
+        return f"{self.solver}, {_blocks(self.block_size)}, {_limit(self.block_time)}"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One combination over its seeds.
+
+    Attributes:
+        solver: as in :class:`Point`.
+        block_size: likewise.
+        block_time: likewise.
+        points: one for each seed.
+    """
+
+    solver: str
+    block_size: BlockSize | None
+    block_time: float | None
+    points: tuple[Point, ...]
+
+    def of(self, name: str) -> float:
+        """The mean of a number of the points."""
+        return statistics.fmean(self._values(name))
+
+    def deviation(self, name: str) -> float:
+        """Its standard deviation over the seeds, with ``n - 1``; 0 for one seed, NaN if the mean is not finite."""
+        values = self._values(name)
+        if not all(map(math.isfinite, values)):
+            return math.nan
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: each measured number as its mean and, by the name with ``_deviation``, its deviation."""
+        found: dict[str, Any] = {"solver": self.solver, "block_size": self.block_size, "block_time": self.block_time}
+        found["seeds"] = len(self.points)
+        for name in _MEASURED:
+            found |= {name: _finite(self.of(name)), f"{name}_deviation": _finite(self.deviation(name))}
+        return found
+
+    def _values(self, name: str) -> list[float]:
+        return [float(getattr(point, name)) for point in self.points]
 
 
 @dataclass(frozen=True)
@@ -135,7 +173,7 @@ class LeftOut:
     """A solver that did not take part at a block size, and why not."""
 
     solver: str
-    block_size: int
+    block_size: BlockSize
     reason: str
 
 
@@ -146,7 +184,7 @@ class BlockStudy(Prunings):
     Attributes:
         model: as it was named.
         layers: names of the pruned layers.
-        points: the two baselines, then the combinations in the order they were asked for.
+        points: the two baselines, then the combinations in the order they were asked for, each seed by seed.
         left_out: solvers that do not take a block size.
         dense_perplexity: of the model before pruning, on the same held-out text.
         wanda_error: error of Wanda's masks, of which the points' errors are shares, in units of the layers' outputs.
@@ -170,9 +208,22 @@ class BlockStudy(Prunings):
         """The points."""
         return self.points
 
-    def of(self, solver: str, block_size: int | None = None) -> list[Point]:
+    def of(self, solver: str, block_size: BlockSize | None = None) -> list[Point]:
         """The points of a solver, of all block sizes or of one."""
         return [p for p in self.points if p.solver == solver and block_size in (None, p.block_size)]
+
+    @property
+    def means(self) -> list[Mean]:
+        """The combinations over their seeds, the baselines first."""
+        found: dict[tuple[str, BlockSize | None, float | None], list[Point]] = {}
+        for point in self.points:
+            found.setdefault((point.solver, point.block_size, point.block_time), []).append(point)
+        return [Mean(*key, tuple(points)) for key, points in found.items()]
+
+    @property
+    def followed(self) -> bool:
+        """True if something follows the blocks, so that the end is not what the solver left."""
+        return bool(self.settings["row_swaps"]) or self.settings["pattern"] == "layer"
 
     @property
     def solvers(self) -> list[str]:
@@ -180,7 +231,7 @@ class BlockStudy(Prunings):
         return list(dict.fromkeys(p.solver for p in self.points if p.solver not in (WANDA, SWAPS)))
 
     def table(self) -> Table:
-        """One line per point, the best of a column of errors or perplexities in bold."""
+        """One line per combination, the best of a column of errors or perplexities in bold."""
         table = Table(
             box=None,
             pad_edge=False,
@@ -191,36 +242,59 @@ class BlockStudy(Prunings):
             caption=escape(self._caption()),
             caption_justify="left",
         )
-        for column in _COLUMNS:
+        means = self.means
+        best = {name: min(mean.of(name) for mean in means) for name in _QUALITIES}
+        rows = [self._cells(mean, best) for mean in means]
+        for column in rows[0]:
             first = column.strip() == "solver"
             table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
-        best = {name: min(getattr(p, name) for p in self.points) for name in _QUALITIES}
         before = WANDA
-        for point in self.points:
-            if point.solver not in (before, SWAPS):
+        for mean, row in zip(means, rows, strict=True):
+            if mean.solver not in (before, SWAPS):
                 table.add_row()
-            before = point.solver
-            table.add_row(
-                escape(point.solver),
-                str(point.block_size or ""),
-                _limit(point) if point.block_size else "",
-                f"{point.block_seconds:.2f}",
-                f"{point.search_seconds:.2f}",
-                f"{point.steps}{'*' if point.stopped_early else ''}",
-                str(point.accepted),
-                *(_told(getattr(point, name), best[name], digits) for name, digits in _QUALITIES.items()),
-            )
+            before = mean.solver
+            table.add_row(*row.values())
         return table
+
+    def _cells(self, mean: Mean, best: Mapping[str, float]) -> dict[str, str]:
+        """A line of the table, by the names of its columns."""
+        several = self.settings["seeds"] > 1
+
+        def quality(name: str) -> str:
+            value, digits = mean.of(name), _QUALITIES[name]
+            told = f"{value:.{digits}f}"
+            told = f"[bold]{told}[/bold]" if value == best[name] else told
+            spread = f" ±{mean.deviation(name):.{digits}f}" if len(mean.points) > 1 else " " * (digits + 4)
+            return f"{told}{spread}" if several else told
+
+        early = "*" if any(point.stopped_early for point in mean.points) else ""
+        steps = {"\nsteps": f"{mean.of('steps'):.0f}{early}", "\naccepted": f"{mean.of('accepted'):.0f}"}
+        after = {"blocks\ns": f"{mean.of('block_seconds'):.2f}"} if self.followed else {}
+        return {
+            "\nsolver": escape(mean.solver),
+            "\nblock": str(mean.block_size or ""),
+            "block\nlimit": _limit(mean.block_time) if mean.block_size else "",
+            **after,
+            "search\ns": f"{mean.of('search_seconds'):.2f}{early if several else ''}",
+            **({} if several else steps),
+            "blocks\nerror": quality("block_error"),
+            **({"end\nerror": quality("layer_error")} if self.followed else {}),
+            "end\nppl": quality("perplexity"),
+        }
 
     def _caption(self) -> str:
         asked, held_out = self.settings, self.settings["held_out"]
         early = "; * the budget ended the search in some layers" if any(p.stopped_early for p in self.points) else ""
-        polished = ", and swaps within them," if asked["polish"] else ""
+        polished = " and swaps within them" if asked["polish"] else ""
+        behind = [name for name, there in (("swaps over whole rows", asked["row_swaps"]),) if there]
+        behind += ["an exchange of budget between rows"] if asked["pattern"] == "layer" else []
+        end = f", and at the end, after {' and '.join(behind)}" if behind else ""
+        seeds = f"; mean ± standard deviation over {asked['seeds']} seeds" if asked["seeds"] > 1 else ""
         return (
-            f"error: summed over {len(self.layers)} layers, as a share of Wanda's, after the blocks{polished} and at "
-            f"the end, after swaps over whole rows; ppl: perplexity on {held_out['tokens']} held-out tokens "
-            f"({held_out['source']}), dense {self.dense_perplexity:.3f}; density {asked['density']:g}, pattern "
-            f"{asked['pattern']}{early}; {self.machine.get('processor', '')}, {self.machine.get('threads', '')} threads"
+            f"error: summed over {len(self.layers)} layers, as a share of Wanda's, after the blocks{polished}{end}; "
+            f"ppl: perplexity on {held_out['tokens']} held-out tokens ({held_out['source']}), dense "
+            f"{self.dense_perplexity:.3f}; density {asked['density']:g}, pattern {asked['pattern']}{seeds}{early}; "
+            f"{self.machine.get('processor', '')}, {self.machine.get('threads', '')} threads"
         )
 
     def absent(self) -> list[str]:
@@ -247,11 +321,12 @@ class BlockStudy(Prunings):
             "dense_perplexity": _finite(self.dense_perplexity),
             "wanda_error": self.wanda_error,
             "points": [asdict(p) | {"perplexity": _finite(p.perplexity)} for p in self.points],
+            "means": [mean.to_dict() for mean in self.means],
             "left_out": [asdict(each) for each in self.left_out],
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``results.json``, ``points.csv``, ``table.txt`` and ``study.png``.
+        """Write ``results.json``, ``points.csv``, ``means.csv``, ``table.txt`` and ``study.png``.
 
         Args:
             folder: made, or an earlier study's, which is replaced.
@@ -268,56 +343,54 @@ class BlockStudy(Prunings):
                 for point in self.points:
                     notes = " ".join(f"{sentence} ({count})" for sentence, count in point.notes.items())
                     writer.writerow(asdict(point) | {"notes": notes, "warnings": " ".join(point.warnings)})
+            means = [mean.to_dict() for mean in self.means]
+            with (target / "means.csv").open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(means[0]))
+                writer.writeheader()
+                writer.writerows(means)
             self.plot(target / "study.png")
 
     def plot(self, path: str | Path) -> None:
-        """Layer error against the seconds of the blocks, perplexity against those of the search; one line per solver.
+        """Layer error and perplexity against the seconds of the search; one line per solver.
 
-        A line is the best that a solver had by then, over its block sizes and limits.
+        A line is the best that a solver had by then, over its block sizes and limits. Marks are means over the seeds,
+        bars their deviations. Where something follows the blocks, the error is that before it, against the seconds of
+        the blocks.
         """
         (wanda,) = self.of(WANDA)
+        seconds = "block_seconds" if self.followed else "search_seconds"
 
-        def panel(cost: Callable[[Point], float], quality: Callable[[Point], float]) -> dict[str, list[Mark]]:
-            return {
-                name: [
+        def panel(cost: str, quality: str, level: float, x_label: str, y_label: str, ax: Axes) -> Axes:
+            series: dict[str, list[Mark]] = {name: [] for name in (*self.solvers, SWAPS)}
+            spread: dict[str, list[tuple[float, float]]] = {name: [] for name in series}
+            for mean in self.means:
+                if mean.solver in series:
                     # a logarithmic axis has no zero
-                    (max(cost(p), 1e-3), quality(p), f"block of {p.block_size}" if p.block_size else "whole rows")
-                    for p in self.of(name)
-                ]
-                for name in (*self.solvers, SWAPS)
-            }
+                    at = max(mean.of(cost), 1e-3)
+                    series[mean.solver].append((at, mean.of(quality), _blocks(mean.block_size, "block of {}")))
+                    spread[mean.solver].append((mean.deviation(cost), mean.deviation(quality)))
+            return trade_offs(series, ax=ax, levels={WANDA: level}, deviations=spread, x_label=x_label, y_label=y_label)
 
-        def errors(ax: Axes) -> Axes:
-            return trade_offs(
-                panel(lambda p: p.block_seconds, lambda p: p.block_error),
-                ax=ax,
-                levels={WANDA: 1.0},
-                x_label="seconds of the blocks",
-                y_label=f"{Path(self.model).name}: layer error, share of Wanda's",
-            )
-
-        def perplexities(ax: Axes) -> Axes:
-            return trade_offs(
-                panel(lambda p: p.search_seconds, lambda p: p.perplexity),
-                ax=ax,
-                levels={WANDA: wanda.perplexity},
-                x_label="seconds of the search",
-                y_label="perplexity, after whole-row swaps",
-            )
-
-        save_panels(path, [errors, perplexities], height=4.2, shared_legend=True)
+        errors = f"{Path(self.model).name}: layer error, share of Wanda's"
+        on_left = "seconds of the blocks" if self.followed else "seconds of the search"
+        perplexity = "perplexity, after whole-row swaps" if self.settings["row_swaps"] else "perplexity"
+        panels = [
+            partial(panel, seconds, "block_error", 1.0, on_left, errors),
+            partial(panel, "search_seconds", "perplexity", wanda.perplexity, "seconds of the search", perplexity),
+        ]
+        save_panels(path, panels, height=4.2, shared_legend=True)
 
 
-def _told(value: float, best: float, digits: int) -> str:
-    """A number of the table, in bold if it is the lowest of its column."""
-    return f"[bold]{value:.{digits}f}[/bold]" if value == best else f"{value:.{digits}f}"
+def _blocks(size: BlockSize | None, told: str = "blocks of {}") -> str:
+    """Blocks of a size in words; those of the swaps are whole rows, too."""
+    return "whole rows" if size in (None, "row") else told.format(size)
 
 
-def _limit(point: Point) -> str:
+def _limit(seconds: float | None) -> str:
     """A block's limit in words."""
-    if point.block_time is None:
+    if seconds is None:
         return "none"
-    return f"{1e3 * point.block_time:g} ms" if point.block_time < 1 else f"{point.block_time:g} s"
+    return f"{1e3 * seconds:g} ms" if seconds < 1 else f"{seconds:g} s"
 
 
 def _finite(value: float) -> float | None:
@@ -332,7 +405,8 @@ class StudySettings:
     Attributes:
         solvers: entrants, or their text for :func:`~qubo_prune.bench.solvers.parse_entrants`. As in ``prune``, all
             processor cores work: in threads of the solver, or in processes of one block each.
-        sizes: weights per block. A solver that does not take one is left out there, with the reason.
+        sizes: weights per block, ``"row"`` for whole rows. A solver that does not take one is left out there, with the
+            reason.
         block_times: wall-clock limits of one block, in seconds or as ``"10ms"``; ``None`` or ``"none"`` for no limit.
         density: kept share of the pruned layers, as in :func:`qubo_prune.prune`.
         pattern: where the budget is balanced.
@@ -341,6 +415,8 @@ class StudySettings:
         max_sweeps: most blocks per row.
         polish: swap within the blocks that the solver has decided. Off by default, since it hides what the solvers
             themselves are worth.
+        row_swaps: swap over whole rows after the blocks, as ``prune`` does by default. Off by default for the same
+            reason.
         workers: processes for solvers that take one block at a time; one per core if left out.
         include: shell-style patterns of layer names to prune; if there are none, :func:`default_layers`.
         exclude: patterns of layers to leave dense.
@@ -349,19 +425,21 @@ class StudySettings:
         samples: calibration windows.
         eval_samples: windows of the held-out text.
         sequence_length: tokens per window.
-        seed: of everything random.
+        seed: of everything random; the calibration does not depend on it.
+        seeds: prunings of each combination, with seeds from ``seed`` on.
         dtype: of the loaded weights.
         device: where the model lives.
     """
 
     solvers: str | Sequence[Entrant] = SOLVERS
-    sizes: Sequence[int] = SIZES
+    sizes: Sequence[BlockSize] = SIZES
     block_times: Sequence[float | str | None] = BLOCK_TIMES
     density: float = 0.5
     pattern: str = "row"
     max_time: float | str | None = MAX_TIME
     max_sweeps: int = 1
     polish: bool = False
+    row_swaps: bool = False
     workers: int | None = None
     include: str | Sequence[str] = ()
     exclude: str | Sequence[str] = ()
@@ -371,6 +449,7 @@ class StudySettings:
     eval_samples: int = 8
     sequence_length: int = 512
     seed: int = 0
+    seeds: int = 1
     dtype: str = "auto"
     device: str = "cpu"
 
@@ -401,8 +480,10 @@ class StudySettings:
             "max_time": self.budget,
             "max_sweeps": self.max_sweeps,
             "polish": self.polish,
+            "row_swaps": self.row_swaps,
             "workers": self.workers,
             "seed": checked_seed(self.seed),
+            "seeds": self.seeds,
             "solvers": [entrant.label for entrant in self.entrants],
             "sizes": list(self.sizes),
             "block_times": self.limits,
@@ -410,19 +491,24 @@ class StudySettings:
             "device": self.device,
         }
 
-    def check(self, entrant: Entrant, size: int, limit: float | None) -> None:
+    def check(self, entrant: Entrant, size: BlockSize, limit: float | None) -> None:
         """Raise :class:`InputError` if :func:`qubo_prune.prune` would not take this combination."""
-        settings = self.arguments() | {
+        settings = self.arguments() | self.of_blocks(entrant, size, limit)
+        density = settings.pop("density")
+        Plan.of(PruneRequest.of(None, density=density, settings=settings))
+
+    def of_blocks(self, entrant: Entrant, size: BlockSize, limit: float | None) -> dict[str, Any]:
+        """For :func:`qubo_prune.prune`: what the blocks are, who decides them and what follows them."""
+        return {
             "solver": entrant.name,
             "solver_settings": entrant.settings,
             "block_size": size,
             "block_time": limit,
             "polish": self.polish,
+            "row_swaps": self.row_swaps,
             "workers": self.workers,
             "max_sweeps": self.max_sweeps,
         }
-        density = settings.pop("density")
-        Plan.of(PruneRequest.of(None, density=density, settings=settings))
 
     def arguments(self) -> dict[str, Any]:
         """For :func:`qubo_prune.prune`, but for what the blocks are and who decides them."""
@@ -435,7 +521,7 @@ class StudySettings:
         return default_layers(model)
 
 
-Combination = tuple[Entrant, int, float | None]
+Combination = tuple[Entrant, BlockSize, float | None]
 
 
 @pinned()
@@ -462,21 +548,27 @@ def study_blocks(
     with bars.task(f"loading {model}", None):
         loaded = load_model(model, asked.dtype, asked.device)
     layers = asked.layers(loaded.model)
-    _check_sizes(sorted({size for _, size, _ in combinations}), layers)
+    widest = max(layer.shape[1] for layer in layers)
+    _check_sizes([size for _, size, _ in combinations], len(layers), widest)
+    combinations, left_out = _planned(asked, widest)
     runner = _Runner(loaded, layers, asked)
     with bars.task("warming up", None):
         dense = runner.perplexity()
         for entrant in {entrant.label: entrant for entrant, *_ in combinations}.values():
             _warm_up(entrant, asked.workers, asked.device)
-    with bars.task("pruning", 2 + len(combinations)) as advance:
+    # seed by seed, so that what disturbs the machine for a while does not disturb one combination alone
+    rounds = list(itertools.product(range(asked.seed, asked.seed + asked.seeds), combinations))
+    with bars.task("pruning", 2 + len(rounds)) as advance:
         advance(0, WANDA)
         runner.wanda()
         advance(1, SWAPS)
         runner.swaps()
-        for entrant, size, limit in combinations:
-            advance(1, f"{entrant.label}, blocks of {size}")
-            runner.blocks(entrant, size, limit)
-    names, points = tuple(layer.name for layer in layers), tuple(runner.points)
+        for seed, (entrant, size, limit) in rounds:
+            advance(1, f"{entrant.label}, {_blocks(size)}")
+            runner.blocks(entrant, size, limit, seed)
+    baselines, found = runner.points[:2], runner.points[2:]
+    found = [point for place in range(len(combinations)) for point in found[place :: len(combinations)]]
+    names, points = tuple(layer.name for layer in layers), (*baselines, *found)
     told = recorded | runner.sources()
     return BlockStudy(model, names, points, tuple(left_out), dense, runner.wanda_error, told)
 
@@ -498,10 +590,17 @@ def _seconds(limit: float | str | None) -> float | None:
     return parse_seconds(None if limit == "none" else limit)
 
 
-def _planned(asked: StudySettings) -> tuple[list[Combination], list[LeftOut]]:
-    """The combinations that can be run, each checked, and those that cannot."""
+def _planned(asked: StudySettings, widest: int | None = None) -> tuple[list[Combination], list[LeftOut]]:
+    """The combinations that can be run, each checked, and those that cannot.
+
+    Args:
+        asked: what is to be compared.
+        widest: inputs of the widest layer, by which whole rows are judged; they pass where that is not known yet.
+    """
     if asked.max_sweeps < 1:
         raise InputError(f"max_sweeps is {asked.max_sweeps}; blocks take at least 1 sweep.")
+    if asked.seeds < 1:
+        raise InputError(f"seeds is {asked.seeds}; each combination is pruned with at least 1 seed.")
     entrants, sizes, limits = asked.entrants, asked.sizes, asked.limits
     if not entrants or not sizes or not limits:
         raise InputError("A study needs a solver, a block size and a limit per block at least; name one of each.")
@@ -515,7 +614,7 @@ def _planned(asked: StudySettings) -> tuple[list[Combination], list[LeftOut]]:
     for entrant in entrants:
         solver = entrant.solver()
         for size in sizes:
-            reason = _refusal(solver, size, chosen)
+            reason = _refusal(solver, widest if size == "row" else size, chosen)
             if reason is not None:
                 left_out.append(LeftOut(entrant.label, size, reason))
                 continue
@@ -528,9 +627,11 @@ def _planned(asked: StudySettings) -> tuple[list[Combination], list[LeftOut]]:
     return combinations, left_out
 
 
-def _refusal(solver: Solver, size: int, pattern: Pattern) -> str | None:
-    """Why a solver does not take blocks of that size, if it does not."""
+def _refusal(solver: Solver, size: int | None, pattern: Pattern) -> str | None:
+    """Why a solver does not take blocks of that size, if it does not; nothing is known of one that is ``None``."""
     can = solver.capabilities
+    if size is None:
+        return None
     if can.max_variables is not None and size > can.max_variables:
         return f"it takes at most {can.max_variables} variables"
     if pattern.of and size >= 2 * pattern.of and can.cardinality and not can.groups:
@@ -538,14 +639,13 @@ def _refusal(solver: Solver, size: int, pattern: Pattern) -> str | None:
     return None
 
 
-def _check_sizes(sizes: Sequence[int], layers: Sequence[Layer]) -> None:
+def _check_sizes(sizes: Sequence[BlockSize], layers: int, widest: int) -> None:
     """Raise :class:`InputError` for a block that is wider than every layer."""
-    widest = max(layer.shape[1] for layer in layers)
-    for size in sizes:
+    for size in sorted(size for size in sizes if isinstance(size, int)):
         if size > widest:
             raise InputError(
-                f"A block of {size} fits no layer: of the {len(layers)} to prune, the widest has {widest} inputs; give "
-                f"sizes up to {widest}, or other layers."
+                f"A block of {size} fits no layer: of the {layers} to prune, the widest has {widest} inputs; give "
+                f"sizes up to {widest}, 'row' for whole rows, or other layers."
             )
 
 
@@ -598,54 +698,38 @@ class _Runner:
         """The baseline without blocks: swaps over whole rows from Wanda's masks."""
         self._run(SWAPS, max_sweeps=0)
 
-    def blocks(self, entrant: Entrant, size: int, limit: float | None) -> None:
-        """One combination."""
-        asked = self._asked
-        self._run(
-            entrant.label,
-            size,
-            limit,
-            solver=entrant.name,
-            solver_settings=entrant.settings,
-            block_size=size,
-            block_time=limit,
-            max_sweeps=asked.max_sweeps,
-            polish=asked.polish,
-            workers=asked.workers,
-        )
+    def blocks(self, entrant: Entrant, size: BlockSize, limit: float | None, seed: int) -> None:
+        """One combination with one seed."""
+        self._run(entrant.label, size, limit, seed=seed, **self._asked.of_blocks(entrant, size, limit))
 
-    def _run(self, label: str, size: int | None = None, limit: float | None = None, **arguments: Any) -> None:
+    def _run(self, label: str, size: BlockSize | None = None, limit: float | None = None, **arguments: Any) -> None:
+        asked = {**self._asked.arguments(), **arguments}
         try:
-            report = prune(
-                self._model,
-                self._windows.tokens,
-                include=[layer.name for layer in self._layers],
-                **self._asked.arguments(),
-                **arguments,
-            )
+            report = prune(self._model, self._windows.tokens, include=[layer.name for layer in self._layers], **asked)
             value = self.perplexity()
         finally:
             for layer, weight in zip(self._layers, self._dense, strict=True):
                 layer.parameter.detach().copy_(weight)
         if label == WANDA:
             self.wanda_error = _measured(report.error_after)
-        point = self._point(label, size, limit, report, value)
+        point = self._point(label, size, limit, asked["seed"], report, value)
         self.points.append(point)
         logger.info(
-            "%s, blocks of %s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s",
-            label,
-            size,
+            "%s: error %.4f and %.4f of Wanda's, perplexity %.3f, search %.1f s",
+            label if size is None else f"{label}, {_blocks(size)}",
             point.block_error,
             point.layer_error,
             value,
             point.search_seconds,
         )
 
-    def _point(self, label: str, size: int | None, limit: float | None, report: Report, value: float) -> Point:
+    def _point(
+        self, label: str, size: BlockSize | None, limit: float | None, seed: int, report: Report, value: float
+    ) -> Point:
         notes = Counter[str]()
         for layer in report.layers:
             notes.update(layer.notes)
-        narrow = 0 if size is None else sum(layer.shape[1] < size for layer in self._layers)
+        narrow = sum(layer.shape[1] < size for layer in self._layers) if isinstance(size, int) else 0
         if narrow:
             notes["The layer has rows shorter than a block, which was the whole row there."] = narrow
         after = error = _measured(report.error_after)
@@ -657,6 +741,7 @@ class _Runner:
             label,
             size,
             limit,
+            seed,
             self._share(error),
             self._share(after),
             value,

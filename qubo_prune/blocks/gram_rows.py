@@ -1,13 +1,15 @@
 """Descent on one layer by blocks of its Gram: the energy of a block is that of the layer.
 
-A sweep gives every row one block of its borderline weights, rows that brought nothing others than the last time. Best
-swaps over whole rows follow, and with the pattern ``layer`` an exchange of budget between rows. The layer's energy
+A sweep gives every row one block of its borderline weights, rows that brought nothing others than the last time; or
+the whole row as one block. Best swaps over whole rows follow unless they are turned off, and with the pattern ``layer``
+an exchange of budget between rows. The layer's energy
 ``1/2 tr((W*x) H (W*x)')``, the mean squared output error of the masked layer, never rises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -196,20 +198,24 @@ class GramRows(RowState):
 
     def parts(self, rows: Int[Tensor, " r"]) -> Sequence[Int[Tensor, " _"]]:
         """As many rows at once as suits the memory."""
+        if self._settings.whole_rows:  # they share the Hessian
+            return in_parts(rows, self.layer.weight.shape[1])
         # the Hessian of each row's block fills the memory, but most steps read only rows of it
         return in_parts(rows, self._settings.block_size**2 // 4)
 
     def emit(self, rows: Int[Tensor, " r"], misses: Int[Tensor, " r"], seed: int) -> Sequence[EmittedBlocks]:
-        """One block of borderline weights for each row that is neither dense nor empty."""
+        """One block, of borderline weights or of all, for each row that is neither dense nor empty."""
         num_pruned = self.layer.masks(rows).sum(1)
         half, d = self._settings.block_size // 2, self.layer.weight.shape[1]
+        movable = (num_pruned > 0) & (num_pruned < d)
+        if self._settings.whole_rows:
+            return [self._whole_rows(rows[movable], movable)] if movable.any() else []
         # blocks of one batch have one shape; rows that are nearly dense or empty go apart
         short = torch.minimum(num_pruned, d - num_pruned) < half
         emitted = []
-        for part in (~short, short):
-            movable = part & (num_pruned > 0) & (num_pruned < d)
-            if movable.any():
-                emitted += self._blocks(rows[movable], misses[movable], seed, movable)
+        for part in (~short & movable, short & movable):
+            if part.any():
+                emitted += self._blocks(rows[part], misses[part], seed, part)
         return emitted
 
     def _blocks(
@@ -223,6 +229,13 @@ class GramRows(RowState):
             return []
         start, problems = x.gather(1, columns) > 0, self.layer.emit(rows, columns, labels)
         return [EmittedBlocks(rows, problems, start, costs.gather(1, columns), (places, columns, x))]
+
+    def _whole_rows(self, rows: Int[Tensor, " r"], places: Bool[Tensor, " p"]) -> EmittedBlocks:
+        """Whole rows as blocks, which share the Hessian, with their ``places`` in the part."""
+        (blocks,) = self._emit_whole(rows, 0)
+        x = self.layer.masks(rows)
+        columns = torch.arange(x.shape[1], device=x.device).expand_as(x)
+        return replace(blocks, ticket=(places, columns, x))
 
     def accept(self, rows: Int[Tensor, " r"], answered: Sequence[tuple[EmittedBlocks, BatchResult]]) -> Moved:
         """Take the answers that lower the energy, which is the layer's."""
@@ -274,7 +287,7 @@ class GramRows(RowState):
         """Move budget from row to row: prune in one, restore in another, while that lowers the energy.
 
         Rows are not coupled, so exchanges of disjoint pairs of rows add up exactly. Rows that
-        changed are swapped to an optimum of their own again.
+        changed are swapped to an optimum of their own again, if the settings have swaps over whole rows.
         """
         for _ in range(100):
             if descent.deadline.expired:
@@ -293,7 +306,10 @@ class GramRows(RowState):
             self.layer.move(rows, x)
             self._booked += float((cost[giver] - gain[taker]).sum())
             descent.book(len(giver), len(giver))
-            self._swap_rows(rows, descent)
+            if self._settings.row_swaps:
+                self._swap_rows(rows, descent)
+            else:
+                descent.mark()
 
 
 def _match_rows(

@@ -54,10 +54,11 @@ class Descent:
         max_sweeps: most blocks a row takes before the whole-row swaps.
         patience: a row leaves the sweeps after so many blocks in turn that brought nothing; after
             the first of them its blocks are drawn at random from a wider pool.
-        row_swaps: finish with best swaps over whole rows.
+        row_swaps: finish with best swaps over whole rows, where the state has them.
         seed: of the solver and of random draws.
         block_time: wall-clock seconds that the solver has for a block, or ``None``.
         handling: what is done around the solver: polish, penalty, processes.
+        whole_rows: a block is all of a row's weights, whatever ``block_size`` says, where the state has such blocks.
     """
 
     solver: Solver
@@ -68,6 +69,7 @@ class Descent:
     seed: int = 0
     block_time: float | None = None
     handling: Handling = field(default_factory=Handling)
+    whole_rows: bool = False
 
 
 @dataclass(frozen=True)

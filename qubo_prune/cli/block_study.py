@@ -21,7 +21,8 @@ class StudyOptions:
     model: options.ModelOption = "smollm2-135m"
     solvers: options.Solvers = "greedy,tabu,neal,qaoa(layers=1)"
     sizes: Annotated[
-        str, in_blocks(help="Comma-separated block sizes. A solver that does not take one is left out there.")
+        str,
+        in_blocks(help="Comma-separated block sizes, row for whole rows. A solver that does not take one is left out."),
     ] = "12,64,128"
     block_times: Annotated[str, in_blocks(help="Comma-separated limits of one block, such as 10ms, 0.5s or none.")] = (
         "1ms,10ms,100ms"
@@ -33,6 +34,9 @@ class StudyOptions:
     max_sweeps: Annotated[int, in_blocks(help="Most blocks per row.")] = 1
     polish: Annotated[
         bool, in_blocks(help="Swap within the blocks too; without, a block is as its solver left it.")
+    ] = False
+    row_swaps: Annotated[
+        bool, in_blocks(help="Swap over whole rows after the blocks too; without, masks are as the solver left them.")
     ] = False
     include: Annotated[
         list[str] | None,
@@ -51,13 +55,14 @@ class StudyOptions:
     eval_samples: Annotated[int, in_data(help="Windows of held-out text.")] = 8
     sequence_length: options.Length = 512
     seed: options.Seed = 0
+    seeds: Annotated[int, in_run(help="Prunings of each combination, whose deviation is told.")] = 1
     dtype: options.Dtype = "auto"
     device: options.Device = "cpu"
 
     def arguments(self, context: typer.Context) -> dict[str, Any]:
         """The same for :func:`qubo_prune.bench.block_study.study_blocks`."""
         given = vars(self) | {
-            "sizes": options.counts(self.sizes) or (),
+            "sizes": options.block_sizes(self.sizes),
             "block_times": names(self.block_times),
             "density": options.kept_share(context, self.density, self.sparsity),
             "include": self.include or (),
@@ -72,7 +77,7 @@ def blocks_command(
     *,
     asked: StudyOptions,
     output: Annotated[
-        Path | None, in_output(help="Folder for results.json, points.csv, table.txt and study.png.")
+        Path | None, in_output(help="Folder for results.json, points.csv, means.csv, table.txt and study.png.")
     ] = None,
     overwrite: options.Overwrite = False,
     ending: Ending,
@@ -85,7 +90,7 @@ def blocks_command(
 
     Examples:
     qubo-prune bench blocks --output study
-    qubo-prune bench blocks --solvers tabu,neal --sizes 64 --block-times 10ms
+    qubo-prune bench blocks --solvers tabu,neal --sizes 64,256,row --block-times none --seeds 3
     """
     with options.plain_errors("nothing was written."):
         from qubo_prune.bench.block_study import study_blocks

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from qubo_prune.choices import WholeRow
 from qubo_prune.cli.complete import model_names, one_of, solver_names, some_of
 from qubo_prune.cli.help import UNREAD, say
 from qubo_prune.cli.run_options import field_of, flag_of, of_field
@@ -322,3 +323,17 @@ def counts(text: str | None) -> tuple[int, ...] | None:
     if not all(word.isascii() and word.isdigit() for word in words):
         raise InputError(f"The numbers {text!r} are not understood; give whole ones from 0 on, such as 5 or 5,3.")
     return tuple(map(int, words))
+
+
+def block_sizes(text: str) -> tuple[int | WholeRow, ...]:
+    """Block sizes from text such as ``64,256,row``."""
+    from qubo_prune.arguments import as_block_size
+    from qubo_prune.errors import InputError
+
+    try:
+        return tuple(as_block_size("", word) for word in text.split(","))
+    except InputError:
+        raise InputError(
+            f"The block sizes {text!r} are not understood; give whole numbers from 2 on, or row for whole rows, such "
+            "as 64,256,row."
+        ) from None

@@ -261,7 +261,8 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
 def _words(how: MethodSettings, workers: int | str | None) -> dict[str, Any]:
     """The words of a run that were given, those that are the default left out: a method has defaults of its own."""
     usual = plain(MethodSettings())
-    names = ("solver", "solver_settings", "block_size", "block_time", "polish", "max_sweeps", "loss_settings")
+    blocks = ("solver", "solver_settings", "block_size", "block_time", "polish", "row_swaps", "max_sweeps")
+    names = (*blocks, "loss_settings")
     given = {name: getattr(how, name) for name in names if getattr(how, name) != getattr(usual, name)}
     return given | ({} if workers is None else {"workers": workers})
 
@@ -270,7 +271,7 @@ def _check_unused(words: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` if what was said of blocks cannot be used, also where the method has none."""
     make_solver(words.get("solver", "greedy"), **(words.get("solver_settings") or {}))
     size = words.get("block_size")
-    if size is not None and size < 2:
+    if size is not None and size != "row" and size < 2:
         raise InputError(f"block_size is {size}; at least 2 is needed.")
 
 
@@ -296,7 +297,7 @@ def _check_made(how: MethodSettings) -> None:
     shared = ("method", "damping", "correction", *taken)
     for each in fields(how):
         value = getattr(how, each.name)
-        if each.name not in shared and value and value != getattr(usual, each.name):
+        if each.name not in shared and value is not None and value != {} and value != getattr(usual, each.name):
             what = "chain" if chain else "method"
             raise InputError(
                 f"{each.name} is given, and the {what} {how.method!r} is made already; give it to its class instead."
@@ -367,7 +368,7 @@ def _starts(how: MethodSettings, main: Method, words: Mapping[str, Any]) -> list
     if found.traits.starts:
         return [make_method(given)]
     # what was said of blocks and their solver is of those of the loss
-    own = {name: words[name] for name in ("block_time", "max_sweeps", "workers") if name in words}
+    own = {name: words[name] for name in ("block_time", "row_swaps", "max_sweeps", "workers") if name in words}
     return [make_method(found.traits.start), make_method(given, **found.settings_of_words(own))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from qubo_prune.blocks.gram_rows import GramRows
 from qubo_prune.blocks.rows import MakeState
@@ -15,6 +16,7 @@ class GramBlocks(RowBlocks):
     """Lowers ``1/2 tr((W*x) H (W*x)')``, the mean squared output error; swaps over whole rows follow the blocks."""
 
     traits = Traits("Gram blocks", starts=False)
+    no_whole_rows: ClassVar[str] = ""
 
     def states(self, task: LayerTask) -> MakeState:
         """See :class:`~qubo_prune.blocks.gram_rows.GramRows`."""

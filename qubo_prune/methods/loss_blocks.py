@@ -42,6 +42,11 @@ class LossBlocks(ModelMethod):
                 f"workers is {words['workers']!r}, and blocks of the loss are decided one after another in this "
                 "process; leave workers out."
             )
+        if words.get("block_size") == "row":
+            raise InputError(
+                "block_size is 'row', and blocks of the loss hold weights of many rows; give a number, such as 1024, "
+                "or the method 'gram'."
+            )
         names = ("solver", "solver_settings", "block_size", "block_time", "polish")
         changes = {name: words[name] for name in names if name in words}
         if "solver" in changes:  # a preset's settings are for its own solver

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from qubo_prune.blocks.rows import Descent, DescentResult, MakeState, descend_rows
+from qubo_prune.choices import WholeRow
 from qubo_prune.errors import InputError
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.base import Decision, LayerMethod, LayerTask
 from qubo_prune.precision import pinned
 from qubo_prune.settings import setting
-from qubo_prune.solver.dispatch import Handling, check_size, handling_of
+from qubo_prune.solver.dispatch import Handling, check_groups, check_size, handling_of
 from qubo_prune.solver.interface import Solver
 from qubo_prune.solver.registry import make_solver
 
@@ -29,24 +30,28 @@ class RowBlocks(LayerMethod):
     Attributes:
         solver: decides the blocks: a name or a :class:`~qubo_prune.Solver`.
         solver_settings: fields of a named solver.
-        block_size: weights per block, half of them kept and half pruned; ``None`` for the usual one, or the most that
-            the solver takes if that is less.
+        block_size: weights per block, half of them kept and half pruned; ``"row"`` for a whole row as one block;
+            ``None`` for the usual number, or the most that the solver takes if that is less.
         max_sweeps: most blocks that each row takes.
         block_time: wall-clock seconds that the solver has for a block, or ``None``.
         polish: swap within the blocks that the solver has decided.
+        row_swaps: swap over whole rows after the blocks, whoever decided those, if the Hessian has such swaps.
         workers: processes for solvers that take one block at a time, or a cluster.
     """
 
     solver: Any = "greedy"
     solver_settings: Mapping[str, Any] = field(default_factory=dict)
-    block_size: int | None = None
+    block_size: int | WholeRow | None = None
     max_sweeps: int = 1
     block_time: float | None = setting(60.0, above=0)
     polish: bool = True
+    row_swaps: bool = True
     workers: int | str | None = field(default=None, repr=False)
 
     #: Weights per block if that is not said.
     usual_size: ClassVar[int] = 64
+    #: Why whole rows are no blocks of this Hessian, and what to do instead; empty if they are.
+    no_whole_rows: ClassVar[str] = "whole rows are no blocks of this method; give a number, or the method 'gram'"
 
     @cached_property
     def made(self) -> Solver:
@@ -59,11 +64,15 @@ class RowBlocks(LayerMethod):
         return self.solver if isinstance(self.solver, str) else type(self.made).__name__
 
     @property
-    def size(self) -> int:
-        """Weights per block."""
+    def size(self) -> int | WholeRow:
+        """Weights per block, or ``"row"``."""
         if self.block_size is not None:
             return self.block_size
         return min(self.usual_size, self.made.capabilities.max_variables or self.usual_size)
+
+    def size_in(self, width: int) -> int:
+        """Most weights of a block in rows of so many weights."""
+        return width if self.size == "row" else min(self.size, width)
 
     @cached_property
     def handling(self) -> Handling:
@@ -72,16 +81,24 @@ class RowBlocks(LayerMethod):
 
     def check(self, pattern: Pattern, density: float) -> None:
         """Raise :class:`InputError` if blocks, solver and pattern do not go together."""
-        if self.size < 2 or self.max_sweeps < 0:
+        size = self.size
+        if size == "row" and self.no_whole_rows:
+            raise InputError(f"block_size is 'row', and {self.no_whole_rows}.")
+        if (size != "row" and size < 2) or self.max_sweeps < 0:
+            raise InputError(f"block_size is {size} and max_sweeps {self.max_sweeps}; at least 2 and 0 are needed.")
+        if size != "row" and size < pattern.of:
             raise InputError(
-                f"block_size is {self.size} and max_sweeps {self.max_sweeps}; at least 2 and 0 are needed."
+                f"block_size is {size}, which holds no group of {pattern.name}; give {pattern.of} or more."
             )
-        if pattern.of and self.size < pattern.of:
-            raise InputError(
-                f"block_size is {self.size}, which holds no group of {pattern.name}; give {pattern.of} or more."
-            )
-        check_size(self.made, self.solver_name, self.size)
+        if size != "row":  # of whole rows the layers tell how long they are
+            check_size(self.made, self.solver_name, size)
         assert self.handling is not None  # connects to a cluster now
+
+    def check_rows(self, width: int, pattern: Pattern) -> None:
+        """Raise :class:`InputError` if blocks are whole rows, and the solver does not take rows of so many weights."""
+        if self.size == "row":
+            check_size(self.made, self.solver_name, width)
+            check_groups(self.made, self.solver_name, width // pattern.of if pattern.of else 1, width)
 
     @abc.abstractmethod
     def states(self, task: LayerTask) -> MakeState:
@@ -89,13 +106,17 @@ class RowBlocks(LayerMethod):
 
     def descend(self, task: LayerTask, so_far: Decision) -> DescentResult:
         """What blocks make of the mask so far; every budget keeps its count."""
+        width = task.weight.shape[1]
+        self.check_rows(width, task.pattern)
         settings = Descent(
             self.made,
-            self.size,
+            width if self.size == "row" else self.size,
             self.max_sweeps,
+            row_swaps=self.row_swaps,
             seed=task.run_seed,
             block_time=self.block_time,
             handling=replace(self.handling, journal=task.answers),
+            whole_rows=self.size == "row",
         )
         stays = task.stays if self.traits.protects else None
         return descend_rows(

@@ -196,6 +196,7 @@ def trade_offs(
     *,
     ax: Axes | None = None,
     levels: Mapping[str, float] | None = None,
+    deviations: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     x_label: str = "seconds",
     y_label: str = "",
 ) -> Axes:
@@ -208,6 +209,7 @@ def trade_offs(
             marker.
         ax: where to draw; a new figure if left out.
         levels: values of y that cost next to nothing, by name.
+        deviations: of x and y of each point, in the order of its series, drawn as bars where they are above 0.
         x_label, y_label: what x and y are, with their units.
 
     >>> from qubo_prune import plot
@@ -217,7 +219,8 @@ def trade_offs(
     kinds = list(dict.fromkeys(kind for marks in series.values() for *_, kind in marks))
     markers = {kind: MARKERS[place % len(MARKERS)] for place, kind in enumerate(kinds)}
     seen: list[float] = []
-    for place, (_, marks) in enumerate(series.items()):
+    for place, (name, marks) in enumerate(series.items()):
+        _deviation_bars(ax, marks, (deviations or {}).get(name, ()), look(place)["color"])
         style = {name: value for name, value in look(place).items() if name != "marker"}
         shown = sorted(mark for mark in marks if math.isfinite(mark[1]))
         seen += [y for _, y, _ in shown]
@@ -239,6 +242,14 @@ def trade_offs(
     ]
     legend(ax, [*lines, *ax.get_legend_handles_labels()[0]])
     return ax
+
+
+def _deviation_bars(ax: Axes, marks: Sequence[Mark], deviations: Sequence[tuple[float, float]], color: str) -> None:
+    """Bars of some points, in x to the left no further than to a tenth, since a logarithmic axis has no zero."""
+    for (x, y, _), (across, along) in zip(marks, deviations, strict=False):
+        if math.isfinite(y) and (across > 0 or along > 0):
+            width = [[min(across, 0.9 * x)], [across]]
+            ax.errorbar(x, y, xerr=width, yerr=along, fmt="none", ecolor=color, elinewidth=0.9, capsize=2)
 
 
 def comparison(result: Comparison, path: str | Path) -> None:

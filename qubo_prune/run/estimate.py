@@ -380,7 +380,7 @@ def _groups(plan: Plan, layers: Sequence[Layer], densities: Mapping[str, float])
         kept = sum(plan.pattern.num_kept(shape, densities[layer.name]) for layer in found)
         descent = plan.chain.blocks
         blocks = None if descent is None else descent.max_sweeps
-        size = None if descent is None else min(descent.size, shape[1])
+        size = None if descent is None else descent.size_in(shape[1])
         groups.append(LayerGroup(name, len(found), shape, kept, blocks, size))
     return tuple(groups)
 

@@ -70,10 +70,16 @@ _TIED = (
 
 
 def densities_of(plan: Plan, layers: Sequence[Layer]) -> dict[str, float]:
-    """Kept shares of the layers before an allocation; raises :class:`InputError` if the pattern does not fit one."""
+    """Kept shares of the layers before an allocation.
+
+    Raises:
+        InputError: the pattern does not fit a layer, or blocks are whole rows and its rows are none of the solver's.
+    """
     found = densities_by_name(plan.densities, [layer.name for layer in layers], plan.density)
     for layer in layers:
         plan.pattern.check(found[layer.name], layer.name, layer.shape[1])
+        if plan.chain.blocks is not None:
+            plan.chain.blocks.check_rows(layer.shape[1], plan.pattern)
     return found
 
 

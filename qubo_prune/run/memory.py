@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.devices import room
+from qubo_prune.methods.row_blocks import RowBlocks
 from qubo_prune.models.layers import Layer, within
 from qubo_prune.run.plan import Plan
 
@@ -233,8 +234,17 @@ def _work(layer: Layer, plan: Plan, guarded: bool) -> int:
     if plan.updates:  # factors of the Gram, inverses for batches of rows
         work += 4 * 8 * square + _ARRAYS * 8 * min(_ENTRIES, d_out * square)
     elif plan.chain.blocks is not None:  # fields and costs of flips
-        work += 4 * 8 * matrix
+        work += 4 * 8 * matrix + _row_problems(plan.chain.blocks, square)
     return gram + work
+
+
+def _row_problems(blocks: RowBlocks, square: int) -> int:
+    """Bytes of the matrices of whole rows, where blocks are these and the solver does not take them in batches."""
+    can = blocks.made.capabilities
+    if blocks.size != "row" or (can.batched and can.cardinality):
+        return 0
+    # each process has one and the next waits for it: the matrix, what the solver makes of it, and what is sent
+    return _ARRAYS * 8 * square * 2 * max(1, blocks.handling.workers)
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:

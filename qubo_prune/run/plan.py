@@ -161,6 +161,7 @@ class Plan:
             "solver_settings": str(blocks.made) if blocks else None,
             "block_time": blocks.block_time if blocks else None,
             "polish": blocks.polish if blocks else None,
+            "row_swaps": blocks.row_swaps if blocks else None,
             "max_sweeps": blocks.max_sweeps if blocks else None,
             "max_time": self.max_time,
             "seed": self.seed,

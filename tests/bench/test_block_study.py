@@ -28,6 +28,7 @@ from qubo_prune.methods.registry import choose
 from qubo_prune.models.layers import Layer, find_layers
 from qubo_prune.solver import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
 from qubo_prune.solver.registry import make_solver
+from qubo_prune.tables import rendered
 
 QAOA = "qaoa(layers=1, maxiter=5)"
 #: They read the same input, so that neither sees what became of the other; 24 rows of 16 weights.
@@ -68,15 +69,23 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def study(sources: dict[str, Any]) -> BlockStudy:
-    return study_blocks(**sources | {"solvers": f"greedy,exact,{QAOA}", "sizes": [4, 8, 16]})
+    """With swaps over whole rows after the blocks."""
+    return study_blocks(**sources | {"solvers": f"greedy,exact,{QAOA}", "sizes": [4, 8, 16], "row_swaps": True})
+
+
+@pytest.fixture(scope="module")
+def alone(sources: dict[str, Any]) -> BlockStudy:
+    """As it is by default, nothing behind the blocks; with whole rows and seeds."""
+    fickle = "qaoa(layers=1, maxiter=0, shots=2)"
+    return study_blocks(**sources | {"solvers": f"exact,{fickle}", "sizes": [8, "row"], "seeds": 3, "seed": 5})
 
 
 def without_times(point: Point) -> Point:
-    return dataclasses.replace(point, block_seconds=0.0, search_seconds=0.0, seconds=0.0)
+    return dataclasses.replace(point, block_seconds=0.0, search_seconds=0.0, seconds=0.0, seed=0)
 
 
 def timeless(study: BlockStudy) -> list[Point]:
-    """The points, but for what the clock said."""
+    """The points, but for what the clock said, and their seeds."""
     return [without_times(point) for point in study.points]
 
 
@@ -159,7 +168,7 @@ def test_a_study_is_the_same_for_the_same_seed(sources: dict[str, Any]) -> None:
 
 
 def test_every_point_begins_with_the_dense_weights(study: BlockStudy, sources: dict[str, Any]) -> None:
-    other = study_blocks(**sources | {"solvers": "exact,greedy", "sizes": [16, 4]})
+    other = study_blocks(**sources | {"solvers": "exact,greedy", "sizes": [16, 4], "row_swaps": True})
     for point in other.points:
         (same,) = (p for p in study.points if (p.solver, p.block_size) == (point.solver, point.block_size))
         assert without_times(same) == without_times(point)
@@ -175,7 +184,7 @@ def test_swaps_within_blocks_hide_what_a_solver_is_worth(sources: dict[str, Any]
 
 
 def test_more_sweeps_are_more_blocks(study: BlockStudy, sources: dict[str, Any]) -> None:
-    more = study_blocks(**sources | {"solvers": "exact", "sizes": [4]}, max_sweeps=5).points[2]
+    more = study_blocks(**sources | {"solvers": "exact", "sizes": [4], "row_swaps": True}, max_sweeps=5).points[2]
     once = study.of("exact", 4)[0]
     assert 2 * ROWS < more.steps <= 6 * ROWS
     assert more.block_error < once.block_error
@@ -206,13 +215,63 @@ def test_solvers_of_one_count_take_no_blocks_of_several_groups(sources: dict[str
         LeftOut("own", 8, "it takes one count, and blocks of this size hold several groups of 2:4"),
     )
     (point,) = study.of("own")
-    assert (point.block_error, point.steps) == (pytest.approx(1), 2 * ROWS)
+    assert (point.block_error, point.steps) == (pytest.approx(1), ROWS)
+    rows = study_blocks(**sources | {"solvers": [own, Entrant("exact", "exact", {})], "sizes": ["row"]}, pattern="2:4")
+    assert rows.left_out == (
+        LeftOut("own", "row", "it takes one count, and blocks of this size hold several groups of 2:4"),
+    )
+
+
+def test_nothing_follows_the_blocks_unless_asked(alone: BlockStudy) -> None:
+    for point in alone.points[2:]:
+        assert point.layer_error == pytest.approx(point.block_error, rel=1e-5)
+        assert point.steps == ROWS
+    assert alone.settings["row_swaps"] is False
+    text = " ".join(str(alone).split())
+    assert "at the end" not in text
+    assert "after the blocks; ppl" in text
+
+
+def test_whole_rows_are_a_size_of_their_own(alone: BlockStudy) -> None:
+    assert [(p.solver, p.block_size, p.seed) for p in alone.points[2:8]] == [
+        ("exact", size, seed) for size in (8, "row") for seed in (5, 6, 7)
+    ]
+    assert alone.settings["sizes"] == [8, "row"]
+    (fickle,) = alone.left_out
+    assert (fickle.block_size, fickle.reason) == ("row", "it takes at most 14 variables")
+    best = alone.of("exact", "row")[0].block_error
+    assert all(best <= point.block_error * (1 + 1e-6) for point in alone.points)
+    assert alone.points[2].title == "exact, blocks of 8, none"
+    assert alone.points[5].title == "exact, whole rows, none"
+
+
+def test_seeds_are_told_with_their_deviation(alone: BlockStudy, tmp_path: Path) -> None:
+    wanda, swaps, exact, rows, fickle = alone.means
+    assert [len(mean.points) for mean in alone.means] == [1, 1, 3, 3, 3]
+    assert exact.deviation("block_error") == rows.deviation("perplexity") == wanda.deviation("seconds") == 0
+    values = [point.block_error for point in fickle.points]
+    mean = sum(values) / 3
+    assert fickle.of("block_error") == pytest.approx(mean)
+    assert fickle.deviation("block_error") == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
+    assert fickle.deviation("block_error") > 0
+    alone.save(tmp_path / "study")
+    with (tmp_path / "study" / "means.csv").open(encoding="utf-8") as file:
+        told = list(csv.DictReader(file))
+    assert [row["solver"] for row in told] == [mean.solver for mean in alone.means]
+    assert [float(row["block_error_deviation"]) for row in told] == [m.deviation("block_error") for m in alone.means]
+    assert json.loads((tmp_path / "study" / "results.json").read_text())["means"] == [m.to_dict() for m in alone.means]
+    table = str(alone)
+    assert f"{fickle.of('block_error'):.4f} ±{fickle.deviation('block_error'):.4f}" in table
+    assert "standard deviation over 3 seeds" in " ".join(table.split())
+    assert max(map(len, rendered(alone.table(), 80).splitlines())) <= 80
+    assert swaps.to_dict()["seeds"] == 1
 
 
 def test_the_files_hold_the_points(study: BlockStudy, tmp_path: Path) -> None:
     study.save(tmp_path / "study")
     assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [
         ".qubo-prune.json",
+        "means.csv",
         "points.csv",
         "results.json",
         "study.png",
@@ -242,6 +301,15 @@ def test_the_picture_names_solvers_sizes_and_baselines(study: BlockStudy, tmp_pa
         assert f"<!-- {name} -->" in content
 
 
+def test_the_picture_of_blocks_alone_names_whole_rows_and_has_bars(alone: BlockStudy, tmp_path: Path) -> None:
+    alone.plot(tmp_path / "study.svg")
+    content = (tmp_path / "study.svg").read_text(encoding="utf-8")
+    for name in ("exact", SWAPS, "block of 8", "whole rows", "seconds of the search", "perplexity"):
+        assert f"<!-- {name} -->" in content
+    assert "seconds of the blocks" not in content
+    assert content.count('id="LineCollection') >= 2
+
+
 def test_a_perplexity_without_bound_is_null_and_leaves_the_picture_whole(study: BlockStudy, tmp_path: Path) -> None:
     lost = dataclasses.replace(study, points=tuple(dataclasses.replace(p, perplexity=math.inf) for p in study.points))
     lost.save(tmp_path)
@@ -269,6 +337,8 @@ def test_the_layers_that_are_taken_by_default() -> None:
         ({"sizes": [1]}, "block_size is 1"),
         ({"sizes": []}, "at least; name one of each"),
         ({"sizes": [8, 8]}, "The block size 8 is given twice"),
+        ({"sizes": ["rows"]}, "block_size is 'rows' .*'row' for whole rows"),
+        ({"seeds": 0}, "seeds is 0"),
         (
             {"solvers": "qaoa", "sizes": [64, 128]},
             r"\(qaoa at 64: it takes at most 14 variables; qaoa at 128: .*\); give other sizes",
@@ -293,6 +363,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_loaded(arguments: dict[s
     [
         ({"sizes": [4, 20]}, "A block of 20 fits no layer: of the 2 to prune, the widest has 16 inputs"),
         ({"include": ["*.nothing"]}, "matches none of the 14 prunable layers"),
+        ({"solvers": "qaoa", "sizes": ["row"]}, r"\(qaoa at row: it takes at most 14 variables\); give other sizes"),
         ({"samples": 4000}, "give more text"),
         ({"sequence_length": 100}, "takes at most 64 tokens"),
     ],

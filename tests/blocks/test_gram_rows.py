@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
 import pytest
 import torch
+from qubo_prune_solvers.exact import Exact
+from qubo_prune_solvers.greedy import Greedy
 from reference import Layer, random_layer
 
-from qubo_prune.blocks.gram_rows import LayerState
+from qubo_prune.blocks.gram_rows import LayerState, descend
+from qubo_prune.blocks.rows import Descent, DescentResult
 from qubo_prune.masks import Pattern
+from qubo_prune.solver import BatchRequest, BatchResult, Capabilities, Solver, SolveRequest, SolveResult
 
 
 def state_of(layer: Layer, keep: torch.Tensor, pattern: str = "row") -> LayerState:
@@ -125,3 +134,120 @@ def test_the_state_writes_neither_to_weights_nor_to_the_mask(rng):
     assert torch.equal(layer.weight, before[0])
     assert torch.equal(keep, before[1])
     assert torch.equal(layer.gram.matrix, before[2])
+
+
+# -- whole rows as blocks
+
+
+@dataclass(frozen=True)
+class Noting(Solver):
+    """Greedy, which notes what it is given."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(batched=True, stochastic=False)
+    seen: list[BatchRequest] = field(default_factory=list)
+
+    def solve(self, request: SolveRequest, /) -> SolveResult:
+        raise NotImplementedError
+
+    def solve_batch(self, request: BatchRequest, /) -> BatchResult:
+        self.seen.append(request)
+        return Greedy().solve_batch(request)
+
+
+def whole_rows(layer: Layer, keep: torch.Tensor, pattern: str, solver: Solver, **changes: Any) -> DescentResult:
+    settings = Descent(solver, **{"row_swaps": False, "whole_rows": True, **changes})
+    return descend(layer.weight, layer.gram, keep, Pattern.parse(pattern), settings)
+
+
+def masks(pattern: str, width: int, kept: int) -> Iterator[torch.Tensor]:
+    """Every keep mask of a row that has its counts, one after another."""
+    size = Pattern.parse(pattern).of or width
+    for bits in itertools.product((False, True), repeat=width):
+        row = torch.tensor(bits)
+        if (row.reshape(-1, size).sum(1) == kept).all():
+            yield row
+
+
+@pytest.mark.parametrize(("pattern", "kept"), [("row", 3), ("row", 6), ("2:4", 2), ("layer", 4)])
+@pytest.mark.parametrize("block_size", [2, 64])  # of no meaning with whole rows
+def test_whole_rows_decided_exactly_are_the_best_of_all_masks(rng, pattern, kept, block_size):
+    layer = random_layer(rng, 3, 8)
+    keep = layer.random_keep(pattern, (kept * 2 if pattern == "2:4" else kept) / 8)
+    if pattern == "layer":  # each row has the count that it begins with, until budget moves
+        keep = layer.random_keep("row", kept / 8)
+        keep[0, int((~keep[0]).nonzero()[0])], keep[1, int(keep[1].nonzero()[0])] = True, False
+    found = whole_rows(layer, keep, "row" if pattern == "layer" else pattern, Exact(), block_size=block_size)
+    for row in range(3):
+        own = kept if pattern == "2:4" else int(keep[row].sum())
+        best = min(
+            float(layer.row_errors(layer.weight * other)[row])
+            for other in masks("row" if pattern == "layer" else pattern, 8, own)
+        )
+        assert float(layer.row_errors(layer.weight * found.keep)[row]) == pytest.approx(best, rel=1e-9)
+    assert found.trace[-1].energy == pytest.approx(layer.error(found.keep), rel=1e-9)
+    assert found.solver_gain == pytest.approx(layer.error(keep) - layer.error(found.keep), rel=1e-9)
+
+
+def test_budget_moves_between_whole_rows_without_swaps_that_nobody_asked_for(rng):
+    weight = torch.linspace(0.2, 3.0, 10, dtype=torch.float64)[:, None]
+    layer = random_layer(rng, 10, 12)
+    layer = Layer(layer.weight * weight, layer.inputs, layer.gram)
+    keep = layer.random_keep("row", 0.5)
+    within = whole_rows(layer, keep, "row", Exact())
+    across = whole_rows(layer, keep, "layer", Exact())
+    swapped = whole_rows(layer, keep, "layer", Exact(), row_swaps=True)
+    assert int(across.keep.sum()) == int(keep.sum())
+    assert layer.error(swapped.keep) < layer.error(across.keep) < layer.error(within.keep)
+    for result in (within, across, swapped):
+        assert result.trace[-1].energy == pytest.approx(layer.error(result.keep), rel=1e-9)
+    # a row that moved no budget is as the solver left it
+    still = (across.keep.sum(1) == within.keep.sum(1)).nonzero()[:, 0]
+    changed = (across.keep.sum(1) != within.keep.sum(1)).nonzero()[:, 0]
+    assert len(changed)
+    assert torch.equal(across.keep[still], within.keep[still])
+
+
+@pytest.mark.parametrize("pattern", ["row", "layer", "2:4"])
+def test_a_batch_of_whole_rows_shares_the_gram_and_has_the_energies_of_the_layer(rng, pattern):
+    layer, solver = random_layer(rng, 40, 12, dead=(3, 4)), Noting()
+    keep = layer.random_keep(pattern, 0.5)
+    keep[0], keep[1] = (True, False) if pattern == "row" else (keep[0], keep[1])
+    result = whole_rows(layer, keep, pattern, solver)
+    (request,) = solver.seen
+    problems = request.problems
+    movable = 38 if pattern == "row" else 40
+    assert (problems.shared, problems.num_rows, problems.num_variables) == (True, movable, 10)  # the alive ones
+    assert problems.num_groups == (3 if pattern == "2:4" else 1)
+    first = len(keep) - movable
+    alive = [column for column in range(12) if column not in (3, 4)]
+    for row in range(5):
+        before = layer.row_errors(layer.weight * keep)[first + row]
+        for seed in range(4):
+            x = problems.problem(row).labels * 0
+            x[torch.randperm(10, generator=torch.Generator().manual_seed(seed))[:4]] = 1
+            other = keep.clone()
+            other[first + row, alive] = torch.tensor(x == 0)
+            after = layer.row_errors(layer.weight * other)[first + row]
+            assert problems.problem(row).energy(x) == pytest.approx(float(after - before), abs=1e-10)
+    assert torch.equal(result.keep[:, [3, 4]], keep[:, [3, 4]])
+    torch.testing.assert_close(request.flip_costs, problems.flip_costs(request.warm_start))
+
+
+def test_whole_rows_go_in_parts_of_bounded_memory(rng, monkeypatch):
+    layer = random_layer(rng, 70, 8)
+    monkeypatch.setattr("qubo_prune.blocks.gram_rows.in_parts", lambda rows, entries: torch.split(rows, 160 // entries))
+    solver, keep = Noting(), layer.random_keep("row", 0.5)
+    parts = whole_rows(layer, keep, "row", solver, block_time=3.0)
+    assert [request.problems.num_rows for request in solver.seen] == [20, 20, 20, 10]
+    assert len({request.seed for request in solver.seen}) == 4
+    assert {request.row_time_limit for request in solver.seen} == {3.0}  # each row's
+    monkeypatch.undo()
+    assert torch.equal(parts.keep, whole_rows(layer, keep, "row", Greedy()).keep)
+
+
+def test_a_row_that_gained_gets_its_row_again_and_the_others_rest(rng):
+    layer, solver = random_layer(rng, 12, 10), Noting()
+    keep = layer.random_keep("row", 0.5)
+    whole_rows(layer, keep, "row", solver, max_sweeps=3)
+    assert len(solver.seen) == 2  # a swap optimum is one the second time, too
+    assert solver.seen[1].problems.num_rows <= solver.seen[0].problems.num_rows == 12

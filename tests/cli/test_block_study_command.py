@@ -55,6 +55,7 @@ def test_a_study_end_to_end(common: list[str], tmp_path: Path) -> None:
     assert code == 0, errors
     assert sorted(path.name for path in out.iterdir()) == [
         ".qubo-prune.json",
+        "means.csv",
         "points.csv",
         "results.json",
         "study.png",
@@ -96,12 +97,15 @@ def test_a_folder_that_holds_something_is_left_alone(common: list[str], tmp_path
 
 def test_json_is_the_result(common: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    asked = [*common, "--solvers", "exact", "--sizes", "8", "--block-times", "none", "--max-time", "none", "--polish"]
-    code, printed, errors = call(*asked, "--json", "--output", out)
+    asked = [*common, "--solvers", "exact", "--sizes", "8,row", "--block-times", "none", "--max-time", "none"]
+    more = ["--polish", "--row-swaps", "--seeds", "2", "--seed", "3"]
+    code, printed, errors = call(*asked, *more, "--json", "--output", out)
     assert (code, errors) == (0, "")
     assert json.loads(printed) == json.loads((out / "results.json").read_text(encoding="utf-8"))
     settings = json.loads(printed)["settings"]
     assert (settings["max_time"], settings["polish"], settings["block_times"]) == (None, True, [None])
+    assert (settings["row_swaps"], settings["sizes"], settings["seed"], settings["seeds"]) == (True, [8, "row"], 3, 2)
+    assert [point["seed"] for point in json.loads(printed)["points"][2:]] == [3, 4, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +114,9 @@ def test_json_is_the_result(common: list[str], tmp_path: Path) -> None:
         (["--solvers", "gredy"], "There is no solver 'gredy' (did you mean 'greedy'"),
         (["--solvers", "neal(reads=2)"], "has no setting 'reads' (did you mean 'num_reads'"),
         (["--solvers", "neal("], "The solvers 'neal(' are not understood"),
-        (["--sizes", "12,many"], "The numbers '12,many' are not understood; give whole ones"),
-        (["--sizes", ""], "The numbers '' are not understood"),
+        (["--sizes", "12,many"], "The block sizes '12,many' are not understood; give whole numbers from 2 on, or row"),
+        (["--sizes", ""], "The block sizes '' are not understood"),
+        (["--seeds", "0"], "seeds is 0"),
         (["--sizes", "1"], "block_size is 1"),
         (["--solvers", "qaoa", "--sizes", "64"], "No solver takes any of the block sizes (qaoa at 64: it takes"),
         (["--block-times", "1ms,soon"], "The time 'soon' is not understood; give a positive number such as 90s"),

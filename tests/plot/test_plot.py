@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -494,6 +495,17 @@ def test_quality_shows_lines_and_levels() -> None:
     assert list(lines["iCBS"].get_ydata()) == [0.5, 0.8]
     assert lines["dense"].get_linestyle() == "--"
     assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "seconds", "accuracy, share")
+
+
+def test_trade_offs_have_bars_of_their_deviations() -> None:
+    marks = {"tabu": [(1.0, 0.8, "a"), (4.0, 0.5, "b"), (5.0, math.inf, "b")], "neal": [(2.0, 0.6, "a")]}
+    spread = {"tabu": [(2.0, 0.1), (0.0, 0.0), (1.0, math.nan)]}
+    ax = plot.trade_offs(marks, ax=figure().subplots(), deviations=spread)
+    (bar,) = ax.containers  # of the one point that has a deviation and is drawn
+    (across, along) = (line.get_segments()[0] for line in bar.lines[2])
+    assert across.tolist() == [pytest.approx([0.1, 0.8]), [3.0, 0.8]]  # a logarithmic axis has no zero
+    assert along.tolist() == [pytest.approx([1.0, 0.7]), pytest.approx([1.0, 0.9])]
+    assert not plot.trade_offs(marks, ax=figure().subplots()).containers
 
 
 def test_trade_offs_have_the_lowest_by_each_cost() -> None:

@@ -43,6 +43,7 @@ def kept(masks: KeepMasks) -> int:
         {},
         {"density": 0.3, "pattern": "layer"},
         {"pattern": "2:4"},
+        {"block_size": "row", "row_swaps": False},
         {"method": "wanda"},
         {"method": "admm", "update": "refit"},
         {"method": "compensated"},

@@ -42,6 +42,14 @@ def test_the_parts_follow_what_they_are_of() -> None:
     assert foreseen(plan(method="compensated")).undo > usual.undo
 
 
+def test_whole_rows_have_a_matrix_each_only_where_the_solver_needs_one() -> None:
+    usual, batched = foreseen(plan()), foreseen(plan(block_size="row", solver="tabu"))
+    assert batched.layer == usual.layer
+    one, two = (foreseen(plan(block_size="row", solver="neal", workers=count)) for count in (1, 2))
+    assert usual.layer < one.layer < two.layer
+    assert two.layer - one.layer == one.layer - usual.layer > 0
+
+
 def test_on_the_disk_more_decoder_layers_and_windows_take_no_more_but_for_masks() -> None:
     few, many = (foreseen(plan(), True, 4 * n, num_hidden_layers=2 * n) for n in (1, 10))
     assert (few.weights, few.states, few.layer) == (many.weights, many.states, many.layer)
