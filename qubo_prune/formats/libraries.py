@@ -6,15 +6,16 @@ Every function is pure and reads Q as a dense matrix, so a problem in factor for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.errors import InputError
+from qubo_prune.problem.named import by_position
 from qubo_prune.problem.penalty import least_strength, multipliers, penalised
-from qubo_prune.problem.qubo import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo, binary
 from qubo_prune.solver.dispatch import solve
 from qubo_prune.solver.swaps.greedy import Greedy
 
@@ -129,6 +130,37 @@ def assignment_from_spins(spins: ArrayLike | Mapping[int, int]) -> NDArray[np.bo
     if not np.isin(values, (-1, 1)).all():
         raise InputError(f"The spins hold {np.unique(values)[:8].tolist()}; only -1 and +1 are allowed.")
     return np.asarray(values == 1)
+
+
+def assignments_from_sampleset(
+    samples: dimod.SampleSet, names: BlockQubo | Sequence[Hashable] | int
+) -> NDArray[np.bool_]:
+    """Assignments ``(k, n)``, True = prune, of the samples of another sampler, binary or spins, in their order.
+
+    Args:
+        samples: k of them; one that was found several times counts once.
+        names: of the variables, by position: the problem, a list of names, or n for 0 to n-1.
+
+    Raises:
+        InputError: it is no sample set, lacks a variable or has one too many, or holds other values than its type has.
+
+    >>> result = solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))
+    >>> assignments_from_sampleset(result.to_sampleset(), 2)
+    array([[ True, False]])
+    """
+    if not (hasattr(samples, "record") and hasattr(samples, "variables")):
+        raise InputError(f"The samples are of type {type(samples).__name__}; give a dimod.SampleSet.")
+    called = names.names if isinstance(names, BlockQubo) else range(names) if isinstance(names, int) else names
+    places = {variable: place for place, variable in enumerate(samples.variables)}
+    columns = by_position(places, called, "The sample set")
+    values = np.asarray(samples.record.sample)[:, columns]
+    kind = getattr(samples.vartype, "name", "")
+    if kind == "SPIN":
+        return np.atleast_2d(assignment_from_spins(values))
+    try:
+        return binary(values, "The samples hold")
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
 
 
 def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticProgram:

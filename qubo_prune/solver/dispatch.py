@@ -12,9 +12,9 @@ import os
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from qubo_prune.clock import Deadline, shortest
 from qubo_prune.devices import out_of_memory
 from qubo_prune.errors import InputError, SolverError, as_sentence
 from qubo_prune.precision import pinned
+from qubo_prune.problem.named import Unsaid, by_position
 from qubo_prune.problem.penalty import least_strength, multipliers, penalised, temperature_range
 from qubo_prune.problem.qubo import BlockQubo, FactorForm, binary
 from qubo_prune.problem.reduction import WIDE, Reduction, careful_swaps, reduced, wide
@@ -49,6 +50,9 @@ from qubo_prune.solver.interface import (
 from qubo_prune.solver.registry import make_solver
 from qubo_prune.solver.swaps.greedy import Greedy
 from qubo_prune.solver.workers import Crash, NotBegun, Overrun, Workers
+
+if TYPE_CHECKING:
+    import dimod
 
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.problem.penalty`.
 PENALTY_FACTOR = 0.25
@@ -82,12 +86,14 @@ class Handling:
 
 @pinned()
 def solve(
-    problem: BlockQubo,
+    problem: BlockQubo | dimod.BinaryQuadraticModel | Mapping[tuple[Hashable, Hashable], float],
     solver: str | Solver = "greedy",
     seed: int = 0,
     time_limit: float | str | None = None,
-    warm_start: ArrayLike | None = None,
+    warm_start: ArrayLike | Mapping[Hashable, int] | None = None,
     *,
+    num_pruned: int | Sequence[int] | Unsaid | None = Unsaid.COUNT,
+    labels: ArrayLike | Mapping[Hashable, int] | None = None,
     num_answers: int = 1,
     polish: bool = True,
     penalty: float | None = None,
@@ -96,13 +102,16 @@ def solve(
     """Solve one block QUBO and verify the answer.
 
     Args:
-        problem: the block QUBO.
+        problem: the block QUBO; or a dimod binary quadratic model, or a dict ``{(i, j): value}``, for which
+            ``num_pruned`` has to be given. Of those, ``result.sample`` and ``result.to_sampleset()`` are by name.
         solver: a registered name, ``package.module:Class``, ``dimod:package.module:Sampler`` or
             another adapter, or a :class:`Solver`.
         seed: every random choice follows from it.
         time_limit: wall-clock seconds, also as text such as ``"5s"``, or ``None``. A solver that does not watch it is
             ended then.
-        warm_start: a feasible assignment ``(n,)``; the result is never worse than it.
+        warm_start: a feasible assignment ``(n,)``, or a dict from names; the result is never worse than it.
+        num_pruned: the counts of a model or dict, as in :meth:`BlockQubo.from_bqm`: ``None`` for any number.
+        labels: the groups of its variables, likewise.
         num_answers: how many assignments are wanted at most, best first.
         polish: improve answers that are no swap optima by best swaps; ``ledger`` keeps the energies
             before and after apart.
@@ -114,16 +123,21 @@ def solve(
         The verified result: counts exact, energies recomputed in float64, best first.
 
     Raises:
-        InputError: unknown solver, infeasible warm start, or more variables than the solver takes.
+        InputError: unknown solver, infeasible warm start, more variables than the solver takes, or a model of which
+            nothing is said how many variables are to be 1.
         SolverError: the solver failed and there is no warm start to fall back on.
 
     >>> from qubo_prune import BlockQubo, solve
     >>> solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1), solver="exact").energy
     1.0
     """
+    named = _block_qubo(problem, num_pruned, labels)
+    problem = named.without_names()
     chosen = make_solver(solver, **settings)
     name = solver if isinstance(solver, str) else type(chosen).__name__
     check_size(chosen, name, problem.num_variables)
+    if isinstance(warm_start, Mapping):
+        warm_start = by_position(warm_start, named.names, "warm_start")
     start = None if warm_start is None else _checked_start(problem, warm_start)
     limit = as_limit("time_limit", time_limit)
     seed = checked_seed(seed)
@@ -134,7 +148,28 @@ def solve(
     call = _Call(chosen, name, handling)
     asked = _Asked.of(SolveRequest(problem, start, seed, limit, num_answers))
     result = call.finish(asked, call.start(asked))
-    return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
+    names = None if problem is named else named.names
+    return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began, names=names)
+
+
+def _block_qubo(
+    problem: Any,
+    num_pruned: int | Sequence[int] | Unsaid | None,
+    labels: ArrayLike | Mapping[Hashable, int] | None,
+) -> BlockQubo:
+    """The problem, made of a model or a dict if it is one."""
+    if isinstance(problem, BlockQubo):
+        if labels is not None or not isinstance(num_pruned, Unsaid):
+            raise InputError("A BlockQubo has its own counts; leave out num_pruned and labels, or give them to it.")
+        return problem
+    if isinstance(problem, Mapping):
+        return BlockQubo.from_qubo(problem, num_pruned, labels)
+    if not hasattr(problem, "vartype"):
+        raise InputError(
+            f"The problem is of type {type(problem).__name__}; give a BlockQubo, a dimod.BinaryQuadraticModel, or a "
+            "dict {(i, j): value}."
+        )
+    return BlockQubo.from_bqm(problem, num_pruned, labels)
 
 
 def workers_for(solver: Solver, workers: int | None) -> int:

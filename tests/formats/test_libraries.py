@@ -7,11 +7,13 @@ import dimod
 import numpy as np
 import pytest
 from reference import feasible_points, random_problem
+from unchecked import without_type_checks
 
 import qubo_prune.formats.libraries
 from qubo_prune.errors import InputError
 from qubo_prune.formats.libraries import (
     assignment_from_spins,
+    assignments_from_sampleset,
     from_cqm,
     suggested_penalty,
     to_bqm,
@@ -20,6 +22,7 @@ from qubo_prune.formats.libraries import (
     to_quadratic_program,
 )
 from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.solver.dispatch import solve
 
 LABELS = [0, 1, 0, 1, 1, 0]
 
@@ -232,3 +235,60 @@ def test_suggested_penalty_leads_near_the_counts_and_stays_far_below_the_safe_ru
 
 def test_the_examples_in_the_docstrings_hold():
     assert doctest.testmod(qubo_prune.formats.libraries).failed == 0
+
+
+# --- sample sets --------------------------------------------------------------------------------------
+
+
+def samples(values: object, names: list, vartype: str = "BINARY") -> dimod.SampleSet:
+    return dimod.SampleSet.from_samples((np.array(values), names), vartype, energy=np.zeros(len(values)))
+
+
+def test_a_sample_set_is_read_by_name_and_in_its_order():
+    binary = samples([[1, 0, 0], [0, 0, 1]], ["c", "a", "b"])
+    expected = [[False, False, True], [False, True, False]]
+    assert assignments_from_sampleset(binary, ["a", "b", "c"]).tolist() == expected
+    spins = binary.change_vartype("SPIN", inplace=False)
+    assert assignments_from_sampleset(spins, ["a", "b", "c"]).tolist() == expected
+    problem = BlockQubo(np.eye(3), 1, names=["b", "c", "a"])
+    assert assignments_from_sampleset(spins, problem).tolist() == [[False, True, False], [True, False, False]]
+    numbers = samples([[1, 0]], [1, 0])
+    assert assignments_from_sampleset(numbers, 2).tolist() == [[False, True]]
+    assert assignments_from_sampleset(numbers, BlockQubo(np.eye(2), 1)).tolist() == [[False, True]]
+
+
+def test_a_sample_set_has_the_variables_of_the_problem_and_no_others():
+    with pytest.raises(InputError, match=r"^The sample set lacks 'c'; give a value for each of 'a', 'b', 'c'"):
+        assignments_from_sampleset(samples([[0, 1]], ["a", "b"]), ["a", "b", "c"])
+    with pytest.raises(InputError, match=r"^The sample set names 'slack'; give"):
+        assignments_from_sampleset(samples([[0, 1]], ["a", "slack"]), ["a"])
+    with pytest.raises(InputError, match=r"hold \[0, 2\]; only 0 and 1"):
+        assignments_from_sampleset(samples([[0, 2]], ["a", "b"]), ["a", "b"])
+    with pytest.raises(InputError, match="spins hold"):
+        assignments_from_sampleset(samples([[0, 1]], ["a", "b"], "SPIN"), ["a", "b"])
+    with without_type_checks(), pytest.raises(InputError, match=r"of type list; give a dimod\.SampleSet"):
+        assignments_from_sampleset([[0, 1]], 2)
+
+
+def test_results_go_to_a_sample_set_and_back(rng):
+    qubo = {(i, j): float(rng.normal()) for i in "dacb" for j in "dacb"}
+    result = solve(qubo, "neal", num_pruned=2, num_answers=3, polish=False, num_reads=20)
+    found = result.to_sampleset()
+    assert list(found.variables) == list(result.names) == list("dacb")
+    assert found.vartype is dimod.BINARY
+    assert found.record.num_occurrences.tolist() == [1] * len(result.energies)
+    assert np.array_equal(found.record.energy, result.energies)
+    assert found.info["status"] == result.status.name
+    assert found.first.sample == result.sample
+    for sample, energy in found.data(["sample", "energy"]):
+        assert sum(v * sample[i] * sample[j] for (i, j), v in qubo.items()) == pytest.approx(energy)
+        assert sum(sample.values()) == 2
+    for there in (found, found.change_vartype("SPIN", inplace=False)):
+        assert np.array_equal(assignments_from_sampleset(there, result.names), result.assignments)
+
+
+def test_a_result_without_names_has_numbers():
+    result = solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], 1))
+    assert result.names is None
+    assert result.sample == {0: 1, 1: 0}
+    assert list(result.to_sampleset().variables) == [0, 1]
