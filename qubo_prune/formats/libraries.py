@@ -1,4 +1,4 @@
-"""Block QUBOs as problems of other libraries: dimod, Ising spins, qiskit-optimization.
+"""Block QUBOs as problems of other libraries: dimod, Ising spins, dwave-optimization, and the two of Qiskit.
 
 Every function is pure and reads Q as a dense matrix, so a problem in factor form is densified here.
 ``x_i = 1`` means *prune* on either side.
@@ -7,12 +7,13 @@ Every function is pure and reads Q as a dense matrix, so a problem in factor for
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.errors import InputError
+from qubo_prune.plugins import check_requirements
 from qubo_prune.problem.named import by_position
 from qubo_prune.problem.penalty import least_strength, multipliers, penalised
 from qubo_prune.problem.qubo import BlockQubo, binary
@@ -21,6 +22,8 @@ from qubo_prune.solver.swaps.greedy import Greedy
 
 if TYPE_CHECKING:
     import dimod
+    import dwave.optimization
+    import qiskit_addon_opt_mapper
     import qiskit_optimization
 
 
@@ -176,6 +179,30 @@ def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticPro
     import qiskit_optimization
 
     program = qiskit_optimization.QuadraticProgram("block_qubo")
+    _fill_program(program, problem)
+    return program
+
+
+def to_optimization_problem(problem: BlockQubo) -> qiskit_addon_opt_mapper.OptimizationProblem:
+    """The same as :func:`to_quadratic_program` for qiskit-addon-opt-mapper, which has to be installed.
+
+    Objective, names of the variables and constraints are those of :func:`to_quadratic_program`.
+
+    Raises:
+        SolverError: the package is not installed.
+    """
+    check_requirements(
+        "to_optimization_problem", [("qiskit_addon_opt_mapper", "qiskit-addon-opt-mapper")], "conversion"
+    )
+    import qiskit_addon_opt_mapper
+
+    program = qiskit_addon_opt_mapper.OptimizationProblem("block_qubo")
+    _fill_program(program, problem)
+    return program
+
+
+def _fill_program(program: Any, problem: BlockQubo) -> None:
+    """Variables, objective and counts; the two libraries of Qiskit call them alike."""
     names = [program.binary_var(f"x{i}").name for i in range(problem.num_variables)]
     couplings = problem.dense() * (1 - np.eye(problem.num_variables))
     program.minimize(constant=problem.offset, linear=problem.diagonal, quadratic=couplings)
@@ -183,7 +210,60 @@ def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticPro
         members = {names[i]: 1 for i in np.flatnonzero(problem.labels == group)}
         if members:
             program.linear_constraint(members, "==", count, f"group_{group}")
-    return program
+
+
+def to_dwave_optimization(problem: BlockQubo) -> dwave.optimization.Model:
+    """A model of dwave-optimization, as D-Wave's hybrid nonlinear solver takes it, with the counts as constraints.
+
+    Its only decision is a binary array of n, the assignment: ``next(model.iter_decisions())``. The objective is
+    ``E(x)``, the offset included; there is one constraint ``sum_{i in g} x_i == m_g`` for each group that has
+    variables. Factor form is densified. :func:`assignments_from_dwave_optimization` reads answers.
+
+    Raises:
+        InputError: the problem has no variables.
+        SolverError: the package dwave-optimization is not installed.
+    """
+    check_requirements("to_dwave_optimization", [("dwave.optimization", "dwave-optimization")], "conversion")
+    from dwave.optimization import Model
+
+    n = problem.num_variables
+    if not n:
+        raise InputError("The problem has no variables, and a model of dwave-optimization needs one.")
+    model = Model()
+    x = model.binary(n)
+    pairs = 2 * problem.dense()
+    first, second = np.triu(pairs, 1).nonzero()
+    if len(first):
+        energy = model.quadratic_model(x, (pairs[first, second], (first, second)), problem.diagonal)
+    else:  # which is no quadratic model
+        energy = (x * model.constant(problem.diagonal)).sum()
+    model.minimize(energy + model.constant(problem.offset))
+    for group, count in enumerate(problem.num_pruned):
+        members = np.flatnonzero(problem.labels == group)
+        if len(members):
+            model.add_constraint(x[model.constant(members)].sum() == model.constant(count))
+    return model
+
+
+def assignments_from_dwave_optimization(model: dwave.optimization.Model) -> NDArray[np.bool_]:
+    """Assignments ``(k, n)``, True = prune, of the k states that a solver left in a model.
+
+    Args:
+        model: one of :func:`to_dwave_optimization`.
+
+    Raises:
+        InputError: the model has no state, or another decision than one array of binary variables.
+    """
+    decisions, states = list(model.iter_decisions()), model.states.size()
+    if len(decisions) != 1 or decisions[0].ndim() != 1 or not states:
+        raise InputError(
+            f"The model has {len(decisions)} decisions and {states} states; give one that to_dwave_optimization made, "
+            "once it has been solved."
+        )
+    try:
+        return binary(np.array([decisions[0].state(k) for k in range(states)]), "The states hold")
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
 
 
 def suggested_penalty(problem: BlockQubo) -> float:

@@ -10,15 +10,18 @@ from reference import feasible_points, random_problem
 from unchecked import without_type_checks
 
 import qubo_prune.formats.libraries
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, SolverError
 from qubo_prune.formats.libraries import (
     assignment_from_spins,
+    assignments_from_dwave_optimization,
     assignments_from_sampleset,
     from_cqm,
     suggested_penalty,
     to_bqm,
     to_cqm,
+    to_dwave_optimization,
     to_ising,
+    to_optimization_problem,
     to_quadratic_program,
 )
 from qubo_prune.problem import BlockQubo, FactorForm
@@ -292,3 +295,70 @@ def test_a_result_without_names_has_numbers():
     assert result.names is None
     assert result.sample == {0: 1, 1: 0}
     assert list(result.to_sampleset().variables) == [0, 1]
+
+
+# --- optimization models -------------------------------------------------------------------------------
+
+
+def test_the_addon_of_qiskit_gets_the_same_program(problem):
+    pytest.importorskip("qiskit_addon_opt_mapper", reason="qiskit-addon-opt-mapper is not installed")
+    program, before = to_optimization_problem(problem), to_quadratic_program(problem)
+    assert [v.name for v in program.variables] == [v.name for v in before.variables]
+    for x in all_points(problem.num_variables):
+        assert program.objective.evaluate(x) == close(problem.energy(x))
+        assert program.is_feasible(x) == problem.is_feasible(x)
+    told = [(c.name, c.linear.to_dict(), c.sense.name, c.rhs) for c in program.linear_constraints]
+    assert told == [(c.name, c.linear.to_dict(), c.sense.name, c.rhs) for c in before.linear_constraints]
+
+
+def test_a_model_of_dwave_optimization_has_the_energies_and_the_counts(problem):
+    pytest.importorskip("dwave.optimization", reason="dwave-optimization is not installed")
+    if not problem.num_variables:
+        with pytest.raises(InputError, match="no variables"):
+            to_dwave_optimization(problem)
+        return
+    model, points = to_dwave_optimization(problem), all_points(problem.num_variables)
+    (x,) = model.iter_decisions()
+    assert model.num_constraints() == sum(group in problem.labels for group in range(problem.num_groups))
+    model.states.resize(len(points))
+    with model.lock():
+        for place, point in enumerate(points):
+            x.set_state(place, point)
+            assert float(model.objective.state(place)) == close(problem.energy(point))
+            assert model.feasible(place) == problem.is_feasible(point)
+    assert np.array_equal(assignments_from_dwave_optimization(model), points.astype(bool))
+
+
+def test_a_free_problem_has_no_constraint_in_dwave_optimization():
+    pytest.importorskip("dwave.optimization", reason="dwave-optimization is not installed")
+    assert to_dwave_optimization(BlockQubo(np.eye(3), None)).num_constraints() == 0
+
+
+def test_answers_are_read_from_solved_models_only():
+    optimization = pytest.importorskip("dwave.optimization", reason="dwave-optimization is not installed")
+    with pytest.raises(InputError, match="1 decisions and 0 states"):
+        assignments_from_dwave_optimization(to_dwave_optimization(BlockQubo(np.eye(2), 1)))
+    model = optimization.Model()
+    model.minimize((model.integer(3, lower_bound=0, upper_bound=5) + model.binary(3)).sum())
+    with pytest.raises(InputError, match="2 decisions"):
+        assignments_from_dwave_optimization(model)
+    model = optimization.Model()
+    numbers = model.integer(2, lower_bound=0, upper_bound=5)
+    model.minimize(numbers.sum())
+    model.states.resize(1)
+    numbers.set_state(0, [5, 0])
+    with pytest.raises(InputError, match=r"states hold \[0.0, 5.0\]; only 0 and 1"):
+        assignments_from_dwave_optimization(model)
+
+
+@pytest.mark.parametrize(
+    ("convert", "module", "package"),
+    [
+        (to_optimization_problem, "qiskit_addon_opt_mapper", "qiskit-addon-opt-mapper"),
+        (to_dwave_optimization, "dwave.optimization", "dwave-optimization"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(monkeypatch, convert, module, package):
+    monkeypatch.setattr("qubo_prune.plugins._importable", lambda name: name != module)
+    with pytest.raises(SolverError, match=rf"The conversion '{convert.__name__}' needs .*: pip install {package}$"):
+        convert(BlockQubo(np.eye(2), 1))

@@ -35,7 +35,9 @@ def test_a_model_has_the_energies_of_its_problem_everywhere(rng, vartype, dtype)
         values = x if vartype == "BINARY" else [2 * value - 1 for value in x]
         expected = float(bqm.energy(dict(zip(problem.names, values, strict=True))))
         # a model in single precision computes its energy so
-        assert problem.energy(np.array(x)) == pytest.approx(expected, rel=1e-6, abs=1e-6 if dtype is np.float32 else 1e-12)
+        assert problem.energy(np.array(x)) == pytest.approx(
+            expected, rel=1e-6, abs=1e-6 if dtype is np.float32 else 1e-12
+        )
 
 
 def test_a_view_of_spins_is_a_model_too(rng):
