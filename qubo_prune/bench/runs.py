@@ -44,7 +44,7 @@ from qubo_prune.ranks import check_alone
 from qubo_prune.report.report import machine, versions
 from qubo_prune.solver.clusters import joblib_backend
 from qubo_prune.solver.dispatch import solve
-from qubo_prune.solver.interface import Solver, Status, derive_seed
+from qubo_prune.solver.interface import Solver, SolveResult, Status, derive_seed
 
 TABLE = "rows.csv"
 INFO = "run.json"
@@ -64,6 +64,10 @@ BASELINES = ("wanda+swaps", "random+swaps")
 def latest(limit: float) -> float:
     """Seconds up to which a solve counts as within its limit: a process or a step of a solver may take longer."""
     return 2 * limit + 0.1
+
+
+#: What a result told of quantum hardware, in the note of its row.
+_QPU_SECONDS = re.compile(r"(?:^|; )qpu_seconds: (\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=;|$)")
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,12 @@ class Row:
     def key(self) -> tuple[str, str, str, int, float]:
         """What no other row has: problem, solver with settings, seed and limit."""
         return (self.sha256, self.solver, self.settings, self.seed, self.time_limit)
+
+    @property
+    def qpu_seconds(self) -> float | None:
+        """For how long quantum hardware was used, if the note tells; tables of before had no column for it."""
+        found = _QPU_SECONDS.search(self.note)
+        return None if found is None else float(found[1])
 
 
 class RunTable:
@@ -513,8 +523,14 @@ def solve_task(task: Task) -> Row:
             status=result.status.name,
             seconds=seconds,
             cpu_seconds=cpu_seconds,
-            note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
+            note=_note(result),
         )
+
+
+def _note(result: SolveResult) -> str:
+    """What the solver told; hardware first, since notes are cut."""
+    first = {} if result.qpu_seconds is None else {"qpu_seconds": result.qpu_seconds}
+    return "; ".join(f"{name}: {value}" for name, value in (first | dict(result.info)).items())
 
 
 def _failed(asked: dict[str, Any], task: Task, start: NDArray[np.bool_], seconds: float, note: str) -> Row:

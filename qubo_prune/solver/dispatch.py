@@ -63,6 +63,8 @@ PROVEN_SHARE = 1e-6
 _POLISH = Greedy()
 #: What a result's ``info`` says of how it came about, which reports repeat.
 _TOLD = ("isolation", "disbelieved", "workers")
+#: What it says of the use of hardware, which stays true of an answer that is not taken.
+_OF_HARDWARE = ("qpu_seconds", "timing")
 
 
 @dataclass(frozen=True)
@@ -435,7 +437,7 @@ class _Call:
             _raise_if_machine_failed(error, self._name, f"a problem of {problem.num_variables} variables")
             return self._fallback(problem, start, Status.FAILED, f"{type(error).__name__}: {error}", error)
         if not len(answers):
-            return self._fallback(problem, start, Status.INFEASIBLE, unusable)
+            return self._fallback(problem, start, Status.INFEASIBLE, unusable, told=result.info)
         if unusable:
             told = {**dict(result.info), "disbelieved": unusable}
             result = dataclasses.replace(result, assignments=answers, info=told)
@@ -448,7 +450,7 @@ class _Call:
         problem, start, can = request.problem, request.warm_start, self._solver.capabilities
         feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
         if can.cardinality and not feasible.any():
-            return self._fallback(problem, start, Status.INFEASIBLE, "no answer meets the counts")
+            return self._fallback(problem, start, Status.INFEASIBLE, "no answer meets the counts", told=result.info)
         # what misses a count is repaired only for solvers that were not asked to meet it
         corrected = answers[feasible] if can.cardinality else np.stack([repair(problem, x) for x in answers])
         corrected, energies = best_first(problem, corrected, request.num_answers)
@@ -468,7 +470,8 @@ class _Call:
         worse = energy_start is not None and energies[0] > energy_start
         # the start itself, given back, may differ in its last digits
         if alone and worse and start is not None and not np.array_equal(corrected[0], start):
-            kept = self._fallback(problem, start, Status.NOT_IMPROVED, f"answer had energy {energies[0]:.6g}")
+            detail = f"answer had energy {energies[0]:.6g}"
+            kept = self._fallback(problem, start, Status.NOT_IMPROVED, detail, told=info)
             return dataclasses.replace(kept, ledger=ledger, lower_bound=bound)
         return dataclasses.replace(
             result, assignments=corrected, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
@@ -535,10 +538,13 @@ class _Call:
         status: Status,
         detail: str,
         cause: BaseException | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> SolveResult:
+        """The warm start in place of an answer; what hardware was used for the answer was used."""
         if start is None:
             raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
-        return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
+        used = {name: value for name, value in (told or {}).items() if name in _OF_HARDWARE}
+        return single_answer(problem, start, status, info=used | {"instead": "warm start", "detail": detail})
 
 
 def _terms(problem: BlockQubo, x: NDArray[np.bool_]) -> float:
