@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
@@ -316,7 +317,7 @@ def run_suite(
     output: str | Path,
     *,
     instances: Sequence[Instance] | None = None,
-    time_limits: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
+    time_limits: Sequence[float | str] = (0.03, 0.1, 0.3, 1.0),
     seeds: int = 3,
     workers: int | None = None,
     backend: str = "loky",
@@ -333,7 +334,7 @@ def run_suite(
         entrants: solvers with settings; the baselines are added.
         output: folder of the run.
         instances: which of the suite; all if left out.
-        time_limits: wall-clock seconds of a solve, each a column of the anytime curves.
+        time_limits: of a solve, in wall-clock seconds or as ``"100ms"``, each a column of the anytime curves.
         seeds: how many.
         workers: solves at a time; one per core if left out.
         backend: of joblib: ``loky``, ``threading``, ``dask``, ``dask:ADDRESS``, ``ray`` or ``ray:ADDRESS``.
@@ -385,9 +386,12 @@ def _deaths_told(solvers: Mapping[str, Solver]) -> Iterator[None]:
         ) from error
 
 
-def checked_limits(time_limits: Sequence[float], seeds: int, workers: int | None) -> list[float]:
-    """The limits, ascending, each once; :class:`InputError` if one of the arguments cannot be."""
-    limits = sorted(set(time_limits))
+def checked_limits(time_limits: Sequence[float | str], seeds: int, workers: int | None) -> list[float]:
+    """The limits in seconds, ascending, each once; :class:`InputError` if one of the arguments cannot be."""
+    if isinstance(time_limits, str):
+        raise InputError(f"The time limits are {time_limits!r}; give a list, such as ['100ms', '1s'] or [0.1, 1.0].")
+    seconds = {parse_seconds(limit) or 0.0 if isinstance(limit, str) else float(limit) for limit in time_limits}
+    limits = sorted(seconds)
     if not limits or not all(0 < limit < np.inf for limit in limits):
         raise InputError(f"The time limits are {list(time_limits)}; give positive numbers of seconds.")
     if seeds < 1:
