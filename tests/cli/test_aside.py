@@ -147,8 +147,8 @@ def test_output_is_given_back_after_an_error(capfd: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_without_standard_output_or_errors_it_does_no_harm(folder: Path) -> None:
-    for closed in (">&-", "2>&-"):
-        command = f"{sys.executable} -m qubo_prune.cli solve problem.json --output {closed[0]}.json -q {closed}"
+    for name, closed in (("output", ">&-"), ("errors", "2>&-")):
+        command = f"{sys.executable} -m qubo_prune.cli solve problem.json --output {name}.json -q {closed}"
         done = subprocess.run(["sh", "-c", command], cwd=folder, check=False, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert json.loads((folder / f"{closed[0]}.json").read_text())["energy"] == 1.0
+        assert json.loads((folder / f"{name}.json").read_text())["energy"] == 1.0
