@@ -37,6 +37,7 @@ SMALL = {
     "compare": TEXTS + "--samples 4 --eval-samples 3 --text novel.txt",
     "eval": "--text novel.txt --sequence-length 16",
     "bench blocks": TEXTS + "--samples 4 --eval-samples 3 --text novel.txt --sizes 8 --include *.1.mlp.*",
+    "bench solvers": "--solvers greedy,tabu --time-limits 20ms,60ms --seeds 1 --workers 1 --backend sequential",
     "bench garment": DIGITS + "--blocks 3",
     "bench mlpnet": DIGITS + "--blocks 3",
     "bench vit": DESCENT + "--blocks 3",
