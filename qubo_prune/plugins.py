@@ -101,11 +101,11 @@ def import_object(kind: str, name: str, target: str) -> Any:
         ) from error
 
 
-def check_requirements(name: str, requires: Iterable[tuple[str, str]]) -> None:
+def check_requirements(name: str, requires: Iterable[tuple[str, str]], kind: str = "solver") -> None:
     """Raise :class:`SolverError`, with the command to run, if a module that a solver needs is missing."""
     packages = [package for module, package in requires if not _importable(module)]
     if packages:
-        raise SolverError(f"The solver {name!r} needs a package that is missing: pip install {' '.join(packages)}")
+        raise SolverError(f"The {kind} {name!r} needs a package that is missing: pip install {' '.join(packages)}")
 
 
 def _importable(module: str) -> bool:

@@ -294,7 +294,8 @@ class SolverContract:
         start = _start(problem)
         if not solver.capabilities.anytime:
             result = dispatch.solve(problem, solver, time_limit=TIME_LIMIT, warm_start=start)
-            require("isolation" not in result.info, str(result.info.get("isolation")))
+            if "isolation" in result.info:
+                raise NotApplicable(str(result.info["isolation"]))
             return
         given = _request(solver, problem, start, time_limit=TIME_LIMIT)
         try:
@@ -315,9 +316,13 @@ class SolverContract:
             _check_batch_time(solver, n)
 
     def test_other_processes(self, solver: Solver) -> None:
-        """The solver and its result can be sent to another process, and it answers alike there."""
+        """It answers alike in another process, and its result comes back; one that cannot be sent stays in this one."""
         n = _size(solver)
         given = _request(solver, _random(n, n // 2))
+        try:
+            Workers(solver, 1)
+        except TypeError as error:
+            raise NotApplicable(f"{error}; it runs in the caller's process, which no time limit ends") from None
         copy = _copied(solver, "the solver")
         require(isinstance(copy, Solver), "a copy of the solver is none")
         there, here = _copied(copy.solve(_copied(given, "the request")), "its result"), solver.solve(given)

@@ -7,10 +7,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import dimod
 import numpy as np
 import pytest
 import tiny
 import torch
+from qubo_prune_solvers.exact import Exact
 from unchecked import without_type_checks
 
 from qubo_prune import BlockQubo, estimate_run, prune, solve
@@ -130,6 +132,8 @@ class NoSolver:
         (lambda problem: problem, "The solver is a function; give it by name, as callable:module:function"),
         (Solver, "The solver is the class Solver; give its name, or an instance"),
         (int, "The solver is the class int; give"),
+        (Exact, r"The solver is the class Exact; give its name, or an instance of it, such as Exact\(\)\.$"),
+        (dimod.ExactSolver(), "of type ExactSolver, which is no Solver; .* of a dimod sampler dimod:package"),
     ],
 )
 def test_what_is_no_solver(solver: Any, said: str) -> None:

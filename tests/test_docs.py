@@ -222,7 +222,9 @@ def sources(example: Path) -> list[str]:
 
 
 def test_the_plug_in_page_quotes_its_example() -> None:
-    quoted = [block for language in ("python", "toml") for block in blocks(DOCS / "plug-in.md", language)]
+    every = [block for language in ("python", "toml") for block in blocks(DOCS / "plug-in.md", language)]
+    # the others are files of their own, which tests/test_plug_in_page.py runs
+    quoted = [block for block in every if not block.startswith("# my_")]
     assert len(quoted) == 3
     for block in quoted:
         assert any(block in source for source in sources(EXAMPLE)), f"not in the example:\n{block}"

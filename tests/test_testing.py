@@ -31,6 +31,7 @@ from qubo_prune.solver import (
     SolveRequest,
     SolveResult,
     Status,
+    dispatch,
     ranked_answers,
 )
 from qubo_prune.testing import SolverContract, check_names, check_solver, minimum, run_check
@@ -364,11 +365,41 @@ class Held(Lottery):
     lock: Any = dataclasses.field(default_factory=threading.Lock)
 
 
-def test_a_solver_that_cannot_be_sent_is_caught():
-    assert "the solver cannot be sent to another process" in run_check("other_processes", Held()).message
-    outcome = run_check("time_limit", Held())
-    assert outcome.passed is None
-    assert "nothing could end it" in outcome.message
+@dataclass(frozen=True)
+class HeldBrute(Brute):
+    """The same, and does not watch the clock."""
+
+    lock: Any = dataclasses.field(default_factory=threading.Lock)
+
+
+@pytest.mark.parametrize("solver", [Held(), HeldBrute()])
+def test_a_solver_that_cannot_be_sent_passes_and_stays_in_the_callers_process(solver):
+    outcomes = {outcome.name: outcome for outcome in check_solver(solver)}
+    assert [outcome for outcome in outcomes.values() if outcome.passed is False] == []
+    for name in ("other_processes", "time_limit"):
+        assert outcomes[name].passed is None
+        assert "it cannot be sent to another process: TypeError" in outcomes[name].message
+    problem = random_problem(np.random.default_rng(0), 6, 3)
+    result = dispatch.solve(problem, solver, time_limit="20s")
+    assert ("isolation" in result.info) == (not solver.capabilities.anytime)
+
+
+def fail_to_return() -> Solver:
+    raise ZeroDivisionError("it does not come back")
+
+
+@dataclass(frozen=True)
+class Lost(Lottery):
+    """Can be sent, and cannot be made again there."""
+
+    def __reduce__(self):
+        return fail_to_return, ()
+
+
+def test_a_solver_that_is_lost_on_the_way_is_caught():
+    outcome = run_check("other_processes", Lost())
+    assert outcome.passed is False
+    assert "the solver cannot be sent to another process: ZeroDivisionError" in outcome.message
 
 
 def numbers(request: BatchRequest) -> BatchResult:

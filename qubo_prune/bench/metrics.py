@@ -90,7 +90,8 @@ class Results(Shown):
                 rows[(*row.key, row.machine)] = row
         if not rows:
             raise InputError(f"There are no rows yet in {', '.join(map(str, folders))}.")
-        frame = pd.DataFrame([vars(row) for row in rows.values()])
+        frame = pd.DataFrame([vars(row) | {"qpu_seconds": row.qpu_seconds} for row in rows.values()])
+        frame["qpu_seconds"] = frame.qpu_seconds.astype(float)
         solvers = [label for call in calls for label in call["solvers"] if label in set(frame.solver)]
         # the asked ones too: where all solvers ended early, the long limits have no rows of their own
         limits = {*frame.time_limit.tolist(), *(limit for call in calls for limit in call["time_limits"])}
@@ -179,8 +180,9 @@ class Results(Shown):
 
         ``raw``, ``repaired``, ``final``, ``to_bound``: median gaps in percent; ``mean``: of the final gap; ``success``:
         share; ``feasible``: mean share of answers that met the count before repair; ``proven``: solves that ended
-        in a proof; ``seconds``, ``cpu``: medians; ``tts``, ``tts_low``, ``tts_high``: seconds. ``_low`` and ``_high``
-        of ``final``, ``mean`` and ``success`` are those of :func:`bootstrapped`: what other instances would have given.
+        in a proof; ``seconds``, ``cpu``: medians; ``qpu``: median of those that tell of hardware, a column only if
+        some do; ``tts``, ``tts_low``, ``tts_high``: seconds. ``_low`` and ``_high`` of ``final``, ``mean`` and
+        ``success`` are those of :func:`bootstrapped`: what other instances would have given.
         """
         table = self.at() if solves is None else solves
         lines = []
@@ -206,6 +208,7 @@ class Results(Shown):
                     "proven": int(own.optimal.sum()),
                     "seconds": own.seconds.median(),
                     "cpu": own.cpu_seconds.median(),
+                    **({"qpu": own.qpu_seconds.median()} if self._on_hardware else {}),
                     "tts": time_to_solution(seconds, hits / trials),
                     "tts_low": time_to_solution(seconds, sure.high),
                     "tts_high": time_to_solution(seconds, sure.low),
@@ -213,6 +216,11 @@ class Results(Shown):
                 }
             )
         return pd.DataFrame(lines)
+
+    @property
+    def _on_hardware(self) -> bool:
+        """True if some solve tells for how long it used a quantum processor."""
+        return bool(self.rows.qpu_seconds.notna().any())
 
     def anytime(self, solves: pd.DataFrame | None = None) -> pd.DataFrame:
         """Mean gap to the best known in percent: one line per limit, one column per solver."""
@@ -274,6 +282,7 @@ class Results(Shown):
             "\nsuccess",
             "\nproven",
             "\ns",
+            *(["qpu\ns"] if self._on_hardware else []),
         ):
             first = column == "\nsolver"
             table.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
@@ -286,6 +295,7 @@ class Results(Shown):
                 f"{line['success']:.2f}",
                 str(line["proven"]),
                 f"{line['seconds']:.3g}",
+                *(["-" if math.isnan(line["qpu"]) else f"{line['qpu']:.3g}"] if self._on_hardware else []),
             )
         return table
 
@@ -350,7 +360,7 @@ class Results(Shown):
                     "Time to Solution": _NOT_KNOWN if best is None else hits[name, solver],
                     "CPU Runtime": own.cpu_seconds.mean(),
                     "GPU Runtime": 0,
-                    "QPU Runtime": 0,
+                    "QPU Runtime": own.qpu_seconds.sum(),
                     "Other HW Runtime": 0,
                     "Remarks": f"{solver} {own.settings.iloc[0]}",
                 }

@@ -139,6 +139,7 @@ _SHOWN = {
     "feasible": "feasible",
     "seconds": "s",
     "cpu": "cpu s",
+    "qpu": "qpu s",
     "tts": "tts s",
 }
 

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
@@ -44,7 +45,7 @@ from qubo_prune.ranks import check_alone
 from qubo_prune.report.report import machine, versions
 from qubo_prune.solver.clusters import joblib_backend
 from qubo_prune.solver.dispatch import solve
-from qubo_prune.solver.interface import Solver, Status, derive_seed
+from qubo_prune.solver.interface import Solver, SolveResult, Status, derive_seed
 
 TABLE = "rows.csv"
 INFO = "run.json"
@@ -64,6 +65,10 @@ BASELINES = ("wanda+swaps", "random+swaps")
 def latest(limit: float) -> float:
     """Seconds up to which a solve counts as within its limit: a process or a step of a solver may take longer."""
     return 2 * limit + 0.1
+
+
+#: What a result told of quantum hardware, in the note of its row.
+_QPU_SECONDS = re.compile(r"(?:^|; )qpu_seconds: (\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=;|$)")
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,12 @@ class Row:
     def key(self) -> tuple[str, str, str, int, float]:
         """What no other row has: problem, solver with settings, seed and limit."""
         return (self.sha256, self.solver, self.settings, self.seed, self.time_limit)
+
+    @property
+    def qpu_seconds(self) -> float | None:
+        """For how long quantum hardware was used, if the note tells; tables of before had no column for it."""
+        found = _QPU_SECONDS.search(self.note)
+        return None if found is None else float(found[1])
 
 
 def digits_of(x: NDArray[np.bool_]) -> str:
@@ -334,7 +345,7 @@ def run_suite(
     output: str | Path,
     *,
     instances: Sequence[Instance] | None = None,
-    time_limits: Sequence[float] = (0.03, 0.1, 0.3, 1.0),
+    time_limits: Sequence[float | str] = (0.03, 0.1, 0.3, 1.0),
     seeds: int = 3,
     workers: int | None = None,
     backend: str = "loky",
@@ -351,7 +362,7 @@ def run_suite(
         entrants: solvers with settings; the baselines are added.
         output: folder of the run.
         instances: which of the suite; all if left out.
-        time_limits: wall-clock seconds of a solve, each a column of the anytime curves.
+        time_limits: of a solve, in wall-clock seconds or as ``"100ms"``, each a column of the anytime curves.
         seeds: how many.
         workers: solves at a time; one per core if left out.
         backend: of joblib: ``loky``, ``threading``, ``dask``, ``dask:ADDRESS``, ``ray`` or ``ray:ADDRESS``.
@@ -403,9 +414,12 @@ def _deaths_told(solvers: Mapping[str, Solver]) -> Iterator[None]:
         ) from error
 
 
-def checked_limits(time_limits: Sequence[float], seeds: int, workers: int | None) -> list[float]:
-    """The limits, ascending, each once; :class:`InputError` if one of the arguments cannot be."""
-    limits = sorted(set(time_limits))
+def checked_limits(time_limits: Sequence[float | str], seeds: int, workers: int | None) -> list[float]:
+    """The limits in seconds, ascending, each once; :class:`InputError` if one of the arguments cannot be."""
+    if isinstance(time_limits, str):
+        raise InputError(f"The time limits are {time_limits!r}; give a list, such as ['100ms', '1s'] or [0.1, 1.0].")
+    seconds = {parse_seconds(limit) or 0.0 if isinstance(limit, str) else float(limit) for limit in time_limits}
+    limits = sorted(seconds)
     if not limits or not all(0 < limit < np.inf for limit in limits):
         raise InputError(f"The time limits are {list(time_limits)}; give positive numbers of seconds.")
     if seeds < 1:
@@ -551,9 +565,15 @@ def solve_task(task: Task) -> Row:
             status=result.status.name,
             seconds=seconds,
             cpu_seconds=cpu_seconds,
-            note="; ".join(f"{name}: {value}" for name, value in result.info.items()),
+            note=_note(result),
             answer=digits_of(result.assignment),
         )
+
+
+def _note(result: SolveResult) -> str:
+    """What the solver told; hardware first, since notes are cut."""
+    first = {} if result.qpu_seconds is None else {"qpu_seconds": result.qpu_seconds}
+    return "; ".join(f"{name}: {value}" for name, value in (first | dict(result.info)).items())
 
 
 def _failed(asked: dict[str, Any], task: Task, start: NDArray[np.bool_], seconds: float, note: str) -> Row:

@@ -115,6 +115,7 @@ class Record:
         proven: the solver proved its answer optimal.
         seconds: wall-clock of the whole solve, framework included.
         status: how it ended.
+        qpu_seconds: for how long quantum hardware was used; ``None`` if the solver tells of none.
     """
 
     family: str
@@ -131,6 +132,7 @@ class Record:
     proven: bool
     seconds: float
     status: str
+    qpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +196,8 @@ class SolverBenchmark(Shown):
             title_justify="left",
             caption=f"medians; {self.machine.get('processor', '')}, one core",
         )
-        for name in ("solver", "raw %", "repaired %", "final %", "worst %", "proven", "ms", "in batch"):
+        columns = ["solver", "raw %", "repaired %", "final %", "worst %", "proven", "ms", "in batch"]
+        for name in columns + ["qpu ms"] * self._on_hardware:
             table.add_column(name, justify="left" if name == "solver" else "right", no_wrap=name == "solver")
         groups: dict[str, list[Record]] = {}
         for record in self.records:
@@ -202,7 +205,7 @@ class SolverBenchmark(Shown):
         for name, records in groups.items():
             count = len({(r.family, r.instance) for r in records})
             start = self._gaps(records, "start")
-            table.add_row(f"[bold]{escape(name)}[/bold], {count} problems", *[""] * 7)
+            table.add_row(f"[bold]{escape(name)}[/bold], {count} problems")
             table.add_row("  (Wanda's start)", "", "", _percent(start), f"{100 * max(start):.1f}", "", "", "")
             for solver in self.entrants:
                 table.add_row(f"  {escape(solver)}", *self._cells(records, solver))
@@ -211,14 +214,20 @@ class SolverBenchmark(Shown):
     def _cells(self, group: Sequence[Record], solver: str) -> tuple[str, ...]:
         records, names = [r for r in group if r.solver == solver], {r.family for r in group}
         if not records:
-            return ("-",) * 7
+            return ("-",) * (8 if self._on_hardware else 7)
         stages = (_percent(self._gaps(records, stage)) for stage in ("raw", "repaired", "energy"))
         worst = f"{100 * max(self._gaps(records, 'energy')):.1f}"
         count = sum(r.proven for r in records)
         proven = f"{count}/{len(records)}" if count else "-"
         seconds = _milliseconds(median(r.seconds for r in records))
         batch = [self.batched[name, solver] for name in names if (name, solver) in self.batched]
-        return *stages, worst, proven, seconds, _milliseconds(median(batch)) if batch else "-"
+        cells = (*stages, worst, proven, seconds, _milliseconds(median(batch)) if batch else "-")
+        used = [r.qpu_seconds for r in records if r.qpu_seconds is not None]
+        return (*cells, _milliseconds(median(used)) if used else "-") if self._on_hardware else cells
+
+    @property
+    def _on_hardware(self) -> bool:
+        return any(record.qpu_seconds is not None for record in self.records)
 
     def __rich__(self) -> Group:
         return Group(self.table(), *(Text(note) for note in _once(self.refused)))
@@ -350,6 +359,7 @@ def _record(
         result.status.name == "OPTIMAL",
         result.seconds,
         result.status.name,
+        result.qpu_seconds,
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from qubo_prune.choices import FORMATS
+from qubo_prune.cli.aside import aside
 from qubo_prune.cli.bench import bench
 from qubo_prune.cli.complete import method_names, one_of, some_of
 from qubo_prune.cli.help import Group, command, heading, say, unwrapped
@@ -158,12 +159,13 @@ def prune_command(
         hush_libraries()
         if settings["output"] is None and not dry_run:
             raise InputError("No folder is given for the pruned model; give --output, or --dry-run to see the plan.")
-        given, named, source = settings_given(settings), model, calibration
-        if images is not None:
-            named, tokenizer, source = _image_classifier(model, images, settings["device"])
-            given |= {"tokenizer": tokenizer, "loss": "classification"}
-        request = PruneRequest.of(named, source, kept_share(context, density, sparsity), settings=given)
-        report = (estimate_request if dry_run else run_request)(request, progress=not quiet)
+        with aside():
+            given, named, source = settings_given(settings), model, calibration
+            if images is not None:
+                named, tokenizer, source = _image_classifier(model, images, settings["device"])
+                given |= {"tokenizer": tokenizer, "loss": "classification"}
+            request = PruneRequest.of(named, source, kept_share(context, density, sparsity), settings=given)
+            report = (estimate_request if dry_run else run_request)(request, progress=not quiet)
         show(report, as_json, quiet)
         if isinstance(report, Report):
             tell_losses(report.warnings(), report.all_blocks_lost, shown=not (as_json or quiet))
@@ -239,9 +241,10 @@ def eval_command(
         check_source(text)
         check_windows(samples, sequence_length)
         bars = Progress(not quiet)
-        with bars.task(f"loading {model}", None):
-            loaded = load_model(model, dtype, device, trust_remote_code)
-        result = evaluate(loaded.model, loaded.tokenizer, text, samples, sequence_length, bars)
+        with aside():
+            with bars.task(f"loading {model}", None):
+                loaded = load_model(model, dtype, device, trust_remote_code)
+            result = evaluate(loaded.model, loaded.tokenizer, text, samples, sequence_length, bars)
         warnings = told_of(model)
         if as_json:
             sys.stdout.write(json.dumps(result.to_dict() | {"warnings": warnings}, indent=1) + "\n")
@@ -309,16 +312,17 @@ def compare_command(
         from qubo_prune.run.compare import compare
 
         hush_libraries()
-        result = compare(
-            model,
-            names(methods),
-            calibration=calibration,
-            text=names(text),
-            density=names(kept_shares(context, density, sparsity)),
-            eval_samples=eval_samples,
-            progress=not quiet,
-            **settings_given(settings),
-        )
+        with aside():
+            result = compare(
+                model,
+                names(methods),
+                calibration=calibration,
+                text=names(text),
+                density=names(kept_shares(context, density, sparsity)),
+                eval_samples=eval_samples,
+                progress=not quiet,
+                **settings_given(settings),
+            )
         show(result, as_json, quiet)
         if settings["output"] is not None and not quiet and not as_json:
             typer.echo(f"The model of the last method is in {settings['output']}.")
@@ -360,11 +364,12 @@ def solve_command(
         from qubo_prune.report.solve import Answer
         from qubo_prune.solver.dispatch import solve
 
-        settings, limit = settings_of(solver, set_), parse_seconds(time_limit)
+        with aside():
+            settings, limit = settings_of(solver, set_), parse_seconds(time_limit)
         if output is not None:
             output = check_file(output, Answer.is_saved, {"problem": problem})
         read = read_problem(problem, counts(num_pruned), format)
-        with Progress(not quiet).task(f"solving {problem.name} by {solver}", None):
+        with aside(), Progress(not quiet).task(f"solving {problem.name} by {solver}", None):
             result = solve(read, solver, seed, limit, num_answers=answers, polish=not no_polish, **settings)
         asked = {"settings": settings, "seed": seed, "time_limit": limit, "polish": not no_polish}
         answer = Answer(read, result, str(problem), asked)

@@ -12,6 +12,7 @@ import typer
 from qubo_prune.bench import CACHE
 from qubo_prune.choices import EXPERIMENT_METHODS
 from qubo_prune.cli import options
+from qubo_prune.cli.aside import aside
 from qubo_prune.cli.block_study import blocks_command
 from qubo_prune.cli.complete import some_of
 from qubo_prune.cli.derive import with_options
@@ -77,16 +78,17 @@ class _Asked:
         if self.seeds < 1:
             raise InputError(f"seeds is {self.seeds}; give a whole number from 1 on.")
         target = checked(output, True, needed)
-        result = run(
-            workload,
-            options.names(self.methods),
-            _shares(self.densities),
-            range(self.seeds),
-            {"max_blocks": self.blocks} | options.pairs("--loss-set", self.loss_set),
-            self.max_time,
-            [mark for mark in self.marks if mark < self.blocks],
-            ending.for_people,
-        )
+        with aside():
+            result = run(
+                workload,
+                options.names(self.methods),
+                _shares(self.densities),
+                range(self.seeds),
+                {"max_blocks": self.blocks} | options.pairs("--loss-set", self.loss_set),
+                self.max_time,
+                [mark for mark in self.marks if mark < self.blocks],
+                ending.for_people,
+            )
         ending.end(result, target)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qubo_prune.cli import options
+from qubo_prune.cli.aside import aside
 from qubo_prune.cli.derive import with_options
 from qubo_prune.cli.ending import Ending, checked
 from qubo_prune.cli.options import in_blocks, in_data, in_output, in_run, in_what, names
@@ -98,4 +99,6 @@ def blocks_command(
         options.hush_libraries()
         needed = {"model": asked.model, "calibration text": asked.calibration, "held-out text": asked.text}
         target = checked(output, overwrite, needed)
-        ending.end(study_blocks(**asked.arguments(context), progress=ending.for_people), target)
+        with aside():
+            study = study_blocks(**asked.arguments(context), progress=ending.for_people)
+        ending.end(study, target)

@@ -137,7 +137,8 @@ class Group(TyperGroup):
             return run()
         try:
             code = run()
-            sys.stdout.flush()
+            if sys.stdout is not None:  # whoever began us has closed it
+                sys.stdout.flush()
         except _REFUSALS as error:
             _end_refused(error)
         except BrokenPipeError:

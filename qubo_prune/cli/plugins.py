@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from qubo_prune.cli.aside import aside
 from qubo_prune.cli.complete import method_names, one_of, solver_names
 from qubo_prune.cli.options import (
     FAILED,
@@ -36,7 +37,9 @@ def solvers_command(as_json: Json = False) -> None:
     """
     from qubo_prune.solver.registry import available_adapters, describe_solvers
 
-    _list(describe_solvers(), as_json)
+    with aside():
+        found = describe_solvers()
+    _list(found, as_json)
     if not as_json:
         typer.echo(f"Adapters (NAME:package.module:Thing): {', '.join(available_adapters()) or 'none'}")
 
@@ -51,7 +54,9 @@ def methods_command(as_json: Json = False) -> None:
     hush_libraries()
     from qubo_prune.methods.registry import describe_methods
 
-    _list(describe_methods(), as_json)
+    with aside():
+        found = describe_methods()
+    _list(found, as_json)
 
 
 def _list(infos: Any, as_json: bool) -> None:
@@ -82,7 +87,8 @@ def check_solver_command(
         from qubo_prune.solver.registry import make_solver
         from qubo_prune.testing import check_names, run_check
 
-        made = make_solver(solver, **settings_of(solver, set_))
+        with aside():
+            made = make_solver(solver, **settings_of(solver, set_))
         _check(solver, check_names(), lambda name: run_check(name, made), quiet, as_json)
 
 
@@ -106,7 +112,8 @@ def check_method_command(
         from qubo_prune.methods.contract import method_check_names, run_method_check
         from qubo_prune.methods.registry import make_any
 
-        made = make_any(method, **pairs("--method-set", set_))
+        with aside():
+            made = make_any(method, **pairs("--method-set", set_))
         _check(method, method_check_names(), lambda name: run_method_check(name, made), quiet, as_json)
 
 
@@ -118,7 +125,7 @@ def _check(what: str, names: Sequence[str], run: Callable[[str], Any], quiet: bo
     from qubo_prune.tables import Table
 
     outcomes = []
-    with Progress(not quiet and not as_json).task(f"checking {what}", len(names)) as advance:
+    with aside(), Progress(not quiet and not as_json).task(f"checking {what}", len(names)) as advance:
         for name in names:
             outcomes.append(run(name))
             advance(1, name)

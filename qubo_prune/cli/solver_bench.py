@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qubo_prune.cli import options
+from qubo_prune.cli.aside import aside
 from qubo_prune.cli.complete import families as families_of
 from qubo_prune.cli.complete import one_of, suite_names
 from qubo_prune.cli.derive import with_options
@@ -53,7 +54,6 @@ class RunOptions:
             output: the folder.
             bars: a :class:`~qubo_prune.progress.Progress`.
         """
-        from qubo_prune.arguments import parse_seconds
         from qubo_prune.bench import run_report
         from qubo_prune.bench.making import load_suite
         from qubo_prune.bench.runs import FILES, SIGN, checked_limits, run_suite
@@ -63,8 +63,7 @@ class RunOptions:
         entrants = parse_entrants(self.solvers)
         for entrant in entrants:
             entrant.make()
-        limits = [parse_seconds(limit) or 0.0 for limit in names(self.time_limits)]
-        limits = checked_limits(limits, self.seeds, self.workers)
+        limits = checked_limits(names(self.time_limits), self.seeds, self.workers)
         widths, families = options.counts(self.sizes), None if self.families is None else names(self.families)
         check_added(output, (*FILES, *run_report.FILES), SIGN)
         suite = load_suite(self.suite, families=families, sizes=widths, progress=bars)
@@ -103,7 +102,8 @@ def solvers_command(
         from qubo_prune.progress import Progress
 
         options.hush_libraries()
-        asked.run(output, Progress(ending.for_people))
+        with aside():
+            asked.run(output, Progress(ending.for_people))
         results = Results.read(output)
         write_report(results, output)
         ending.end(results, written=f"{output / 'report.html'}, report.md, report.png, rows.csv, qoblib.csv")

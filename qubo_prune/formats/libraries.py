@@ -1,4 +1,4 @@
-"""Block QUBOs as problems of other libraries: dimod, Ising spins, qiskit-optimization.
+"""Block QUBOs as problems of other libraries: dimod, Ising spins, dwave-optimization, and the two of Qiskit.
 
 Every function is pure and reads Q as a dense matrix, so a problem in factor form is densified here.
 ``x_i = 1`` means *prune* on either side.
@@ -6,20 +6,24 @@ Every function is pure and reads Q as a dense matrix, so a problem in factor for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qubo_prune.errors import InputError
+from qubo_prune.plugins import check_requirements
+from qubo_prune.problem.named import by_position
 from qubo_prune.problem.penalty import least_strength, multipliers, penalised
-from qubo_prune.problem.qubo import BlockQubo
+from qubo_prune.problem.qubo import BlockQubo, binary
 from qubo_prune.solver.dispatch import solve
 from qubo_prune.solver.swaps.greedy import Greedy
 
 if TYPE_CHECKING:
     import dimod
+    import dwave.optimization
+    import qiskit_addon_opt_mapper
     import qiskit_optimization
 
 
@@ -162,6 +166,37 @@ def assignment_from_spins(spins: ArrayLike | Mapping[int, int]) -> NDArray[np.bo
     return np.asarray(values == 1)
 
 
+def assignments_from_sampleset(
+    samples: dimod.SampleSet, names: BlockQubo | Sequence[Hashable] | int
+) -> NDArray[np.bool_]:
+    """Assignments ``(k, n)``, True = prune, of the samples of another sampler, binary or spins, in their order.
+
+    Args:
+        samples: k of them; one that was found several times counts once.
+        names: of the variables, by position: the problem, a list of names, or n for 0 to n-1.
+
+    Raises:
+        InputError: it is no sample set, lacks a variable or has one too many, or holds other values than its type has.
+
+    >>> result = solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1))
+    >>> assignments_from_sampleset(result.to_sampleset(), 2)
+    array([[ True, False]])
+    """
+    if not (hasattr(samples, "record") and hasattr(samples, "variables")):
+        raise InputError(f"The samples are of type {type(samples).__name__}; give a dimod.SampleSet.")
+    called = names.names if isinstance(names, BlockQubo) else range(names) if isinstance(names, int) else names
+    places = {variable: place for place, variable in enumerate(samples.variables)}
+    columns = by_position(places, called, "The sample set")
+    values = np.asarray(samples.record.sample)[:, columns]
+    kind = getattr(samples.vartype, "name", "")
+    if kind == "SPIN":
+        return np.atleast_2d(assignment_from_spins(values))
+    try:
+        return binary(values, "The samples hold")
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
+
+
 def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticProgram:
     """A qiskit-optimization program that minimises ``E(x)`` over binary ``x0`` to ``x{n-1}``.
 
@@ -176,6 +211,30 @@ def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticPro
     import qiskit_optimization
 
     program = qiskit_optimization.QuadraticProgram("block_qubo")
+    _fill_program(program, problem)
+    return program
+
+
+def to_optimization_problem(problem: BlockQubo) -> qiskit_addon_opt_mapper.OptimizationProblem:
+    """The same as :func:`to_quadratic_program` for qiskit-addon-opt-mapper, which has to be installed.
+
+    Objective, names of the variables and constraints are those of :func:`to_quadratic_program`.
+
+    Raises:
+        SolverError: the package is not installed.
+    """
+    check_requirements(
+        "to_optimization_problem", [("qiskit_addon_opt_mapper", "qiskit-addon-opt-mapper")], "conversion"
+    )
+    import qiskit_addon_opt_mapper
+
+    program = qiskit_addon_opt_mapper.OptimizationProblem("block_qubo")
+    _fill_program(program, problem)
+    return program
+
+
+def _fill_program(program: Any, problem: BlockQubo) -> None:
+    """Variables, objective and counts; the two libraries of Qiskit call them alike."""
     names = [program.binary_var(f"x{i}").name for i in range(problem.num_variables)]
     couplings = problem.dense() * (1 - np.eye(problem.num_variables))
     program.minimize(constant=problem.offset, linear=problem.diagonal, quadratic=couplings)
@@ -185,7 +244,63 @@ def to_quadratic_program(problem: BlockQubo) -> qiskit_optimization.QuadraticPro
             program.linear_constraint(members, "==", count, f"group_{group}")
     for row, (costs, least) in enumerate(zip(problem.costs, problem.budget, strict=True)):
         program.linear_constraint(dict(zip(names, costs.tolist(), strict=True)), ">=", float(least), f"budget_{row}")
-    return program
+
+
+def to_dwave_optimization(problem: BlockQubo) -> dwave.optimization.Model:
+    """A model of dwave-optimization, as D-Wave's hybrid nonlinear solver takes it, with the counts as constraints.
+
+    Its only decision is a binary array of n, the assignment: ``next(model.iter_decisions())``. The objective is
+    ``E(x)``, the offset included; there is one constraint ``sum_{i in g} x_i == m_g`` for each group that has
+    variables, and one ``sum_i c_ri x_i >= C_r`` for each budget. Factor form is densified.
+    :func:`assignments_from_dwave_optimization` reads answers.
+
+    Raises:
+        InputError: the problem has no variables.
+        SolverError: the package dwave-optimization is not installed.
+    """
+    check_requirements("to_dwave_optimization", [("dwave.optimization", "dwave-optimization")], "conversion")
+    from dwave.optimization import Model
+
+    n = problem.num_variables
+    if not n:
+        raise InputError("The problem has no variables, and a model of dwave-optimization needs one.")
+    model = Model()
+    x = model.binary(n)
+    pairs = 2 * problem.dense()
+    first, second = np.triu(pairs, 1).nonzero()
+    if len(first):
+        energy = model.quadratic_model(x, (pairs[first, second], (first, second)), problem.diagonal)
+    else:  # which is no quadratic model
+        energy = (x * model.constant(problem.diagonal)).sum()
+    model.minimize(energy + model.constant(problem.offset))
+    for group, count in enumerate(problem.num_pruned):
+        members = np.flatnonzero(problem.labels == group)
+        if len(members):
+            model.add_constraint(x[model.constant(members)].sum() == model.constant(count))
+    for costs, least in zip(problem.costs, problem.budget, strict=True):
+        model.add_constraint((x * model.constant(costs)).sum() >= model.constant(float(least)))
+    return model
+
+
+def assignments_from_dwave_optimization(model: dwave.optimization.Model) -> NDArray[np.bool_]:
+    """Assignments ``(k, n)``, True = prune, of the k states that a solver left in a model.
+
+    Args:
+        model: one of :func:`to_dwave_optimization`.
+
+    Raises:
+        InputError: the model has no state, or another decision than one array of binary variables.
+    """
+    decisions, states = list(model.iter_decisions()), model.states.size()
+    if len(decisions) != 1 or decisions[0].ndim() != 1 or not states:
+        raise InputError(
+            f"The model has {len(decisions)} decisions and {states} states; give one that to_dwave_optimization made, "
+            "once it has been solved."
+        )
+    try:
+        return binary(np.array([decisions[0].state(k) for k in range(states)]), "The states hold")
+    except ValueError as error:
+        raise InputError(f"{error}.") from None
 
 
 def suggested_penalty(problem: BlockQubo) -> float:

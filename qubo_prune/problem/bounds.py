@@ -231,7 +231,9 @@ class _Relaxation:
         scale = hessian.diagonal(dim1=-2, dim2=-1).sqrt()
         if not torch.isfinite(scale).all():
             raise _indefinite()
-        # a weight without curvature of its own has no coupling either
+        # a weight without curvature of its own has no coupling either, or the matrix is not semidefinite
+        if bool(((scale == 0)[..., :, None] & (hessian != 0)).any()):
+            raise _indefinite()
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
         unit = hessian * inverse[..., :, None] * inverse[..., None, :]
         unit.diagonal(dim1=-2, dim2=-1).fill_(1.0)

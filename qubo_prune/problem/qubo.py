@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,20 @@ from torch import Tensor
 
 from qubo_prune.errors import InputError
 from qubo_prune.problem.budgets import check_reachable, checked_budgets, rounding_of
+from qubo_prune.problem.named import (
+    NamedQubo,
+    Unsaid,
+    checked_names,
+    group_labels,
+    of_bqm,
+    of_dict,
+    positions,
+    told_count,
+)
 from qubo_prune.tables import Shown, Table, facts_table
+
+if TYPE_CHECKING:
+    import dimod
 
 
 def _float64(values: ArrayLike, what: str) -> NDArray[np.float64]:
@@ -108,8 +121,11 @@ class BlockQubo(Shown):
         budget: C, or one for each row of ``costs``: what has to be brought at least. "At most" is the negative of
             both. Whole numbers are compared exactly, other sums to a relative rounding of ``2^-40``.
 
+        names: what the caller calls the variables, by position; 0 to n-1 if left out. Solvers never see them, files
+            and derived problems do not keep them, and :func:`qubo_prune.solve` gives them to its result.
+
     Raises:
-        InputError: shapes disagree, values are not finite, or a count or a budget cannot be met.
+        InputError: shapes disagree, values are not finite, a name stands twice, or a count or a budget cannot be met.
 
     >>> problem = BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1)
     >>> problem.energy([1, 0]), problem.energy([0, 1])
@@ -125,6 +141,7 @@ class BlockQubo(Shown):
     labels: NDArray[np.int64]
     costs: NDArray[np.float64]
     budget: NDArray[np.float64]
+    names: Sequence[Hashable]
 
     def __init__(
         self,
@@ -132,6 +149,7 @@ class BlockQubo(Shown):
         num_pruned: int | Sequence[int] | None,
         offset: float = 0.0,
         labels: ArrayLike | None = None,
+        names: Sequence[Hashable] | None = None,
         *,
         costs: ArrayLike | None = None,
         budget: ArrayLike | None = None,
@@ -160,6 +178,86 @@ class BlockQubo(Shown):
         object.__setattr__(self, "num_pruned", tuple(int(m) for m in counts))
         object.__setattr__(self, "offset", float(offset))
         object.__setattr__(self, "labels", groups)
+        object.__setattr__(self, "names", checked_names(names, n))
+
+    @classmethod
+    def from_bqm(
+        cls,
+        bqm: dimod.BinaryQuadraticModel,
+        num_pruned: int | Sequence[int] | Unsaid | None = Unsaid.COUNT,
+        labels: ArrayLike | Mapping[Hashable, int] | None = None,
+    ) -> BlockQubo:
+        """The problem of a dimod model, binary or of spins (``x = (1 + s) / 2``, so spin +1 prunes).
+
+        Its energy at x is the model's, offset included, for every x. The variables keep their names in :attr:`names`,
+        in the model's order; numbers 0 to n-1 are positions. Penalties that the model may hold for counts stay in Q;
+        on assignments that meet the counts they are 0.
+
+        Args:
+            bqm: the model.
+            num_pruned: how many variables are 1, one number or one per group; ``None`` if any number may be. It has to
+                be said, since a model cannot tell: its penalties are terms like any others.
+            labels: group number of each variable, by position or as a dict from names.
+
+        Raises:
+            InputError: nothing is said of the counts, they cannot be met, or it is no such model.
+
+        >>> import dimod
+        >>> bqm = dimod.BinaryQuadraticModel({"a": 1.0, "b": 3.0}, {("a", "b"): -4.0}, 0.5, "BINARY")
+        >>> problem = BlockQubo.from_bqm(bqm, num_pruned=1)
+        >>> problem.names, problem.energy([1, 0])
+        (('a', 'b'), 1.5)
+        """
+        return cls._named(of_bqm(bqm), num_pruned, labels, "A binary quadratic model")
+
+    @classmethod
+    def from_qubo(
+        cls,
+        qubo: Mapping[tuple[Hashable, Hashable], float],
+        num_pruned: int | Sequence[int] | Unsaid | None = Unsaid.COUNT,
+        labels: ArrayLike | Mapping[Hashable, int] | None = None,
+        offset: float = 0.0,
+    ) -> BlockQubo:
+        """The problem of a dict ``{(i, j): value}``, whose energy is ``offset + sum value x_i x_j``.
+
+        Args:
+            qubo: coefficients by pairs of names, linear ones at ``(i, i)``; ``(i, j)`` and ``(j, i)`` are added. Names
+                may be anything hashable. They stand in :attr:`names` in the order in which the dict first has them;
+                numbers 0 to n-1 are positions. A variable that costs nothing has an entry 0.
+            num_pruned: as in :meth:`from_bqm`.
+            labels: likewise.
+            offset: the constant.
+
+        Raises:
+            InputError: nothing is said of the counts, they cannot be met, a key is no pair, or a value no number.
+
+        >>> problem = BlockQubo.from_qubo({("a", "a"): 1.0, ("a", "b"): -4.0, ("b", "b"): 3.0}, num_pruned=None)
+        >>> problem.energy([1, 1]), problem.positions["b"]
+        (0.0, 1)
+        """
+        return cls._named(of_dict(qubo, offset), num_pruned, labels, "A QUBO as a dict")
+
+    @classmethod
+    def _named(
+        cls,
+        parts: NamedQubo,
+        num_pruned: int | Sequence[int] | Unsaid | None,
+        labels: ArrayLike | Mapping[Hashable, int] | None,
+        what: str,
+    ) -> BlockQubo:
+        counts = told_count(num_pruned, what)
+        return cls(parts.q, counts, parts.offset, group_labels(labels, parts.names), parts.names)
+
+    @cached_property
+    def positions(self) -> Mapping[Hashable, int]:
+        """From each variable's name to its position in x."""
+        return positions(self.names)
+
+    def without_names(self) -> BlockQubo:
+        """The same problem over variables 0 to n-1, as solvers get it."""
+        if isinstance(self.names, range):
+            return self
+        return self.replaced(self.q, self.offset)
 
     @property
     def num_variables(self) -> int:

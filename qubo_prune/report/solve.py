@@ -54,6 +54,7 @@ class Answer(Shown):
             "energy": result.energy,
             "lower_bound": result.lower_bound,
             "seconds": result.seconds,
+            "qpu_seconds": result.qpu_seconds,
             "ledger": None if result.ledger is None else dataclasses.asdict(result.ledger),
             "notes": self.notes(),
             "answers": [

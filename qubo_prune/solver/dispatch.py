@@ -12,9 +12,9 @@ import os
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from qubo_prune.clock import Deadline, shortest
 from qubo_prune.devices import out_of_memory
 from qubo_prune.errors import InputError, SolverError, as_sentence
 from qubo_prune.precision import pinned
+from qubo_prune.problem.named import Unsaid, by_position
 from qubo_prune.problem.penalty import (
     budget_multipliers,
     least_strength,
@@ -58,6 +59,9 @@ from qubo_prune.solver.swaps.feasible import made_feasible
 from qubo_prune.solver.swaps.greedy import Greedy
 from qubo_prune.solver.workers import Crash, NotBegun, Overrun, Workers
 
+if TYPE_CHECKING:
+    import dimod
+
 #: ``lambda`` in multiples of ``|mu|`` where no penalty is given; see :mod:`qubo_prune.problem.penalty`.
 PENALTY_FACTOR = 0.25
 #: By how much the energy of a proven optimum and its lower bound may differ, in parts of the terms of the energy,
@@ -67,6 +71,8 @@ PROVEN_SHARE = 1e-6
 _POLISH = Greedy()
 #: What a result's ``info`` says of how it came about, which reports repeat.
 _TOLD = ("isolation", "disbelieved", "workers")
+#: What it says of the use of hardware, which stays true of an answer that is not taken.
+_OF_HARDWARE = ("qpu_seconds", "timing")
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,14 @@ class Handling:
 
 @pinned()
 def solve(
-    problem: BlockQubo,
+    problem: BlockQubo | dimod.BinaryQuadraticModel | Mapping[tuple[Hashable, Hashable], float],
     solver: str | Solver = "greedy",
     seed: int = 0,
     time_limit: float | str | None = None,
-    warm_start: ArrayLike | None = None,
+    warm_start: ArrayLike | Mapping[Hashable, int] | None = None,
     *,
+    num_pruned: int | Sequence[int] | Unsaid | None = Unsaid.COUNT,
+    labels: ArrayLike | Mapping[Hashable, int] | None = None,
     num_answers: int = 1,
     polish: bool = True,
     penalty: float | None = None,
@@ -104,13 +112,16 @@ def solve(
     """Solve one block QUBO and verify the answer.
 
     Args:
-        problem: the block QUBO.
+        problem: the block QUBO; or a dimod binary quadratic model, or a dict ``{(i, j): value}``, for which
+            ``num_pruned`` has to be given. Of those, ``result.sample`` and ``result.to_sampleset()`` are by name.
         solver: a registered name, ``package.module:Class``, ``dimod:package.module:Sampler`` or
             another adapter, or a :class:`Solver`.
         seed: every random choice follows from it.
         time_limit: wall-clock seconds, also as text such as ``"5s"``, or ``None``. A solver that does not watch it is
             ended then.
-        warm_start: a feasible assignment ``(n,)``; the result is never worse than it.
+        warm_start: a feasible assignment ``(n,)``, or a dict from names; the result is never worse than it.
+        num_pruned: the counts of a model or dict, as in :meth:`BlockQubo.from_bqm`: ``None`` for any number.
+        labels: the groups of its variables, likewise.
         num_answers: how many assignments are wanted at most, best first.
         polish: improve answers that are no swap optima by best swaps; ``ledger`` keeps the energies
             before and after apart.
@@ -122,16 +133,21 @@ def solve(
         The verified result: counts exact, energies recomputed in float64, best first.
 
     Raises:
-        InputError: unknown solver, infeasible warm start, or more variables than the solver takes.
+        InputError: unknown solver, infeasible warm start, more variables than the solver takes, or a model of which
+            nothing is said how many variables are to be 1.
         SolverError: the solver failed and there is no warm start to fall back on.
 
     >>> from qubo_prune import BlockQubo, solve
     >>> solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], num_pruned=1), solver="exact").energy
     1.0
     """
+    named = _block_qubo(problem, num_pruned, labels)
+    problem = named.without_names()
     chosen = make_solver(solver, **settings)
     name = solver if isinstance(solver, str) else type(chosen).__name__
     check_size(chosen, name, problem.num_variables)
+    if isinstance(warm_start, Mapping):
+        warm_start = by_position(warm_start, named.names, "warm_start")
     start = None if warm_start is None else _checked_start(problem, warm_start)
     limit = as_limit("time_limit", time_limit)
     seed = checked_seed(seed)
@@ -144,7 +160,28 @@ def solve(
     listed = chosen.capabilities.exact and num_answers > 1
     asked = _Asked.of(SolveRequest(problem, start, seed, limit, num_answers), decide=not listed)
     result = call.finish(asked, call.start(asked))
-    return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began)
+    names = None if problem is named else named.names
+    return dataclasses.replace(result, solver=name, seconds=time.perf_counter() - began, names=names)
+
+
+def _block_qubo(
+    problem: Any,
+    num_pruned: int | Sequence[int] | Unsaid | None,
+    labels: ArrayLike | Mapping[Hashable, int] | None,
+) -> BlockQubo:
+    """The problem, made of a model or a dict if it is one."""
+    if isinstance(problem, BlockQubo):
+        if labels is not None or not isinstance(num_pruned, Unsaid):
+            raise InputError("A BlockQubo has its own counts; leave out num_pruned and labels, or give them to it.")
+        return problem
+    if isinstance(problem, Mapping):
+        return BlockQubo.from_qubo(problem, num_pruned, labels)
+    if not hasattr(problem, "vartype"):
+        raise InputError(
+            f"The problem is of type {type(problem).__name__}; give a BlockQubo, a dimod.BinaryQuadraticModel, or a "
+            "dict {(i, j): value}."
+        )
+    return BlockQubo.from_bqm(problem, num_pruned, labels)
 
 
 def workers_for(solver: Solver, workers: int | None) -> int:
@@ -418,7 +455,7 @@ class _Call:
             _raise_if_machine_failed(error, self._name, f"a problem of {problem.num_variables} variables")
             return self._fallback(problem, start, Status.FAILED, f"{type(error).__name__}: {error}", error)
         if not len(answers):
-            return self._fallback(problem, start, Status.INFEASIBLE, unusable)
+            return self._fallback(problem, start, Status.INFEASIBLE, unusable, told=result.info)
         if unusable:
             told = {**dict(result.info), "disbelieved": unusable}
             result = dataclasses.replace(result, assignments=answers, info=told)
@@ -433,7 +470,7 @@ class _Call:
         feasible = np.array([problem.is_feasible(x) for x in answers], dtype=bool)
         if as_given and not feasible.any():
             missed = "counts and budgets" if problem.num_budgets else "counts"
-            return self._fallback(problem, start, Status.INFEASIBLE, f"no answer meets the {missed}")
+            return self._fallback(problem, start, Status.INFEASIBLE, f"no answer meets the {missed}", told=result.info)
         # what misses a count is repaired only for solvers that were not asked to meet it
         corrected = answers[feasible] if as_given else np.stack([made_feasible(problem, x) for x in answers])
         corrected, energies = best_first(problem, corrected, request.num_answers)
@@ -454,7 +491,8 @@ class _Call:
         worse = energy_start is not None and energies[0] > energy_start
         # the start itself, given back, may differ in its last digits
         if alone and worse and start is not None and not np.array_equal(corrected[0], start):
-            kept = self._fallback(problem, start, Status.NOT_IMPROVED, f"answer had energy {energies[0]:.6g}")
+            detail = f"answer had energy {energies[0]:.6g}"
+            kept = self._fallback(problem, start, Status.NOT_IMPROVED, detail, told=info)
             return dataclasses.replace(kept, ledger=ledger, lower_bound=bound)
         return dataclasses.replace(
             result, assignments=corrected, energies=energies, status=status, lower_bound=bound, ledger=ledger, info=info
@@ -523,10 +561,13 @@ class _Call:
         status: Status,
         detail: str,
         cause: BaseException | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> SolveResult:
+        """The warm start in place of an answer; what hardware was used for the answer was used."""
         if start is None:
             raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
-        return single_answer(problem, start, status, info={"instead": "warm start", "detail": detail})
+        used = {name: value for name, value in (told or {}).items() if name in _OF_HARDWARE}
+        return single_answer(problem, start, status, info=used | {"instead": "warm start", "detail": detail})
 
 
 def _terms(problem: BlockQubo, x: NDArray[np.bool_]) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import enum
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from qubo_prune.clock import Deadline
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo, binary
 from qubo_prune.seeds import derive_seed as derive_seed
 from qubo_prune.tables import Shown, Table, facts_table
+
+if TYPE_CHECKING:
+    import dimod
 
 
 class Status(enum.Enum):
@@ -138,7 +141,10 @@ class SolveResult(Shown):
         seconds: wall-clock time of the solve.
         solver: name of the solver (filled in by dispatch).
         ledger: energies before and after repair and polish (filled in by dispatch).
-        info: solver-specific data, and what dispatch had to do instead.
+        info: solver-specific data, and what dispatch had to do instead. A solver on hardware says under
+            ``"qpu_seconds"`` how long it was used.
+        names: what the caller calls the variables, by position; ``None`` for 0 to n-1 (filled in by
+            :func:`qubo_prune.solve`).
     """
 
     assignments: NDArray[np.bool_]
@@ -149,6 +155,7 @@ class SolveResult(Shown):
     solver: str = ""
     ledger: Ledger | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    names: Sequence[Hashable] | None = None
 
     @property
     def assignment(self) -> NDArray[np.bool_]:
@@ -159,6 +166,39 @@ class SolveResult(Shown):
     def energy(self) -> float:
         """The energy of :attr:`assignment`."""
         return float(self.energies[0])
+
+    @property
+    def sample(self) -> dict[Hashable, int]:
+        """The best assignment as a dict from the variables' names to 0 or 1, 1 = prune."""
+        return dict(zip(self._called(), self.assignment.astype(int).tolist(), strict=True))
+
+    @property
+    def qpu_seconds(self) -> float | None:
+        """Seconds for which quantum hardware was used, as the solver was told by it; ``None`` if nothing was told."""
+        seconds = self.info.get("qpu_seconds")
+        return float(seconds) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else None
+
+    def to_sampleset(self) -> dimod.SampleSet:
+        """All answers as dimod has them: binary, by the variables' names, with energies, best first.
+
+        Every assignment stands once, so each ``num_occurrences`` is 1; what else is known is in ``info``.
+        ``.change_vartype("SPIN")`` makes spins of it, +1 = prune.
+        """
+        import dimod
+
+        told = {"solver": self.solver, "status": self.status.name, "seconds": self.seconds}
+        samples = (self.assignments.astype(np.int8), list(self._called()))
+        return dimod.SampleSet.from_samples(
+            samples,
+            "BINARY",
+            self.energies,
+            info=told | dict(self.info),
+            num_occurrences=[1] * len(self.energies),
+            sort_labels=False,
+        )
+
+    def _called(self) -> Sequence[Hashable]:
+        return range(self.assignments.shape[1]) if self.names is None else self.names
 
     @property
     def gap(self) -> float | None:
@@ -311,8 +351,11 @@ def result_facts(result: SolveResult) -> dict[str, str]:
     }
     facts |= {} if result.ledger is None else _steps(result.ledger)
     facts["seconds"] = f"{result.seconds:.3g}"
-    if result.info:
-        facts["told"] = "; ".join(f"{name}: {value}" for name, value in result.info.items())
+    if result.qpu_seconds is not None:
+        facts["on hardware"] = f"{result.qpu_seconds:.3g} s"
+    told = {name: value for name, value in result.info.items() if name != "qpu_seconds" or result.qpu_seconds is None}
+    if told:
+        facts["told"] = "; ".join(f"{name}: {value}" for name, value in told.items())
     return facts
 
 
@@ -325,7 +368,7 @@ def result_table(result: SolveResult) -> Table:
 
 
 def _pruned(result: SolveResult) -> str:
-    pruned = result.assignment.nonzero()[0].tolist()
+    pruned = [name for name, value in result.sample.items() if value]
     more = ", ..." if len(pruned) > _LISTED else ""
     return f"{len(pruned)} of {len(result.assignment)}: {', '.join(map(str, pruned[:_LISTED]))}{more}"
 

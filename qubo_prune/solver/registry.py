@@ -98,12 +98,15 @@ def make_solver(solver: str | Solver, **settings: Any) -> Solver:
 def _no_solver(given: object) -> InputError:
     """Says of something that is neither a name nor a solver what to give instead."""
     if isinstance(given, type):
-        return InputError(f"The solver is the class {given.__name__}; give its name, or an instance of it.")
+        made = f", such as {given.__name__}()" if issubclass(given, Solver) else ""
+        return InputError(f"The solver is the class {given.__name__}; give its name, or an instance of it{made}.")
     if inspect.isroutine(given):
         return InputError("The solver is a function; give it by name, as callable:module:function.")
+    samples = callable(getattr(given, "sample", None))
     return InputError(
-        f"The solver is of type {type(given).__name__}, which is no Solver; give a name such as 'greedy', or an "
-        "instance of qubo_prune.Solver."
+        f"The solver is of type {type(given).__name__}, which is no Solver; give a name such as 'greedy'"
+        f"{', of a dimod sampler dimod:package.module:Sampler' if samples else ''}, or an instance of "
+        "qubo_prune.Solver."
     )
 
 

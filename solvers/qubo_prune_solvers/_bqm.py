@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,33 @@ def assignments_of(samples: dimod.SampleSet, num_variables: int, sampler: str = 
         found = np.unique(values)[:5].tolist()
         raise ValueError(f"{sampler} answered with spins {found}; only -1 and +1 are allowed, +1 = prune")
     return np.asarray(values > 0)
+
+
+def hardware_told(samples: dimod.SampleSet) -> dict[str, Any]:
+    """What a sample set tells of the hardware it comes from, as entries of a result's ``info``; empty if nothing.
+
+    * ``qpu_seconds``: the ``qpu_access_time``, which D-Wave's samplers give in microseconds, those of its processors
+      within ``info["timing"]`` and the hybrid ones beside other entries.
+    * ``timing``: all of those times as they came.
+    * ``chain_break_fraction``: mean over the reads of the share of chains whose qubits disagreed.
+    """
+    info = getattr(samples, "info", None) or {}
+    within = info.get("timing")
+    times = {
+        str(name): value
+        for name, value in (within if isinstance(within, Mapping) else info).items()
+        if str(name).endswith(("_time", "_time_per_sample")) and isinstance(value, (int, float, np.number))
+    }
+    told: dict[str, Any] = {}
+    if "qpu_access_time" in times:
+        told["qpu_seconds"] = float(times["qpu_access_time"]) * 1e-6
+    if times:
+        told["timing"] = {name: float(value) for name, value in times.items()}
+    if "chain_break_fraction" in (samples.record.dtype.names or ()):
+        reads = np.asarray(samples.record.num_occurrences, dtype=np.float64)
+        broken = np.asarray(samples.record.chain_break_fraction, dtype=np.float64)
+        told["chain_break_fraction"] = float(np.average(broken, weights=reads))
+    return told
 
 
 def _columns(samples: dimod.SampleSet, num_variables: int, sampler: str) -> list[int]:

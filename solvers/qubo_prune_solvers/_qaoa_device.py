@@ -43,11 +43,17 @@ class Device:
         self._turning = [parameter.index for parameter in self._circuit.parameters]
         self._shots = shots
         self.jobs = 0
+        #: Seconds that the jobs took on a quantum processor, as they say themselves; ``None`` if none says so.
+        self.qpu_seconds: float | None = None
 
     def sample(self, angles: NDArray[np.float64]) -> NDArray[np.bool_]:
         """What was measured, ``(shots, n)``, True = 1 = prune."""
         self.jobs += 1
-        result = self._sampler.run([(self._circuit, angles[self._turning])], shots=self._shots).result()
+        job = self._sampler.run([(self._circuit, angles[self._turning])], shots=self._shots)
+        result = job.result()
+        used = _used(job)
+        if used is not None:
+            self.qpu_seconds = used + (self.qpu_seconds or 0.0)
         return np.asarray(result[0].data.meas.to_bool_array("little"))
 
     @property
@@ -87,6 +93,13 @@ def _depolarising(strength: float) -> Any:
     model.add_all_qubit_quantum_error(depolarizing_error(strength, 2), ["cx"])
     model.add_all_qubit_quantum_error(depolarizing_error(strength / 10, 1), ["sx", "x"])
     return model
+
+
+def _used(job: Any) -> float | None:
+    """Seconds for which the processor was locked for a job, as jobs of IBM's runtime have them in ``usage()``."""
+    usage = getattr(job, "usage", None)
+    seconds = usage() if callable(usage) else None
+    return float(seconds) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else None
 
 
 def _backend(sampler: Any) -> Any:

@@ -16,7 +16,7 @@ from qubo_prune.plugins import import_object
 from qubo_prune.settings import check_settings
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, ranked_answers
 from qubo_prune_solvers._adapting import Remade, argument_names, make
-from qubo_prune_solvers._bqm import assignments_of, beta_range, initial_states, model_of, small_seed
+from qubo_prune_solvers._bqm import assignments_of, beta_range, hardware_told, initial_states, model_of, small_seed
 from qubo_prune_solvers._interrupts import interruptible
 
 # settings of samplers in units of 1 / energy
@@ -36,6 +36,10 @@ class DimodSampler(Remade):
     ``initial_states``, the first of them the warm start; and the time limit as ``time_limit`` in
     seconds, ``interrupt_function``, or, of a sampler from ``dwave``, as ``timeout`` in milliseconds
     shared by the reads. One that takes no limit runs in a process that is ended.
+
+    What the sample set tells of hardware is in the result's ``info``: ``qpu_seconds``, the ``qpu_access_time`` of
+    D-Wave; ``timing``, all of its times, in microseconds as they come; ``chain_break_fraction``, the mean over the
+    reads.
 
     Attributes:
         sampler: an instance of a ``dimod.Sampler``, or of anything with its ``sample``.
@@ -64,6 +68,7 @@ class DimodSampler(Remade):
         own = dataclasses.replace(
             type(self).capabilities,
             cardinality=self._method == "sample_cqm",
+            budgets=self._method == "sample_cqm",
             stochastic="seed" in self._known,
             anytime=bool(self._limit(1.0)),
         )
@@ -100,7 +105,7 @@ class DimodSampler(Remade):
             arguments["interrupt_function"] = lambda: clock.expired
         samples = interruptible(lambda: sample(model, **arguments), clock.cancel)
         points = assignments_of(samples, problem.num_variables, type(self.sampler).__name__)
-        info = {"arguments": sorted(arguments), "samples": len(points)}
+        info = hardware_told(samples) | {"arguments": sorted(arguments), "samples": len(points)}
         return ranked_answers(problem, points, Status.FEASIBLE, info=info)
 
     @property

@@ -21,6 +21,8 @@ _GIVEN: dict[str, Callable[[SolveRequest], Any]] = {
     "q": lambda r: r.problem.dense().copy(),
     "num_pruned": lambda r: r.problem.num_pruned[0] if r.problem.num_groups == 1 else r.problem.num_pruned,
     "labels": lambda r: r.problem.labels.copy(),
+    "costs": lambda r: r.problem.costs.copy(),
+    "budget": lambda r: r.problem.budget.copy(),
     "warm_start": lambda r: r.warm_start,
     "seed": lambda r: r.seed,
     "time_limit": lambda r: r.time_limit,
@@ -35,12 +37,12 @@ class CallableSolver(Remade):
 
     The function is passed what it names of ``problem``, ``q`` (the matrix), ``num_pruned`` (a number
     for a single group, one each otherwise), ``labels``, ``warm_start``, ``seed``, ``time_limit``
-    (seconds), ``num_answers`` and ``temperatures``; if its first argument has none of these names, it
+    (seconds), ``costs`` ``(k, n)`` and ``budget`` ``(k,)``, ``num_answers`` and ``temperatures``; if its first argument has none of these names, it
     is the problem. It answers with an assignment ``(n,)`` or rows of them ``(k, n)``, 0 or 1 each,
     1 = prune, or with a :class:`~qubo_prune.solver.interface.SolveResult`.
 
     A function that names ``time_limit`` is trusted to keep it; another one runs in a process that is
-    ended then. One that names ``seed`` counts as stochastic.
+    ended then. One that names ``seed`` counts as stochastic, and one that names ``budget`` is trusted to meet it.
 
     Attributes:
         function: the callable.
@@ -76,6 +78,7 @@ class CallableSolver(Remade):
         own = dataclasses.replace(
             type(self).capabilities,
             cardinality=self.counts,
+            budgets=self.counts and "budget" in names,
             stochastic="seed" in names,
             anytime="time_limit" in names,
         )

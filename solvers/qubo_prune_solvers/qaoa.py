@@ -53,7 +53,7 @@ class Qaoa(Solver):
 
     ``info`` holds the angles, how many energies and circuits were asked for, gates and depth of the
     transpiled circuit, and of the samples the share that meets the counts, their mean and best energy
-    and the best one's share.
+    and the best one's share; and ``qpu_seconds``, if the sampler's jobs have ``usage()``, as those of IBM's runtime do.
 
     Attributes:
         ansatz: see above.
@@ -144,6 +144,8 @@ class Qaoa(Solver):
             samples = simulation.sample(search.angles, self.shots, seed)
         else:
             samples = device.sample(search.angles)
+        if device.qpu_seconds is not None:
+            info["qpu_seconds"] = device.qpu_seconds
         return _answers(problem, samples, status, info | {"circuit_evaluations": device.jobs})
 
     def _info(self, ansatz: Ansatz, device: Device, search: _Search) -> dict[str, Any]:

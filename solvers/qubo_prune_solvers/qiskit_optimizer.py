@@ -1,10 +1,10 @@
-"""Any algorithm of qiskit-optimization as a solver: ``qiskit:package.module:Algorithm``."""
+"""Any algorithm of qiskit-optimization, or solver of qiskit-addon-opt-mapper: ``qiskit:package.module:Algorithm``."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qubo_prune.errors import InputError
-from qubo_prune.formats.libraries import to_quadratic_program
+from qubo_prune.formats.libraries import to_optimization_problem, to_quadratic_program
 from qubo_prune.plugins import import_object
 from qubo_prune.problem.qubo import BlockQubo, binary
 from qubo_prune.settings import check_settings
@@ -23,13 +23,20 @@ from qubo_prune_solvers._bqm import small_seed
 # how far from 0 and 1 the answers of algorithms that compute with fractions may be
 _ROUNDING = 1e-6
 
+# the successor of qiskit-optimization, by its module
+_ADDON = "qiskit_addon_opt_mapper"
+
 
 @dataclass(frozen=True, eq=False)
 class QiskitOptimizer(Remade):
     """Hand the problem to an ``OptimizationAlgorithm`` of qiskit-optimization.
 
+    An ``OptimizationSolver`` of qiskit-addon-opt-mapper does as well: it is given that package's
+    ``OptimizationProblem`` in place of a ``QuadraticProgram``, with the same objective and constraints.
+
     Attributes:
-        algorithm: an instance of ``qiskit_optimization.algorithms.OptimizationAlgorithm``.
+        algorithm: an instance of ``qiskit_optimization.algorithms.OptimizationAlgorithm``, or of
+            ``qiskit_addon_opt_mapper.solvers.OptimizationSolver``.
         counts: how it is given the counts: as linear constraints ``sum_i x_i == m``
             (``"constraint"``), or as the framework's penalties (``"penalty"``). ``"auto"`` gives
             constraints to an algorithm that takes them, except to those that would make QUBOs of
@@ -46,7 +53,10 @@ class QiskitOptimizer(Remade):
 
     def __post_init__(self) -> None:
         if not callable(getattr(self.algorithm, "get_compatibility_msg", None)):
-            raise InputError(f"{self.algorithm!r} is no OptimizationAlgorithm of qiskit-optimization.")
+            raise InputError(
+                f"{self.algorithm!r} is no OptimizationAlgorithm of qiskit-optimization, nor an OptimizationSolver of "
+                "qiskit-addon-opt-mapper; pass an instance of one of them."
+            )
         constraint = self.counts == "constraint" or (self.counts == "auto" and _takes_counts(self.algorithm))
         if message := _refusal(self.algorithm, 1 if constraint else None):
             raise InputError(
@@ -55,6 +65,8 @@ class QiskitOptimizer(Remade):
             )
         # what this algorithm can do stands in front of what is said of the class
         own = dataclasses.replace(type(self).capabilities, cardinality=constraint)
+        if _of_addon(self.algorithm):
+            own = dataclasses.replace(own, requires=((_ADDON, "qiskit-addon-opt-mapper"),))
         object.__setattr__(self, "capabilities", own)
 
     @classmethod
@@ -80,8 +92,8 @@ class QiskitOptimizer(Remade):
         problem = request.problem
         if not problem.num_variables:
             return ranked_answers(problem, np.zeros((1, 0)), Status.FEASIBLE)
-        with _seeded(small_seed(request.seed)):
-            result = self.algorithm.solve(to_quadratic_program(problem))
+        with nullcontext() if _of_addon(self.algorithm) else _seeded(small_seed(request.seed)):
+            result = self.algorithm.solve(_program(self.algorithm, problem))
         name = type(self.algorithm).__name__
         info = {"algorithm": name, "status": result.status.name}
         return ranked_answers(problem, _points(result, name), Status.FEASIBLE, info=info)
@@ -96,14 +108,25 @@ def _points(result: Any, name: str) -> NDArray[np.bool_]:
     return binary(np.where(np.abs(points - nearest) <= _ROUNDING, nearest, points), f"{name} answered with")
 
 
+def _of_addon(algorithm: Any) -> bool:
+    """True if it, or a class that it inherits from, is the addon's; which is not imported to find out."""
+    return any(kind.__module__.split(".")[0] == _ADDON for kind in type(algorithm).__mro__)
+
+
+def _program(algorithm: Any, problem: BlockQubo) -> Any:
+    return to_optimization_problem(problem) if _of_addon(algorithm) else to_quadratic_program(problem)
+
+
 def _refusal(algorithm: Any, num_pruned: int | None) -> str:
     """What the algorithm has against problems such as a block QUBO; empty if nothing."""
-    program = to_quadratic_program(BlockQubo([[1.0, -0.5], [-0.5, 1.0]], num_pruned))
+    program = _program(algorithm, BlockQubo([[1.0, -0.5], [-0.5, 1.0]], num_pruned))
     return str(algorithm.get_compatibility_msg(program)).strip()
 
 
 def _takes_counts(algorithm: Any) -> bool:
     """True if the algorithm takes linear constraints and makes no penalties of them."""
+    if _of_addon(algorithm):
+        return not _refusal(algorithm, 1)
     from qiskit_optimization.algorithms import GroverOptimizer, MinimumEigenOptimizer, RecursiveMinimumEigenOptimizer
 
     penalising = (GroverOptimizer, MinimumEigenOptimizer, RecursiveMinimumEigenOptimizer)

@@ -17,6 +17,7 @@ from scipy.stats import beta, binom
 from tiny_runs import instance, results, row, write
 
 from qubo_prune.bench.metrics import Results, bootstrapped, time_to_solution
+from qubo_prune.bench.run_report import parts_of
 from qubo_prune.bench.runs import INFO, RunTable
 from qubo_prune.bench.suite import MANIFEST, Suite
 from qubo_prune.errors import InputError
@@ -499,3 +500,26 @@ def test_it_is_shown_and_given_as_plain_data(tmp_path: Path) -> None:
     assert data["summary"][1]["raw"] is None
     assert data["anytime"][0] == {"time_limit": 0.1, "wanda+swaps": None, "good[bold](x=1)": 0.0}
     assert data["calls"][0]["suite"] == "by hand"
+
+
+def test_the_time_of_quantum_hardware_is_read_from_the_notes(tmp_path: Path) -> None:
+    rows = [
+        row("a", "annealer", 2.0, seed=0, note="qpu_seconds: 0.25; timing: {'qpu_access_time': 250000.0}"),
+        row("a", "annealer", 2.0, seed=1, note="qpu_seconds: 1e-05; instead: warm start"),
+        row("a", "annealer", 2.0, seed=2, note="detail: not qpu_seconds: 3; qpu_seconds: 9x"),
+        row("a", "classical", 2.0, note="nodes: 3"),
+    ]
+    found = results(tmp_path, [A], rows)
+    qpu = {line["solver"]: line["qpu"] for line in found.summary().to_dict("records")}
+    assert qpu["annealer"] == pytest.approx(0.125005)
+    assert math.isnan(qpu["classical"])
+    assert found.qoblib().set_index("Remarks")["QPU Runtime"].tolist() == pytest.approx([0.25001, 0.0])
+    shown = rendered(found.table(), 120)
+    assert "qpu" in shown
+    assert "0.125" in shown
+    assert found.to_dict()["summary"][1]["qpu"] is None
+    report = "".join(str(part.table.columns.tolist()) for part in parts_of(found))
+    assert "'qpu s'" in report
+    without = results(tmp_path / "without", [A], [row("a", "classical", 2.0)])
+    assert "qpu" not in without.summary().columns
+    assert "qpu" not in rendered(without.table(), 120)

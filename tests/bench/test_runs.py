@@ -32,6 +32,7 @@ from qubo_prune.bench.runs import (
     TABLE,
     Row,
     RunTable,
+    checked_limits,
     entrants_with_baselines,
     read_calls,
     run_suite,
@@ -387,6 +388,8 @@ def test_a_backend_that_is_not_installed_names_its_package(
         ({"time_limits": [-1.0]}, "give positive numbers of seconds"),
         ({"time_limits": [np.inf]}, "give positive numbers of seconds"),
         ({"time_limits": [np.nan]}, "give positive numbers of seconds"),
+        ({"time_limits": ["soon"]}, "The time 'soon' is not understood"),
+        ({"time_limits": "100ms"}, r"The time limits are '100ms'; give a list"),
         ({"seeds": 0}, "seeds is 0"),
         ({"workers": 0}, "workers is 0"),
         ({"workers": -2}, "workers is -2"),
@@ -398,6 +401,10 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match=said):
         run_suite(suite, [], tmp_path / "run", **{"backend": "sequential", **arguments})
     assert not (tmp_path / "run").exists()
+
+
+def test_time_limits_are_numbers_or_text() -> None:
+    assert checked_limits(["1s", 0.1, "100ms", "30ms"], 1, None) == [0.03, 0.1, 1.0]
 
 
 def test_unknown_solvers_and_settings_are_refused_before_anything_is_written(suite: Suite, tmp_path: Path) -> None:

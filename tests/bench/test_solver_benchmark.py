@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 
@@ -89,6 +90,20 @@ def test_the_table_and_the_files_hold_what_was_measured(result, tmp_path):
     data = json.loads(json.dumps(result.to_dict()))
     assert len(data["records"]) == len(rows)
     assert {label for _, label, _ in data["batched_seconds"]} == {"exact", "greedy"}
+
+
+def test_the_time_of_quantum_hardware_has_a_column_where_there_is_some(result):
+    assert "qpu" not in rendered(result.table(), 120)
+    records = [
+        dataclasses.replace(record, qpu_seconds=0.0125 if record.solver == "exact" else None)
+        for record in result.records
+    ]
+    used = dataclasses.replace(result, records=tuple(records))
+    lines = rendered(used.table(), 120).splitlines()
+    assert any(line.rstrip().endswith("qpu ms") for line in lines)
+    assert {line.split()[-1] for line in lines if line.startswith("  exact")} == {"12.5"}
+    assert {line.split()[-1] for line in lines if line.startswith("  greedy")} == {"-"}
+    assert used.to_dict()["records"][0]["qpu_seconds"] in (None, 0.0125)
 
 
 def test_the_limit_holds_for_batches_too():

@@ -7,20 +7,26 @@ import dimod
 import numpy as np
 import pytest
 from reference import BUDGETS, budgeted_problem, feasible_points, random_problem
+from unchecked import without_type_checks
 
 import qubo_prune.formats.libraries
-from qubo_prune.errors import InputError
+from qubo_prune.errors import InputError, SolverError
 from qubo_prune.formats.libraries import (
     assignment_from_spins,
+    assignments_from_dwave_optimization,
+    assignments_from_sampleset,
     from_cqm,
     suggested_penalty,
     to_bqm,
     to_cqm,
+    to_dwave_optimization,
     to_ising,
+    to_optimization_problem,
     to_quadratic_program,
 )
 from qubo_prune.problem import BlockQubo, FactorForm
 from qubo_prune.problem import penalty as penalties
+from qubo_prune.solver.dispatch import solve
 
 LABELS = [0, 1, 0, 1, 1, 0]
 
@@ -271,3 +277,127 @@ def test_suggested_penalty_leads_near_the_counts_and_stays_far_below_the_safe_ru
 
 def test_the_examples_in_the_docstrings_hold():
     assert doctest.testmod(qubo_prune.formats.libraries).failed == 0
+
+
+# --- sample sets --------------------------------------------------------------------------------------
+
+
+def samples(values: object, names: list, vartype: str = "BINARY") -> dimod.SampleSet:
+    return dimod.SampleSet.from_samples((np.array(values), names), vartype, energy=np.zeros(len(values)))
+
+
+def test_a_sample_set_is_read_by_name_and_in_its_order():
+    binary = samples([[1, 0, 0], [0, 0, 1]], ["c", "a", "b"])
+    expected = [[False, False, True], [False, True, False]]
+    assert assignments_from_sampleset(binary, ["a", "b", "c"]).tolist() == expected
+    spins = binary.change_vartype("SPIN", inplace=False)
+    assert assignments_from_sampleset(spins, ["a", "b", "c"]).tolist() == expected
+    problem = BlockQubo(np.eye(3), 1, names=["b", "c", "a"])
+    assert assignments_from_sampleset(spins, problem).tolist() == [[False, True, False], [True, False, False]]
+    numbers = samples([[1, 0]], [1, 0])
+    assert assignments_from_sampleset(numbers, 2).tolist() == [[False, True]]
+    assert assignments_from_sampleset(numbers, BlockQubo(np.eye(2), 1)).tolist() == [[False, True]]
+
+
+def test_a_sample_set_has_the_variables_of_the_problem_and_no_others():
+    with pytest.raises(InputError, match=r"^The sample set lacks 'c'; give a value for each of 'a', 'b', 'c'"):
+        assignments_from_sampleset(samples([[0, 1]], ["a", "b"]), ["a", "b", "c"])
+    with pytest.raises(InputError, match=r"^The sample set names 'slack'; give"):
+        assignments_from_sampleset(samples([[0, 1]], ["a", "slack"]), ["a"])
+    with pytest.raises(InputError, match=r"hold \[0, 2\]; only 0 and 1"):
+        assignments_from_sampleset(samples([[0, 2]], ["a", "b"]), ["a", "b"])
+    with pytest.raises(InputError, match="spins hold"):
+        assignments_from_sampleset(samples([[0, 1]], ["a", "b"], "SPIN"), ["a", "b"])
+    with without_type_checks(), pytest.raises(InputError, match=r"of type list; give a dimod\.SampleSet"):
+        assignments_from_sampleset([[0, 1]], 2)
+
+
+def test_results_go_to_a_sample_set_and_back(rng):
+    qubo = {(i, j): float(rng.normal()) for i in "dacb" for j in "dacb"}
+    result = solve(qubo, "neal", num_pruned=2, num_answers=3, polish=False, num_reads=20)
+    found = result.to_sampleset()
+    assert list(found.variables) == list(result.names) == list("dacb")
+    assert found.vartype is dimod.BINARY
+    assert found.record.num_occurrences.tolist() == [1] * len(result.energies)
+    assert np.array_equal(found.record.energy, result.energies)
+    assert found.info["status"] == result.status.name
+    assert found.first.sample == result.sample
+    for sample, energy in found.data(["sample", "energy"]):
+        assert sum(v * sample[i] * sample[j] for (i, j), v in qubo.items()) == pytest.approx(energy)
+        assert sum(sample.values()) == 2
+    for there in (found, found.change_vartype("SPIN", inplace=False)):
+        assert np.array_equal(assignments_from_sampleset(there, result.names), result.assignments)
+
+
+def test_a_result_without_names_has_numbers():
+    result = solve(BlockQubo([[1.0, -2.0], [-2.0, 3.0]], 1))
+    assert result.names is None
+    assert result.sample == {0: 1, 1: 0}
+    assert list(result.to_sampleset().variables) == [0, 1]
+
+
+# --- optimization models -------------------------------------------------------------------------------
+
+
+def test_the_addon_of_qiskit_gets_the_same_program(problem):
+    pytest.importorskip("qiskit_addon_opt_mapper", reason="qiskit-addon-opt-mapper is not installed")
+    program, before = to_optimization_problem(problem), to_quadratic_program(problem)
+    assert [v.name for v in program.variables] == [v.name for v in before.variables]
+    for x in all_points(problem.num_variables):
+        assert program.objective.evaluate(x) == close(problem.energy(x))
+        assert program.is_feasible(x) == problem.is_feasible(x)
+    told = [(c.name, c.linear.to_dict(), c.sense.name, c.rhs) for c in program.linear_constraints]
+    assert told == [(c.name, c.linear.to_dict(), c.sense.name, c.rhs) for c in before.linear_constraints]
+
+
+def test_a_model_of_dwave_optimization_has_the_energies_and_the_counts(problem):
+    pytest.importorskip("dwave.optimization", reason="dwave-optimization is not installed")
+    if not problem.num_variables:
+        with pytest.raises(InputError, match="no variables"):
+            to_dwave_optimization(problem)
+        return
+    model, points = to_dwave_optimization(problem), all_points(problem.num_variables)
+    (x,) = model.iter_decisions()
+    assert model.num_constraints() == sum(group in problem.labels for group in range(problem.num_groups))
+    model.states.resize(len(points))
+    with model.lock():
+        for place, point in enumerate(points):
+            x.set_state(place, point)
+            assert float(model.objective.state(place)) == close(problem.energy(point))
+            assert model.feasible(place) == problem.is_feasible(point)
+    assert np.array_equal(assignments_from_dwave_optimization(model), points.astype(bool))
+
+
+def test_a_free_problem_has_no_constraint_in_dwave_optimization():
+    pytest.importorskip("dwave.optimization", reason="dwave-optimization is not installed")
+    assert to_dwave_optimization(BlockQubo(np.eye(3), None)).num_constraints() == 0
+
+
+def test_answers_are_read_from_solved_models_only():
+    optimization = pytest.importorskip("dwave.optimization", reason="dwave-optimization is not installed")
+    with pytest.raises(InputError, match="1 decisions and 0 states"):
+        assignments_from_dwave_optimization(to_dwave_optimization(BlockQubo(np.eye(2), 1)))
+    model = optimization.Model()
+    model.minimize((model.integer(3, lower_bound=0, upper_bound=5) + model.binary(3)).sum())
+    with pytest.raises(InputError, match="2 decisions"):
+        assignments_from_dwave_optimization(model)
+    model = optimization.Model()
+    numbers = model.integer(2, lower_bound=0, upper_bound=5)
+    model.minimize(numbers.sum())
+    model.states.resize(1)
+    numbers.set_state(0, [5, 0])
+    with pytest.raises(InputError, match=r"states hold \[0.0, 5.0\]; only 0 and 1"):
+        assignments_from_dwave_optimization(model)
+
+
+@pytest.mark.parametrize(
+    ("convert", "module", "package"),
+    [
+        (to_optimization_problem, "qiskit_addon_opt_mapper", "qiskit-addon-opt-mapper"),
+        (to_dwave_optimization, "dwave.optimization", "dwave-optimization"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(monkeypatch, convert, module, package):
+    monkeypatch.setattr("qubo_prune.plugins._importable", lambda name: name != module)
+    with pytest.raises(SolverError, match=rf"The conversion '{convert.__name__}' needs .*: pip install {package}$"):
+        convert(BlockQubo(np.eye(2), 1))

@@ -44,6 +44,10 @@ def test_one_that_has_no_time_still_holds(rng):
 
 
 def test_what_is_not_convex_is_refused():
+    # of a couple without curvature of its own too, whose couplings must not be left out
+    for q in ([[0.0, -1.0], [-1.0, 0.0]], [[1.0, 2.0], [2.0, 1.0]]):
+        with pytest.raises(InputError, match="not positive semidefinite"):
+            lower_bounds(BlockBatch.of(BlockQubo(q, 1)))
     with pytest.raises(InputError, match="not positive semidefinite"):
         lower_bound(BlockQubo([[0.0, 1.0], [1.0, 0.0]], None, costs=np.ones(2), budget=1.0))
 

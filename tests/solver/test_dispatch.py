@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
+import dimod
 import numpy as np
 import pytest
 import torch
@@ -42,7 +43,7 @@ from qubo_prune.solver import (
     ranked_answers,
     single_answer,
 )
-from qubo_prune.solver.dispatch import Handling
+from qubo_prune.solver.dispatch import Handling, solve
 from qubo_prune.solver.registry import make_solver, solver_class
 
 
@@ -850,3 +851,56 @@ def test_an_answer_that_misses_a_budget_is_none_of_a_solver_that_declares_them(r
     assert result.status is Status.INFEASIBLE
     assert result.info["detail"] == "no answer meets the counts and budgets"
     assert np.array_equal(result.assignment, start)
+
+
+# --- models and dicts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["exact", "neal"])
+@pytest.mark.parametrize("vartype", ["BINARY", "SPIN"])
+def test_a_dimod_model_is_solved_and_its_answer_is_by_name(rng, vartype, solver):
+    bqm = dimod.BinaryQuadraticModel(rng.normal(size=(6, 6)), vartype).relabel_variables(
+        dict(enumerate("fedcba")), inplace=False
+    )
+    start = dict.fromkeys("abcdef", 0) | {"a": 1, "c": 1}
+    result = solve(bqm, solver, num_pruned=2, warm_start=start)
+    values = result.sample if vartype == "BINARY" else {name: 2 * x - 1 for name, x in result.sample.items()}
+    assert sum(result.sample.values()) == 2
+    assert float(bqm.energy(values)) == pytest.approx(result.energy)
+    problem = BlockQubo.from_bqm(bqm, 2)
+    assert result.energy <= problem.energy([start[name] for name in problem.names]) + 1e-12
+    if solver == "exact":
+        assert result.energy == pytest.approx(problem.energy(feasible_points(problem)).min())
+
+
+def test_a_dict_is_solved_with_its_groups_by_name():
+    qubo = {("a", "a"): 1.0, ("b", "b"): -1.0, ("c", "c"): 0.5, ("d", "d"): -3.0, ("a", "c"): -9.0}
+    result = solve(qubo, "exact", num_pruned=[1, 1], labels={"a": 0, "b": 0, "c": 1, "d": 1})
+    assert result.sample == {"a": 1, "b": 0, "c": 1, "d": 0}
+    assert result.energy == -7.5
+    free = solve(qubo, "neal", num_pruned=None)
+    assert free.energy == pytest.approx(-11.5)
+
+
+def test_names_do_not_reach_the_solver():
+    class Name:
+        def __reduce__(self):
+            raise TypeError("a name that cannot be copied")
+
+    names = [Name(), Name()]
+    result = solve(BlockQubo([[1.0, 0.0], [0.0, 2.0]], 1, names=names), "cpsat", time_limit="20s")
+    assert result.sample == {names[0]: 1, names[1]: 0}
+    assert "isolation" not in result.info
+
+
+def test_of_a_model_the_count_is_said_and_of_a_problem_it_is_not():
+    with pytest.raises(InputError, match="give num_pruned=m"):
+        solve({("a", "a"): 1.0})
+    with pytest.raises(InputError, match="A BlockQubo has its own counts"):
+        solve(BlockQubo(np.eye(2), 1), num_pruned=1)
+    with pytest.raises(InputError, match="A BlockQubo has its own counts"):
+        solve(BlockQubo(np.eye(2), 1), labels=[0, 0])
+    with without_type_checks(), pytest.raises(InputError, match="The problem is of type ndarray; give a BlockQubo"):
+        solve(np.eye(2), num_pruned=1)
+    with pytest.raises(InputError, match=r"^warm_start lacks 'b'"):
+        solve({("a", "b"): 1.0}, num_pruned=1, warm_start={"a": 1})

@@ -4,6 +4,7 @@ import doctest
 import sys
 import time
 import types
+import typing
 
 import dimod
 import dwave.samplers
@@ -16,7 +17,9 @@ from reference import minimum, random_feasible, random_problem
 from qubo_prune import plugins, solve
 from qubo_prune.errors import InputError, SolverError
 from qubo_prune.problem import BlockQubo, FactorForm
+from qubo_prune.report.solve import Answer
 from qubo_prune.solver import SolveRequest, Status
+from qubo_prune.solver.interface import result_facts
 from qubo_prune.solver.registry import make_solver
 from qubo_prune.testing import SolverContract
 
@@ -252,3 +255,75 @@ def test_betas_that_are_set_are_in_the_callers_units(rng):
     unit = seen["beta_min"] * scale
     assert seen["beta_range"] == [unit / scale, 2 * unit / scale]
     assert 2.0**90 < unit < 2.0**110
+
+
+# --- hardware -------------------------------------------------------------------------------------------
+
+
+TIMING = {
+    "qpu_sampling_time": 1200.0,
+    "qpu_anneal_time_per_sample": 20.0,
+    "qpu_readout_time_per_sample": 40.0,
+    "qpu_access_time": 16500.0,
+    "qpu_access_overhead_time": 900.0,
+    "qpu_programming_time": 15300.0,
+    "qpu_delay_time_per_sample": 20.0,
+    "post_processing_overhead_time": 300.0,
+    "total_post_processing_time": 300.0,
+}
+
+
+class Processor(dimod.Sampler):
+    """Answers as D-Wave's do behind an EmbeddingComposite, in information, fields and repeated reads."""
+
+    properties = None
+    parameters: typing.ClassVar = {"num_reads": []}
+
+    def __init__(self, info: dict, bad: bool = False) -> None:
+        self.info, self.bad = info, bad
+
+    def sample(self, bqm, num_reads=1):
+        found = dimod.ExactSolver().sample(bqm)
+        rows = found.record.sample[np.argsort(found.record.energy)][-3:] if self.bad else found.record.sample[:3]
+        return dimod.SampleSet.from_samples_bqm(
+            (rows, found.variables),
+            bqm,
+            num_occurrences=[3, 1, 1],
+            chain_break_fraction=[0.0, 0.5, 0.25],
+            info=self.info,
+        )
+
+
+def test_the_time_of_the_processor_and_broken_chains_are_told(rng):
+    problem = random_problem(rng, 5, 2)
+    result = solve(problem, DimodSampler(Processor({"timing": TIMING, "problem_id": "an id"})))
+    assert result.qpu_seconds == pytest.approx(0.0165)
+    assert result.info["timing"] == TIMING
+    assert result.info["chain_break_fraction"] == pytest.approx(0.15)
+    assert "problem_id" not in result.info
+    assert "on hardware" in str(result_facts(result))
+    assert Answer(problem, result, "here", {}).to_dict()["qpu_seconds"] == pytest.approx(0.0165)
+
+
+def test_hybrid_samplers_tell_their_times_without_a_folder(rng):
+    info = {"qpu_access_time": 41990, "charge_time": 2991424, "run_time": 2991424, "problem_id": "x", "time_limit": 3}
+    result = solve(random_problem(rng, 5, 2), DimodSampler(Processor(info)))
+    assert result.qpu_seconds == pytest.approx(0.04199)
+    assert result.info["timing"] == {"qpu_access_time": 41990, "charge_time": 2991424, "run_time": 2991424}
+
+
+def test_time_that_was_used_for_an_answer_that_is_not_taken_is_told_too(rng):
+    problem = random_problem(rng, 5, 2)
+    best = solve(problem, "exact").assignment
+    result = solve(problem, DimodSampler(Processor({"timing": TIMING}, bad=True)), warm_start=best, polish=False)
+    assert result.status is Status.NOT_IMPROVED
+    assert result.qpu_seconds == pytest.approx(0.0165)
+
+
+def test_samplers_without_hardware_tell_of_none(rng):
+    result = solve(random_problem(rng, 5, 2), DimodSampler(dimod.ExactSolver()))
+    assert result.qpu_seconds is None
+    assert not {"timing", "chain_break_fraction", "qpu_seconds"} & result.info.keys()
+    # the times of a simulation are in seconds, nanoseconds or whatever it likes, and never the processor's
+    simulated = DimodSampler(dwave.samplers.SimulatedAnnealingSampler())
+    assert solve(random_problem(rng, 5, 2), simulated).qpu_seconds is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,31 @@ def test_any_sampler_object_serves():
     problem = gram_problem(6)
     result = Qaoa(sampler=StatevectorSampler(seed=5)).solve(SolveRequest(problem))
     assert result.energy == pytest.approx(minimum(problem))
+
+
+class Metered:
+    """A sampler whose jobs tell their use, as those of IBM's runtime do."""
+
+    def __init__(self, seconds: object) -> None:
+        self.inner, self.seconds, self.jobs = StatevectorSampler(seed=5), seconds, 0
+
+    def run(self, pubs, *, shots=None):
+        self.jobs += 1
+        job = self.inner.run(pubs, shots=shots)
+        return SimpleNamespace(result=job.result, usage=lambda: self.seconds)
+
+
+def test_the_time_of_the_processor_is_the_sum_over_the_jobs():
+    sampler = Metered(1.5)
+    result = solve(gram_problem(4), Qaoa(sampler=sampler, training="samples", layers=1, maxiter=4, shots=64))
+    assert sampler.jobs > 1
+    assert result.qpu_seconds == 1.5 * sampler.jobs == 1.5 * result.info["circuit_evaluations"]
+
+
+@pytest.mark.parametrize("told", [None, "soon"])
+def test_jobs_that_tell_no_use_count_for_nothing(told):
+    assert Qaoa(sampler=Metered(told), layers=1).solve(SolveRequest(gram_problem(4))).qpu_seconds is None
+    assert Qaoa(layers=1).solve(SolveRequest(gram_problem(4))).qpu_seconds is None
 
 
 def test_noise_makes_samples_worse_and_miss_counts():

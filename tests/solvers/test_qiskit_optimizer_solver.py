@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import types
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,3 +152,42 @@ def test_answers_within_rounding_of_binary_ones_pass(rng):
             return SimpleNamespace(x=x, samples=(), status=SimpleNamespace(name="SUCCESS"))
 
     assert solve(random_problem(rng, 4, 2), QiskitOptimizer(Nearly()), polish=False).assignment.tolist() == [1, 0, 1, 0]
+
+
+# --- qiskit-addon-opt-mapper ----------------------------------------------------------------------------
+
+
+def trying_of_the_addon(constraints: bool = True):
+    """A solver of the addon that takes the best of all points, and constraints if it is told to."""
+    solvers = pytest.importorskip("qiskit_addon_opt_mapper.solvers", reason="qiskit-addon-opt-mapper is not installed")
+
+    class Enumerating(solvers.OptimizationSolver):
+        def get_compatibility_msg(self, problem):
+            return "no constraints, please" if problem.linear_constraints and not constraints else ""
+
+        def solve(self, problem):
+            points = np.array(list(product((0, 1), repeat=problem.get_num_vars())))
+            values = [problem.objective.evaluate(x) if problem.is_feasible(x) else np.inf for x in points]
+            best = int(np.argmin(values))
+            status = solvers.SolverResultStatus.SUCCESS
+            return solvers.SolverResult(points[best], values[best], problem.variables, status)
+
+    return Enumerating()
+
+
+@pytest.mark.parametrize("constraints", [True, False])
+@pytest.mark.parametrize(("n", "counts", "labels"), [(5, 2, None), (6, (2, 1), [0, 1] * 3), (4, 4, None)])
+def test_solvers_of_the_addon_plug_in_alike(rng, n, counts, labels, constraints):
+    problem = random_problem(rng, n, counts, labels)
+    solver = QiskitOptimizer(trying_of_the_addon(constraints))
+    assert solver.capabilities.cardinality == constraints
+    assert solver.capabilities.requires == (("qiskit_addon_opt_mapper", "qiskit-addon-opt-mapper"),)
+    result = solve(problem, solver)
+    assert result.energy == pytest.approx(minimum(problem), rel=1e-9, abs=1e-9)
+    assert result.info["algorithm"] == "Enumerating"
+
+
+def test_a_linear_solver_of_the_addon_is_refused_with_its_own_reason():
+    solvers = pytest.importorskip("qiskit_addon_opt_mapper.solvers", reason="qiskit-addon-opt-mapper is not installed")
+    with pytest.raises(InputError, match="only linear objective"):
+        QiskitOptimizer(solvers.ScipyMilpSolver())
