@@ -36,10 +36,11 @@ class CallableSolver(Remade):
     """Ask a function ``f(problem, warm_start, seed, time_limit)`` for an assignment or several.
 
     The function is passed what it names of ``problem``, ``q`` (the matrix), ``num_pruned`` (a number
-    for a single group, one each otherwise), ``labels``, ``warm_start``, ``seed``, ``time_limit``
-    (seconds), ``costs`` ``(k, n)`` and ``budget`` ``(k,)``, ``num_answers`` and ``temperatures``; if its first argument has none of these names, it
-    is the problem. It answers with an assignment ``(n,)`` or rows of them ``(k, n)``, 0 or 1 each,
-    1 = prune, or with a :class:`~qubo_prune.solver.interface.SolveResult`.
+    for a single group, one each otherwise), ``labels``, ``costs`` ``(k, n)`` and ``budget`` ``(k,)``,
+    ``warm_start``, ``seed``, ``time_limit`` (seconds), ``num_answers`` and ``temperatures``; if its first
+    argument has none of these names, it is the problem. It answers with an assignment ``(n,)`` or rows of
+    them ``(k, n)``, 0 or 1 each, 1 = prune, or with a
+    :class:`~qubo_prune.solver.interface.SolveResult`.
 
     A function that names ``time_limit`` is trusted to keep it; another one runs in a process that is
     ended then. One that names ``seed`` counts as stochastic, and one that names ``budget`` is trusted to meet it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +37,7 @@ from qubo_prune.solver.swaps.kernels import (
     settle_form,
     uniform,
 )
+from qubo_prune_solvers._budgets import Ladder, temper
 from qubo_prune_solvers._search import (
     State,
     energy_of,
@@ -66,7 +67,8 @@ class Tempering(Solver):
     towards another replica's by the best swaps of weights in which the two differ, and begins from the best
     point in the middle of that path. Then replicas of neighbouring temperatures exchange them with probability
     ``min(1, exp((E_1 - E_2) (1/T_1 - 1/T_2)))``. The temperatures lie between ``cold`` and ``hot`` times the
-    median ``|dE|`` of the first round's moves, geometrically. Ends in optima over all single swaps.
+    median ``|dE|`` of the first round's moves, geometrically. Ends in optima over all single swaps. Under budgets a
+    disturbance makes ``forced`` allowed moves, each the cheapest of several drawn; nothing is held or relinked.
 
     Single swaps as moves, at temperatures at which they are taken, do not leave the deep minima of correlated
     rows; the ends of searches do.
@@ -93,7 +95,7 @@ class Tempering(Solver):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        batched=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
+        batched=True, budgets=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
     )
 
     replicas: int = setting(8, least=1)
@@ -117,6 +119,9 @@ class Tempering(Solver):
 
     def solve(self, request: SolveRequest, /) -> SolveResult:
         """Temper, and answer with the best of each replica, ranked."""
+        if request.problem.num_budgets:
+            ladder = Ladder(**{field.name: getattr(self, field.name) for field in fields(Ladder)})
+            return temper(request, ladder, MATRIX_UP_TO)
         clock, form = Deadline(request.time_limit), form_of(request.problem, MATRIX_UP_TO)
         found = self._search(form, request.warm_start, request.seed, clock, self.threads, request.time_limit)
         status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM

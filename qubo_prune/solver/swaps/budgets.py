@@ -121,10 +121,19 @@ class BudgetState:
             self.best[:] = self.place.x
 
     def return_to_best(self) -> None:
-        """Make x the best assignment again, every sum taken anew."""
-        anew = place_of(self.form, self.rules, self.best, self.place.multipliers)
+        """Make x the best assignment again."""
+        self.go_to(self.best, float(self.energies[1]))
+
+    def go_to(self, x: NDArray[np.bool_], energy: float) -> None:
+        """Go on from another feasible assignment, every sum taken anew.
+
+        Args:
+            x: the assignment.
+            energy: its energy less that of the start.
+        """
+        anew = place_of(self.form, self.rules, x, self.place.multipliers)
         self.place.x[:], self.place.flips[:], self.place.spare[:] = anew.x, anew.flips, anew.spare
-        self.energies[0] = self.energies[1]
+        self.energies[0] = energy
 
 
 def settle_budgets(problem: BlockQubo, x: NDArray[np.bool_], matrix_up_to: int = 1024) -> NDArray[np.bool_]:
