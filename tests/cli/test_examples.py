@@ -36,13 +36,15 @@ SMALL = {
     "prune": TEXTS + "--samples 4",
     "compare": TEXTS + "--samples 4 --eval-samples 3 --text novel.txt",
     "eval": "--text novel.txt --sequence-length 16",
-    "bench blocks": TEXTS + "--samples 4 --eval-samples 3 --text novel.txt --sizes 8 --include *.1.mlp.*",
+    "bench blocks": TEXTS
+    + "--model wide-model --samples 4 --eval-samples 3 --text novel.txt "
+    + "--sizes 8 --block-times 10ms --include *.1.mlp.*",
     "bench solvers": "--solvers greedy,tabu --time-limits 20ms,60ms --seeds 1 --workers 1 --backend sequential",
     "bench garment": DIGITS + "--blocks 3",
     "bench mlpnet": DIGITS + "--blocks 3",
     "bench vit": DESCENT + "--blocks 3",
     "bench tones": DESCENT + "--blocks 3",
-    "bench llm": TEXTS + "--text novel.txt --eval-samples 3 --loss-set max_blocks=3 " + DESCENT,
+    "bench llm": TEXTS + "--model tiny-model --text novel.txt --eval-samples 3 --loss-set max_blocks=3 " + DESCENT,
 }
 #: Examples that need weights of a real model: the pitch tracker and DINOv2.
 REAL = ("bench tones", "bench vit --max-time")
@@ -133,6 +135,9 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_problem(random_problem(rng, n, count), folder / name)
     tiny.save(folder / "my-model")
     tiny.save(folder / "tiny-model")
+    # with room for blocks of the sizes that examples name
+    tiny.llama(hidden_size=64, intermediate_size=96).save_pretrained(folder / "wide-model")
+    tiny.tokenizer().save_pretrained(folder / "wide-model")
     for name in ("novel.txt", "news.txt", "my-texts/one.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(tiny.text(2000), encoding="utf-8")
