@@ -32,7 +32,7 @@ RUNS: Mapping[str, dict[str, Any]] = {
     "gram": {},
     "gram, layer": {"pattern": "layer"},
     "gram, 2:4": {"pattern": "2:4"},
-    "tabu": {"solver": "tabu"},
+    "tabu": {"solver": "tabu", "solver_settings": {"starts": 1, "steps": 1}},
     "exact": {"solver": "exact", "block_size": 8},
     "owl": {"allocation": "owl"},
     "compensated": {"method": "compensated", "correction": 0.5, "guard": 1},

@@ -112,7 +112,7 @@ def test_the_room_of_an_accelerator_is_what_is_free_and_what_the_process_has(mon
 BUDGET = {"gram": (72, 2060), "compensated": (147, 2690), "fisher": (100, 1250)}
 MORE = {
     "gram, layer": (120, 3680),
-    "tabu": (62, 1080),
+    "tabu": (86, 4440),
     "admm": (22, 620),
     "wanda + refit": (28, 400),
     "gram, 2:4": (67, 1400),

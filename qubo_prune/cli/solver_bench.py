@@ -21,7 +21,7 @@ from qubo_prune.cli.options import in_blocks, in_data, in_output, in_run, names
 class RunOptions:
     """Which solvers are run on what, as a command line gives it."""
 
-    solvers: options.AllSolvers = "greedy,local,tabu,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa"
+    solvers: options.AllSolvers = "greedy,local,tabu,tempering,anneal,exact,cpsat,neal,dwave-tabu,steepest,qaoa"
     suite: Annotated[
         str,
         in_data(

@@ -59,11 +59,11 @@ def search(
         clock: ends it.
     """
     state = Searches(batch, starts.flatten(0, 1), seeds.flatten(), thresholds)
-    wait = rules.patience + 1
+    wait, free = rules.patience + 1, always_free(batch, rules)
     for step in range(1, rules.steps + 1):
         if step % _CHUNK == 1 and clock.expired:
             break
-        take_best_swap(state, step, rules)
+        take_best_swap(state, step, rules, free)
         wait -= 1
         # a look at the device's numbers waits for it, so only where a search can have run out of patience
         if wait <= 0:
@@ -84,7 +84,8 @@ class Searches:
         self.threshold = thresholds[self.row]
         self.members, self.padding = _members(batch.labels, batch.num_groups)
         self.x, self.best = x.clone(), x.clone()
-        self.costs = self.flip_costs(x, slice(None))
+        self.costs = self._flip_costs()
+        self.best_costs = self.costs.clone()
         self.energy = torch.where(x, self.costs + self.own, 0.0).sum(1) / 2
         self.lowest = self.energy.clone()
         # the step from which on a weight may move, and steps without a new best
@@ -96,18 +97,14 @@ class Searches:
         diagonal = self.hessian.diagonal(dim1=-2, dim2=-1)
         return diagonal if self.shared else diagonal[self.row]
 
-    def flip_costs(self, x: Bool[Tensor, "k n"], some: slice | Tensor) -> Float[Tensor, "k n"]:
-        """Of some of the searches at x, from scratch."""
-        values, own = self.values[some], self.own[some]
-        inside = values * x
+    def _flip_costs(self) -> Float[Tensor, "k n"]:
+        """Of all searches, from scratch; no Hessian is copied for the searches of one row."""
+        inside = self.values * self.x
         if self.shared:
-            return own + values * (inside @ self.hessian - self.hessian.diagonal() * inside)
-        # one product per row of the batch, whose Hessian is never copied
-        rows, product = self.row[some], torch.empty_like(inside)
-        for row in sorted(set(rows.tolist())):
-            here = rows == row
-            product[here] = inside[here] @ self.hessian[row] - self.hessian[row].diagonal() * inside[here]
-        return own + values * product
+            product = inside @ self.hessian
+        else:
+            product = (inside.view(len(self.hessian), -1, inside.shape[1]) @ self.hessian).view(inside.shape)
+        return self.own + self.values * (product - self._diagonal() * inside)
 
     def rows_of(self, some: Tensor, chosen: Int[Tensor, " k"]) -> Float[Tensor, "k n"]:
         """One row of the Hessian per search."""
@@ -177,8 +174,24 @@ def candidates(
     return found[0], found[1], found[2], found[3]
 
 
-def take_best_swap(state: Searches, now: int, rules: Rules) -> None:
-    """Every search makes the best swap of its candidates, whose two weights then rest for a while."""
+def always_free(batch: BlockBatch, rules: Rules) -> bool:
+    """True if a group of every row has more weights of either kind than can rest at once.
+
+    Then every search has a swap in every step, and nobody need ask the device, which takes a wait.
+    """
+    highest = rules.tenure[1]
+    # one pair a step, and those of one restart at most
+    resting = highest + rules.kick if rules.patience >= highest else None
+    sizes = torch.bincount(batch.labels, minlength=batch.num_groups)
+    fewest = torch.minimum(batch.num_pruned, sizes - batch.num_pruned).amax(1).min()
+    return resting is not None and int(fewest) > resting
+
+
+def take_best_swap(state: Searches, now: int, rules: Rules, free: bool) -> None:
+    """Every search makes the best swap of its candidates, whose two weights then rest for a while.
+
+    ``free`` says that every one has a swap, see :func:`always_free`.
+    """
     every = torch.arange(len(state.x), device=state.x.device)
     width = rules.candidates
     kept, cost, pruned, gain = candidates(state, every, now, width)
@@ -187,8 +200,7 @@ def take_best_swap(state: Searches, now: int, rules: Rules) -> None:
     pair = changes.argmin(1, keepdim=True)
     change = changes.gather(1, pair)[:, 0]
     state.misses += 1
-    able = change.isfinite()
-    some = every if bool(able.all()) else able.nonzero()[:, 0]
+    some = every if free else change.isfinite().nonzero()[:, 0]
     if not len(some):
         return
     u, p = (side.flatten(1).gather(1, pair)[some, 0] for side in (first, second))
@@ -199,6 +211,7 @@ def take_best_swap(state: Searches, now: int, rules: Rules) -> None:
     better = state.energy < state.lowest - state.threshold
     state.lowest = torch.where(better, state.energy, state.lowest)
     state.best = torch.where(better[:, None], state.x, state.best)
+    state.best_costs = torch.where(better[:, None], state.costs, state.best_costs)
     state.misses.masked_fill_(better, 0)
 
 
@@ -209,7 +222,7 @@ def restart(state: Searches, now: int, rules: Rules) -> None:
         return
     state.misses[some] = 0
     state.x[some] = state.best[some]
-    state.costs[some] = state.flip_costs(state.best[some], some)
+    state.costs[some] = state.best_costs[some]
     state.energy[some] = state.lowest[some]
     for _ in range(rules.kick):
         _swap_at_random(state, some, now, rules)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from qubo_prune_solvers import _batched_tabu
-from qubo_prune_solvers._batched_tabu import Searches, candidates
+from qubo_prune_solvers._batched_tabu import Rules, Searches, always_free, candidates
 from qubo_prune_solvers.tabu import Tabu
 from reference import random_batch, random_starts, swaps
 
@@ -161,3 +161,19 @@ def test_candidates_are_the_first_of_equals(rng):
                 known = [i for i in members if bool(state.x[row, i]) == side and state.free[row, i] <= 3][:2]
                 assert places[row, group, : len(known)].tolist() == known
                 assert keys[row, group].tolist() == [key] * len(known) + [np.inf] * (2 - len(known))
+
+
+def test_rows_with_more_weights_than_can_rest_always_have_a_swap(rng, monkeypatch):
+    batch = random_batch(rng, 4, 24, [10])
+    rules = Rules(steps=100, candidates=4, tenure=(3, 5), patience=9, kick=4)
+    assert always_free(batch, rules)
+    assert not always_free(batch, Rules(100, 4, (3, 6), 9, 4))
+    assert not always_free(batch, Rules(100, 4, (3, 5), 4, 4))
+    assert not always_free(random_batch(rng, 4, 24, [20]), rules)
+    # nor did any search of such rows ever lack one
+    request = BatchRequest(batch, random_starts(rng, batch), seed=1)
+    settings = {"tenure": (3, 5), "patience": 9, "kick": 4}
+    compiled, torched = both(request, **settings)
+    monkeypatch.setattr(_batched_tabu, "always_free", lambda *_: False)
+    assert torch.equal(both(request, **settings)[1], torched)
+    assert torch.equal(compiled, torched)
