@@ -121,7 +121,8 @@ class Lifted:
         """An orthonormal basis of the ``a_g`` of all groups that have members, scaled."""
         inside = torch.nn.functional.one_hot(self._labels, len(self._counts)).double()
         vectors = torch.cat([self._counts.double()[None], -inside])[:, inside.any(0)]
-        return torch.linalg.qr(vectors / self._sizes[:, None]).Q
+        basis: Tensor = torch.linalg.qr(vectors / self._sizes[:, None]).Q
+        return basis
 
     def _projected(self, matrix: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
         """``VMV``, symmetric."""
