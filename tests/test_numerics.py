@@ -184,6 +184,8 @@ def test_published_methods_have_exact_counts_and_finite_weights(
         ("trace", "2:4", 0.5),
         ("trace", "layer", 0.4),
         ("row", "row", 0.5),
+        ("semidefinite", "row", 0.5),
+        ("semidefinite", "2:4", 0.5),
     ],
 )
 def test_no_bound_is_above_what_the_descent_finds(layer: Layer, kind: str, pattern: str, density: float) -> None:

@@ -374,18 +374,18 @@ def _semidefinite(
         left = clock.remaining
         own = Deadline(None if left is None else left / (len(lower) - row), clock)
         lifted = relaxed.lifted(problems, row, points[row])
-        best = float(lower[row])
+        best, before = float(lower[row]), -torch.inf
         for _ in range(0, most, _LOOK):
             steps += lifted.improve(_LOOK, own)
             convex = _Relaxation.of(lifted.convex_below(), "plain", None)
             new = convex.minimise(tolerance / 4, 2000, own, lifted.point[None])
             proven = float(new.lower[0] + relaxed.offset[row])
             proven -= _ROUNDED * (abs(proven) + abs(float(relaxed.offset[row])))
-            gain = proven - best
-            if gain > 0:
+            if proven > best:
                 best, lower[row], points[row] = proven, proven, new.point[0]
-            if own.expired or 0 <= gain <= tolerance * abs(best):
+            if own.expired or abs(proven - before) <= tolerance * abs(proven):
                 break
+            before = proven
         cut |= own.expired
     return Bounds("semidefinite", lower, points, steps, cut)
 

@@ -267,3 +267,8 @@ def test_a_run_reports_how_many_sampled_blocks_are_optimal(pattern: str, monkeyp
 def test_what_cannot_be_certified_is_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         prune(tiny.llama(), tiny.tokens(), 0.5, **settings)
+
+
+def test_a_bound_that_needs_each_rows_counts_is_refused_with_one_budget_for_the_layer() -> None:
+    with pytest.raises(InputError, match="'semidefinite' needs the counts of each row"):
+        prune(tiny.llama(num_hidden_layers=1), tiny.tokens(), 0.5, pattern="layer", certify="semidefinite")

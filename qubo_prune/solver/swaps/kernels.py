@@ -28,6 +28,8 @@ _NO_FACTOR = np.zeros((0, 0))
 #: Factor form of up to so many variables is multiplied out: a swap costs O(n) then instead of O(n rank), and even one
 #: descent, whose last round pairs every kept weight, reads more of Q than the product costs. 256 MB at most.
 MATRIX_UP_TO = 4096
+# up to this rank one half of the symmetric product costs more to copy than to compute
+_FEW = 64
 # a descent ends by itself; the bound only stops a cycle within the rounding
 _MOST_SWAPS = 100_000
 
@@ -75,9 +77,13 @@ def form_of(problem: BlockQubo, matrix_up_to: int = 0) -> Form:
 
 
 def _doubled(problem: BlockQubo) -> NDArray[np.float64]:
-    """2 Q, of factor form by one product and without another copy."""
+    """2 Q, of factor form without another copy of it."""
     if not isinstance(problem.q, FactorForm):
         return np.asarray(2 * problem.q)
+    if problem.q.factor.shape[1] <= _FEW:
+        matrix = np.asarray((2 * problem.q.factor) @ problem.q.factor.T)
+        np.einsum("ii->i", matrix)[:] += 2 * problem.q.diagonal
+        return matrix
     matrix = problem.dense()
     matrix *= 2
     return matrix
