@@ -151,8 +151,8 @@ class Lifted:
         lowest = float(torch.linalg.eigvalsh(form)[0])
         norm = float(torch.linalg.matrix_norm(z))
         shift = max(0.0, -lowest) + 8 * n * eps * norm
-        # Dy has no part outside the face, so that the shift costs |Dy|^2
-        form = form + shift * (torch.eye(n + 1, dtype=z.dtype, device=z.device) - self._face @ self._face.T)
+        # which costs shift |Dy|^2, linear in binary x
+        form.diagonal().add_(shift)
         s = self._cost + z
         scales = sizes[:, None] * sizes[None, :]
         lost = (s * scales)[1:, 1:].clamp(max=0).fill_diagonal_(0).sum(1)
