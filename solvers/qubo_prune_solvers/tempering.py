@@ -70,9 +70,6 @@ class Tempering(Solver):
     median ``|dE|`` of the first round's moves, geometrically. Ends in optima over all single swaps. Under budgets a
     disturbance makes ``forced`` allowed moves, each the cheapest of several drawn; nothing is held or relinked.
 
-    Single swaps as moves, at temperatures at which they are taken, do not leave the deep minima of correlated
-    rows; the ends of searches do.
-
     After R. Swendsen, J.-S. Wang, Phys. Rev. Lett. 57 (1986); moves between the ends of searches as in D. Wales,
     J. Doye, J. Phys. Chem. A 101 (1997); relinking after F. Glover, M. Laguna, R. Marti, Control and Cybernetics
     29 (2000).
