@@ -14,7 +14,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from qubo_prune.arguments import as_names
+from qubo_prune.arguments import as_limit, as_names
 from qubo_prune.bench.emitted import Emitted, compensated_block, fisher_blocks, gram_block
 from qubo_prune.bench.instances import Captured
 from qubo_prune.bench.origins import ORIGINS, Origin
@@ -123,7 +123,7 @@ def make_suite(
     *,
     families: str | Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
-    proof_time: float | None = None,
+    proof_time: float | str | None = None,
     bounds: str | Sequence[str] | None = None,
     formats: str | Sequence[str] = ("json",),
     progress: Progress | None = None,
@@ -139,7 +139,8 @@ def make_suite(
         name: one of :data:`~qubo_prune.bench.suites.SUITES`.
         families: names of families or of instances; all if left out.
         sizes: n; all if left out.
-        proof_time: seconds for the branch and bound of each instance; the suite's own if left out.
+        proof_time: seconds for the branch and bound of each instance, also as text such as ``"10s"``; the suite's own
+            if left out.
         bounds: kinds of certified bounds (:data:`~qubo_prune.choices.BOUNDS`), tried in order of their cost, of which
             the best one counts; the suite's own if left out, which are those that the size allows.
         formats: of the problem files, ``json`` among them.
@@ -160,7 +161,7 @@ def make_suite(
         part_of(name, wanted, names, sizes),
         _origins(part_of(name, wanted, names, sizes), bars),
         whole=wanted,
-        proof_time=effort.proof_time if proof_time is None else proof_time,
+        proof_time=as_limit("proof_time", proof_time) or effort.proof_time,
         bounds=kinds,
         formats=formats,
         progress=bars,
@@ -189,8 +190,6 @@ def make(
 ) -> Suite:
     """:func:`make_suite` for any families of any models; ``whole`` are those of the suite that they are a part of."""
     formats, effort = _checked_formats(formats), Effort(proof_time, _checked_bounds(bounds))
-    if not proof_time > 0:
-        raise InputError(f"proof_time is {proof_time}; give a positive number of seconds.")
     files = [f"{entry}.{format}" for family in wanted for entry in family.instances for format in formats]
     files += [MANIFEST, "README.md", _NOTEBOOK]
     target, bars = check_added(folder, files, (MANIFEST, FORMAT)), progress or Progress()

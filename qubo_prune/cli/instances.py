@@ -77,7 +77,6 @@ def make_command(
     qubo-prune instances make rows --families smollm2-down14-gram --sizes 1536 --bounds trace
     """
     with plain_errors("the folder has no manifest, so it is no suite yet."):
-        from qubo_prune.arguments import parse_seconds
         from qubo_prune.bench.making import make_suite
         from qubo_prune.progress import Progress
 
@@ -87,7 +86,7 @@ def make_command(
             suite,
             families=None if families is None else names(families),
             sizes=counts(sizes),
-            proof_time=None if proof_time is None else parse_seconds(proof_time) or 0.0,
+            proof_time=proof_time,
             bounds=None if bounds is None else names(bounds),
             formats=names(formats),
             progress=Progress(not quiet),

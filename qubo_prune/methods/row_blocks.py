@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.blocks.rows import Descent, DescentResult, MakeState, descend_rows
 from qubo_prune.choices import WholeRow
 from qubo_prune.errors import InputError
@@ -33,7 +34,7 @@ class RowBlocks(LayerMethod):
         block_size: weights per block, half of them kept and half pruned; ``"row"`` for a whole row as one block;
             ``None`` for the usual number, or the most that the solver takes if that is less.
         max_sweeps: most blocks that each row takes.
-        block_time: wall-clock seconds that the solver has for a block, or ``None``.
+        block_time: wall-clock seconds that the solver has for a block, also as text such as ``"500ms"``, or ``None``.
         polish: swap within the blocks that the solver has decided.
         row_swaps: swap over whole rows after the blocks, whoever decided those, if the Hessian has such swaps.
         workers: processes for solvers that take one block at a time, or a cluster.
@@ -43,7 +44,7 @@ class RowBlocks(LayerMethod):
     solver_settings: Mapping[str, Any] = field(default_factory=dict)
     block_size: int | WholeRow | None = None
     max_sweeps: int = 1
-    block_time: float | None = setting(60.0, above=0)
+    block_time: float | str | None = setting(60.0, above=0)
     polish: bool = True
     row_swaps: bool = True
     workers: int | str | None = field(default=None, repr=False)
@@ -52,6 +53,14 @@ class RowBlocks(LayerMethod):
     usual_size: ClassVar[int] = 64
     #: Why whole rows are no blocks of this Hessian, and what to do instead; empty if they are.
     no_whole_rows: ClassVar[str] = "whole rows are no blocks of this method; give a number, or the method 'gram'"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "block_time", self.limit)
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds for a block."""
+        return parse_seconds(self.block_time) if isinstance(self.block_time, str) else self.block_time
 
     @cached_property
     def made(self) -> Solver:
@@ -114,7 +123,7 @@ class RowBlocks(LayerMethod):
             self.max_sweeps,
             row_swaps=self.row_swaps,
             seed=task.run_seed,
-            block_time=self.block_time,
+            block_time=self.limit,
             handling=replace(self.handling, journal=task.answers),
             whole_rows=self.size == "row",
         )

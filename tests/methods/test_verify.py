@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from qubo_prune import Chain, prune
+from qubo_prune.blocks.loss.descent import LossDescent
 from qubo_prune.errors import InputError, MethodError
 from qubo_prune.methods.base import (
     Decision,
@@ -159,7 +160,6 @@ def test_an_update_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("method", "field", "value"),
     [
-        (GramBlocks(), "block_time", "2s"),
         (GramBlocks(), "block_time", -2.0),
         (GramBlocks(), "block_size", "x"),
         (GramBlocks(), "polish", "no"),
@@ -169,6 +169,14 @@ def test_an_update_of_another_shape_is_refused(shape: tuple[int, int]) -> None:
 def test_fields_of_objects_are_checked_as_those_of_names(method: Any, field: str, value: Any) -> None:
     object.__setattr__(method, field, value)  # as its class would, which checks no types
     refused(method, f"setting {field} of the method .* is {value!r}".replace(".0", ""))
+
+
+def test_times_of_blocks_may_be_text() -> None:
+    assert GramBlocks(block_time="500ms") == GramBlocks(block_time=0.5)
+    assert LossDescent(block_time="2s") == LossDescent(block_time=2.0)
+    for made in (GramBlocks, LossDescent):
+        with pytest.raises(InputError, match="The time 'soon' is not understood"):
+            made(block_time="soon")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qubo_prune.arguments import parse_seconds
 from qubo_prune.blocks.emission import emit_factor
 from qubo_prune.blocks.loss.selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
 from qubo_prune.blocks.loss.trace import LossStep, LossTrace
@@ -91,7 +92,7 @@ class LossDescent:
         batch_check: samples of the model batch on which the move is measured too.
         micro_batch: samples that go through the model at once; the memory of a pass is that of their
             activations.
-        block_time: wall-clock limit of one block, in seconds.
+        block_time: wall-clock limit of one block, in seconds, also as text such as ``"500ms"``.
         polish: swap within blocks after a solver that leaves that to do.
         solver_settings: fields of a named solver.
         seed: every random choice follows from it.
@@ -123,12 +124,18 @@ class LossDescent:
     patience: int = setting(5, least=1)
     batch_check: int = setting(1000, least=1)
     micro_batch: int = setting(250, least=1)
-    block_time: float | None = 60.0
+    block_time: float | str | None = 60.0
     polish: bool = True
     solver_settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def limit(self) -> float | None:
+        """Seconds for a block."""
+        return parse_seconds(self.block_time) if isinstance(self.block_time, str) else self.block_time
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "block_time", self.limit)
         for entry in dataclasses.fields(self):
             object.__setattr__(self, entry.name, checked(entry.name, getattr(self, entry.name), _KINDS[entry.name]))
 
@@ -749,7 +756,7 @@ class _Descent:
     def _block_time(self) -> float | None:
         """Seconds for one block; a step that was begun is finished, if only from its warm starts."""
         left = self._deadline.remaining
-        return shortest(self._settings.block_time, None if left is None else max(left, 1e-3))
+        return shortest(self._settings.limit, None if left is None else max(left, 1e-3))
 
     # -- acceptance
 
