@@ -412,9 +412,10 @@ def _judged(solver: Solver, given: SolveRequest, result: object, limited: bool =
         require(x.shape == shape, f"an answer has shape {x.shape}; {shape} is needed")
         require(bool(np.isin(x, (0, 1)).all()), f"an answer is not binary: {_list(x)}")
         met = f"{problem.counts(x).tolist()} are pruned; the counts are {list(problem.num_pruned)}"
+        missed = "a count or a budget" if problem.num_budgets else "a count"
         if problem.num_budgets:
             met += f"; it brings {problem.amounts(x).tolist()}, the budgets are {problem.budget.tolist()}"
-        require(not can.cardinality or problem.is_feasible(x), f"an answer misses a count or a budget: {met}")
+        require(not can.cardinality or problem.is_feasible(x), f"an answer misses {missed}: {met}")
     energy = float(np.float64(problem.energy(points[0])))
     if problem.num_variables > 14:  # too many to enumerate
         return result

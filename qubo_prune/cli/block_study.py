@@ -91,7 +91,7 @@ def blocks_command(
 
     Examples:
     qubo-prune bench blocks --output study
-    qubo-prune bench blocks --solvers tabu,neal --sizes 64,256,row --block-times none --seeds 3
+    qubo-prune bench blocks --sizes 64,256,row --block-times none --seeds 3
     """
     with options.plain_errors("nothing was written."):
         from qubo_prune.bench.block_study import study_blocks

@@ -521,6 +521,8 @@ def _constraints(tokens: _Tokens, names: _Names) -> tuple[tuple[int, ...] | None
         if low < high:  # not a count, but a limit of one
             budgets += replace(row, terms=dict.fromkeys(row.terms, 1.0), low=low, high=high).budgets()
             del found[members]
+        else:
+            found[members] = low, high, row
     if not found:
         return None, None, budgets
     return *_grouped(found, names), budgets

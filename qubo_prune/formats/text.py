@@ -218,7 +218,7 @@ def _read_json(text: str) -> _Parts:
         budget = _json_numbers("budget", budget, len(_json_rows("budget", budget)))
     if costs is not None:
         rows = _json_rows("costs", costs, None if budget is None else len(budget))
-        costs = np.stack([_json_numbers(f"costs, row {r}", row, n) for r, row in enumerate(rows)] or [np.zeros(n)])
+        costs = np.array([_json_numbers(f"costs, row {r}", row, n) for r, row in enumerate(rows)]).reshape(-1, n)
     return _Parts(_json_matrix(data, n), counts, labels, float(offset), costs, budget)
 
 

@@ -489,6 +489,10 @@ class _Call:
         energy_start = None if start is None else float(np.float64(problem.energy(start)))
         ledger = Ledger(energy_start, raw, float(feasible.mean()), repaired, float(energies[0]))
         worse = energy_start is not None and energies[0] > energy_start
+        lowest = float(energies[0]) if energy_start is None else min(float(energies[0]), energy_start)
+        if bound is not None and not bound <= lowest + 1e-9 * _terms(problem, corrected[0]):
+            info["disbelieved"] = f"its lower bound {bound:.9g} is above the energy found"
+            bound = None
         # the start itself, given back, may differ in its last digits
         if alone and worse and start is not None and not np.array_equal(corrected[0], start):
             detail = f"answer had energy {energies[0]:.6g}"

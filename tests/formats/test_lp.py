@@ -126,8 +126,8 @@ def check(problem: BlockQubo, case: Case) -> None:
 
 
 def read(text: str) -> BlockQubo:
-    q, counts, labels, offset = lp.loads(text, 100)
-    return BlockQubo(q, counts, offset, labels)
+    found = lp.loads(text, 100)
+    return BlockQubo(found.q, found.num_pruned, found.offset, found.labels, costs=found.costs, budget=found.budget)
 
 
 @quick
@@ -350,7 +350,7 @@ def test_linear_constraints_that_are_no_counts_are_budgets(constraints: str, bud
     ("text", "told"),
     [
         (body("a + b + c = 1\n a + b + c = 2"), "line 5: '=' is found; no constraint that nothing meets"),
-        (body("a + 2 b + c = 1\n a - b = 1\n a + b + c = [ a * b ]"), r"line 6: '\[' is found; only a number"),
+        (body("a + 2 b + c = 1\n a - b = 1\n a + b + c = [ a * b ]"), r"line 6: '\[' is found; a number"),
         (body("2 a + 2 b + 2 c = 3"), "line 4: '2' is found; only the coefficient 1"),
         (body("a + b + c = 2 d"), "line 4: 'd' is found; only a number after the sum"),
         (body("a + b = c"), "line 4: 'c' is found; a number"),

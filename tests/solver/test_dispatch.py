@@ -904,3 +904,18 @@ def test_of_a_model_the_count_is_said_and_of_a_problem_it_is_not():
         solve(np.eye(2), num_pruned=1)
     with pytest.raises(InputError, match=r"^warm_start lacks 'b'"):
         solve({("a", "b"): 1.0}, num_pruned=1, warm_start={"a": 1})
+
+
+def test_a_bound_above_what_the_polish_or_the_start_has_is_disbelieved(rng):
+    problem = random_problem(rng, 10, 5)
+    points = feasible_points(problem)
+    worst = points[np.argmax(problem.energy(points))]
+
+    def claims_the_worst(request: SolveRequest) -> SolveResult:
+        return single_answer(problem, worst, Status.FEASIBLE, lower_bound=problem.energy(worst) - 1e-6)
+
+    for arguments in ({}, {"polish": False, "warm_start": points[np.argmin(problem.energy(points))]}):
+        result = solve(problem, Watching(claims_the_worst), **arguments)
+        assert result.lower_bound is None
+        assert "is above the energy found" in result.info["disbelieved"] or result.status is Status.NOT_IMPROVED
+    assert solve(problem, Watching(claims_the_worst), polish=False).lower_bound is not None
