@@ -38,6 +38,8 @@ from qubo_prune.problem.qubo import BlockQubo
 def dumps(problem: BlockQubo) -> str:
     """The problem as text: variables ``x0`` to ``x{n-1}``, constraints ``group_0`` and ``budget_0`` and so on.
 
+    A budget whose costs are all 0, which says nothing, is left out.
+
     Raises:
         InputError: a group has no variables, or an entry is too large to be written four times as large.
     """
@@ -46,6 +48,16 @@ def dumps(problem: BlockQubo) -> str:
     sizes = np.bincount(problem.labels[problem.labels >= 0], minlength=problem.num_groups)
     if (sizes == 0).any():
         raise InputError(f"Group {int(sizes.argmin())} has no variables, which an LP file cannot say; write .json.")
+    said = problem.costs.any(axis=1)
+    if not said.all():  # nothing asks for nothing, and LP has no empty sums
+        problem = BlockQubo(
+            problem.q,
+            problem.num_pruned or None,
+            problem.offset,
+            problem.labels if problem.num_pruned else None,
+            costs=problem.costs[said],
+            budget=problem.budget[said],
+        )
     if np.abs(problem.dense()).max(initial=0.0) > np.finfo(np.float64).max / 4:
         raise InputError("An entry of Q is too large for an LP file, which holds four times as much; write .json.")
     cqm = to_cqm(problem)
@@ -92,7 +104,7 @@ def loads(text: str, max_variables: int) -> Loaded:
     for row, (terms, _) in zip(costs, budgets, strict=True):
         row[list(terms)] = list(terms.values())
     least = [bound for _, bound in budgets] or None
-    return Loaded(sign * q, counts, labels, sign * objective.offset, costs if budgets else None, least)
+    return Loaded(sign * q, counts, labels, sign * objective.offset + 0.0, costs if budgets else None, least)
 
 
 class _Token(NamedTuple):
@@ -203,11 +215,13 @@ class _Tokens:
             raise _unexpected(token, f"{what} is")
         return token
 
-    def skip_name(self) -> None:
-        """Pass over ``name:``."""
-        if self.peek(1).text == ":":
-            self.need("name", "a name before ':'")
-            self.take()
+    def skip_name(self) -> str:
+        """Pass over ``name:``; the name, empty if there is none."""
+        if self.peek(1).text != ":":
+            return ""
+        name = self.need("name", "a name before ':'").text
+        self.take()
+        return name
 
     def sign(self, first: bool) -> float:
         """Signs before a term, which all terms but the first need."""
@@ -413,17 +427,19 @@ class _Row:
     Attributes:
         terms: coefficients by variable.
         at: the first token, the first coefficient's that is not 1, and the sense's.
+        budget: it is called one, as those that are written here.
     """
 
     terms: dict[int, float]
     low: float
     high: float
     at: dict[str, _Token]
+    budget: bool = False
 
     @classmethod
     def read(cls, tokens: _Tokens, names: _Names) -> _Row:
         """One constraint; it may be a range, with numbers on both sides."""
-        tokens.skip_name()
+        budget = tokens.skip_name().startswith("budget_")
         at = {"row": tokens.peek()}
         terms, constant = _sum(tokens, names, at)
         low, high, sense = -math.inf, math.inf, tokens.need("sense", "'=', or more of the sum,")
@@ -443,7 +459,7 @@ class _Row:
             low, high = _limits(sense, value, low, high)
         if tokens.goes_on() and tokens.peek(1).text != ":":
             raise _unexpected(tokens.peek(), "only a number after the sum, and the next constraint on a new line, is")
-        return cls({i: value for i, value in terms.items() if value}, low, high, at)
+        return cls({i: value for i, value in terms.items() if value}, low, high, at, budget)
 
     def always(self) -> bool:
         """Every binary vector meets it."""
@@ -461,9 +477,12 @@ class _Row:
         """Fewest and most ones among its variables, which all have one coefficient."""
         value = next(iter(self.terms.values()))
         low, high = sorted((self.low / value, self.high / value))
-        if low == high and (abs(low) > 2**31 or low != round(low)):
+        # what a sum of budgets may miss its budget by, in the same units
+        rounding = 2.0**-40 * len(self.terms)
+        if low == high and (abs(low) > 2**31 or abs(low - round(low)) > (0 if value in (1, -1) else rounding)):
             raise _unexpected(self.at["count"], "a whole number is") if value == 1 else self._refused()
-        return (low if math.isinf(low) else math.ceil(low)), (high if math.isinf(high) else math.floor(high))
+        least = low if math.isinf(low) else math.ceil(low - rounding)
+        return least, high if math.isinf(high) else math.floor(high + rounding)
 
     def _refused(self) -> InputError:
         return _unexpected(self.at.get("coefficient", self.at["row"]), "only the coefficient 1 is")
@@ -506,6 +525,9 @@ def _constraints(tokens: _Tokens, names: _Names) -> tuple[tuple[int, ...] | None
     budgets: list[_Budget] = []
     while tokens.peek().kind != "end":
         row = _Row.read(tokens, names)
+        if row.budget and row.terms:
+            budgets += row.budgets()
+            continue
         if row.always():
             continue
         if not row.terms:
@@ -517,12 +539,13 @@ def _constraints(tokens: _Tokens, names: _Names) -> tuple[tuple[int, ...] | None
         before = found.get(frozenset(row.terms), (-math.inf, math.inf, row))
         found[frozenset(row.terms)] = max(low, before[0]), min(high, before[1]), row
     for members, (low, high, row) in list(found.items()):
-        low, high = max(low, 0), min(high, len(members)) if low < high else high
-        if low < high:  # not a count, but a limit of one
+        tight = low if low == high else max(low, 0), high if low == high else min(high, len(members))
+        if tight[0] < tight[1]:  # not a count, but a limit of one
+            low, high = low if low > 0 else -math.inf, high if high < len(members) else math.inf
             budgets += replace(row, terms=dict.fromkeys(row.terms, 1.0), low=low, high=high).budgets()
             del found[members]
         else:
-            found[members] = low, high, row
+            found[members] = *tight, row
     if not found:
         return None, None, budgets
     return *_grouped(found, names), budgets

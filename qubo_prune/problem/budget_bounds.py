@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.clock import Deadline
 from qubo_prune.problem.bounds import lower_bounds
+from qubo_prune.problem.budgets import rounding_of
 from qubo_prune.problem.penalty import budget_multipliers
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo
 
@@ -56,6 +57,8 @@ def lower_bound(
     >>> 0.9 < lower_bound(problem).lower <= 1.0
     True
     """
+    if not problem.num_variables:
+        return BudgetBound(problem.offset, np.zeros(problem.num_budgets), 0)
     clock = deadline or Deadline(None)
     batch, costs = _with_counts(problem)
     nu = budget_multipliers(problem, np.zeros(problem.num_variables, dtype=bool))
@@ -65,7 +68,7 @@ def lower_bound(
     for number in range(1, max(1, most if problem.num_budgets else 1) + 1):
         linear = torch.as_tensor(-(nu @ costs))[None, :]
         found = lower_bounds(replace(batch, linear=linear), kind, deadline=clock)
-        lower = float(found.lower[0]) + float(nu @ problem.budget)
+        lower = float(found.lower[0]) + float(nu @ (problem.budget - rounding_of(problem.costs)))
         # a sum of several terms, each rounded once
         lower -= 2.0**-50 * float(np.abs(nu) @ np.abs(problem.budget))
         best = BudgetBound(

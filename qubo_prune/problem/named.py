@@ -167,6 +167,12 @@ def checked_names(names: Sequence[Hashable] | None, n: int) -> Sequence[Hashable
     """
     if names is None:
         return range(n)
+    try:
+        set(names)
+    except TypeError:
+        raise InputError(
+            "names holds what cannot be a key of a dict, such as lists; pass text, numbers or tuples."
+        ) from None
     if len(names) != n or len(set(names)) != n:
         raise InputError(f"names holds {len(set(names))} different names for {n} variables; give each its own.")
     return names if isinstance(names, range) else tuple(names)

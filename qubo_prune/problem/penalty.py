@@ -163,7 +163,7 @@ def _equations(problem: BlockQubo) -> tuple[Float[np.ndarray, "n+s g+k"], Float[
 
 
 def relaxed(problem: BlockQubo, nu: Float[np.ndarray, " k"]) -> BlockQubo:
-    """``E(x) - sum_r nu_r (c_r'x - C_r)`` under the counts alone.
+    """``E(x) - sum_r nu_r (c_r'x - C_r)`` under the counts alone, with C as low as a sum may be that meets it.
 
     For ``nu >= 0`` it is nowhere above E where the budgets are met, so its minimum is a lower bound of the problem's,
     the Lagrangian bound.
@@ -172,7 +172,7 @@ def relaxed(problem: BlockQubo, nu: Float[np.ndarray, " k"]) -> BlockQubo:
         problem: with budgets.
         nu: the multipliers, in units of energy per unit of the budget.
     """
-    tilt, offset = nu @ problem.costs, problem.offset + float(nu @ problem.budget)
+    tilt, offset = nu @ problem.costs, problem.offset + float(nu @ (problem.budget - rounding_of(problem.costs)))
     if isinstance(problem.q, FactorForm):
         return problem.without_budgets(FactorForm(problem.q.diagonal - tilt, problem.q.factor), offset)
     return problem.without_budgets(problem.dense() - np.diag(tilt), offset)

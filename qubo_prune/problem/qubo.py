@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from qubo_prune.errors import InputError
+from qubo_prune.files.parsing import short
 from qubo_prune.problem.budgets import check_reachable, checked_budgets, rounding_of
 from qubo_prune.problem.named import (
     NamedQubo,
@@ -163,7 +164,7 @@ class BlockQubo(Shown):
             counts: tuple[int, ...] = ()
         else:
             groups = np.zeros(n, dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
-            counts = (num_pruned,) if isinstance(num_pruned, (int, np.integer)) else tuple(num_pruned)
+            counts = _as_counts(num_pruned)
             _check_counts(n, groups, counts)
         groups.flags.writeable = False
         if not np.isfinite(offset):
@@ -423,6 +424,18 @@ def _check_range(form: NDArray[np.float64] | FactorForm, offset: float) -> None:
         )
 
 
+def _as_counts(num_pruned: Any) -> tuple[int, ...]:
+    """Counts, one for each group; how many there may be of each is checked apart."""
+    try:
+        given = [num_pruned] if np.ndim(num_pruned) == 0 else list(num_pruned)
+        counts = [int(count) for count in given]
+        if counts == given:
+            return tuple(counts)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(f"num_pruned is {short(num_pruned)}; pass a whole number, one for each group, or None.")
+
+
 def _check_counts(n: int, labels: NDArray[np.int64], counts: Sequence[int]) -> None:
     if labels.shape != (n,):
         raise InputError(f"labels has shape {labels.shape}; pass one group number for each of {n} variables.")
@@ -430,7 +443,7 @@ def _check_counts(n: int, labels: NDArray[np.int64], counts: Sequence[int]) -> N
         raise InputError(f"labels go from {labels.min()} to {labels.max()}, but {len(counts)} counts are given.")
     sizes = np.bincount(labels, minlength=len(counts))
     for group, (count, size) in enumerate(zip(counts, sizes, strict=True)):
-        if count != int(count) or not 0 <= count <= size:
+        if not 0 <= count <= size:
             raise InputError(
                 f"num_pruned is {count} in group {group}, which has {size} variables; "
                 f"pass a whole number from 0 to {size}."

@@ -260,10 +260,10 @@ def check_groups(solver: Solver, name: str, num_groups: int, num_variables: int,
 def _checked_start(problem: BlockQubo, warm_start: ArrayLike) -> NDArray[np.bool_]:
     point = np.asarray(warm_start)
     if not problem.is_feasible(point):
-        raise InputError(
-            f"warm_start is not feasible: pass {problem.num_variables} values 0 or 1 with exactly "
-            f"{list(problem.num_pruned)} ones in the groups{' and every budget met' * bool(problem.num_budgets)}."
-        )
+        asked = [f"exactly {list(problem.num_pruned)} ones in the groups"] if problem.num_groups else []
+        asked += ["every budget met"] if problem.num_budgets else []
+        told = f" with {' and '.join(asked)}" if asked else ""
+        raise InputError(f"warm_start is not feasible: pass {problem.num_variables} values 0 or 1{told}.")
     return point.astype(bool)
 
 
@@ -472,7 +472,10 @@ class _Call:
             missed = "counts and budgets" if problem.num_budgets else "counts"
             return self._fallback(problem, start, Status.INFEASIBLE, f"no answer meets the {missed}", told=result.info)
         # what misses a count is repaired only for solvers that were not asked to meet it
-        corrected = answers[feasible] if as_given else np.stack([made_feasible(problem, x) for x in answers])
+        try:
+            corrected = answers[feasible] if as_given else _repaired(problem, answers, request.time_limit)
+        except SolverError as error:
+            return self._fallback(problem, start, Status.INFEASIBLE, str(error), error, told=result.info)
         corrected, energies = best_first(problem, corrected, request.num_answers)
         repaired = float(energies[0])
         raw: float | None = repaired
@@ -554,7 +557,9 @@ class _Call:
                 f"{PROVEN_SHARE:g} counts as none: the problem's entries differ too widely for it"
             )
         if doubts:
-            status = Status.FEASIBLE if status is Status.OPTIMAL else status
+            if status is Status.OPTIMAL:
+                status = Status.FEASIBLE
+                info.pop("proven", None)
             info["disbelieved"] = "; ".join([*([info["disbelieved"]] if "disbelieved" in info else []), *doubts])
         return status, bound, info
 
@@ -612,6 +617,24 @@ def _given_start(form: BlockQubo, start: NDArray[np.bool_] | None) -> NDArray[np
     return np.concatenate([start, np.zeros(form.num_variables - len(start), dtype=bool)])
 
 
+def _repaired(problem: BlockQubo, answers: NDArray[np.bool_], limit: float | None) -> NDArray[np.bool_]:
+    """The answers, mended where they miss a count or a budget; those left out after the first that is too hard to mend.
+
+    Raises:
+        SolverError: it is the first of all.
+    """
+    clock, mended = Deadline(limit), list[NDArray[np.bool_]]()
+    # what needs no mending first
+    for x in sorted(answers, key=lambda answer: not problem.is_feasible(answer)):
+        try:
+            mended.append(made_feasible(problem, x, clock))
+        except SolverError:
+            if not mended:
+                raise
+            break
+    return np.stack(mended)
+
+
 def _of_relaxed(problem: BlockQubo, result: SolveResult, counts_kept: bool) -> SolveResult:
     """What a solver answered to a problem whose budgets were relaxed, as an answer to the problem itself.
 
@@ -621,7 +644,8 @@ def _of_relaxed(problem: BlockQubo, result: SolveResult, counts_kept: bool) -> S
     n, whole = problem.num_variables, problem.num_variables + num_slack(problem)
     points: Any = [x[:n] if np.shape(x) == (whole,) and not counts_kept else x for x in result.assignments]
     status, bound = result.status, result.lower_bound if counts_kept else None
-    info = {**dict(result.info), "budgets": "as linear terms" if counts_kept else "as penalties with slack"}
+    info = {name: told for name, told in dict(result.info).items() if name != "proven"}
+    info |= {"budgets": "as linear terms" if counts_kept else "as penalties with slack"}
     if status is Status.OPTIMAL:
         info["proof"], status = "of the problem with relaxed budgets", Status.FEASIBLE
     return dataclasses.replace(result, assignments=points, status=status, lower_bound=bound, info=info)

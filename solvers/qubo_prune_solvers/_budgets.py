@@ -11,6 +11,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from qubo_prune.clock import Deadline
+from qubo_prune.errors import SolverError
 from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.solver.interface import SolveRequest, SolveResult, Status, derive_seed, ranked_answers
 from qubo_prune.solver.swaps.budgets import (
@@ -28,6 +29,8 @@ from qubo_prune.solver.swaps.kernels import below, form_of, in_threads
 
 #: Moves that are drawn for each that a disturbance makes, which takes the one that costs least.
 _DRAWN = 32
+#: Effort for the repair of a random start, about seconds.
+_REPAIR = 1.0
 #: Steps between two looks at the clock.
 _SLICE = 64
 
@@ -46,8 +49,10 @@ def search_within(
         threads: for the starts; one per core if ``None``.
         matrix_up_to: factor form of up to so many variables is multiplied out.
     """
+    if not request.problem.num_variables:
+        return ranked_answers(request.problem, np.zeros((1, 0)), Status.LOCAL_OPTIMUM)
     clock = Deadline(request.time_limit)
-    begin = _begun(request, matrix_up_to)
+    begin = _begun(request, matrix_up_to, clock)
 
     def run(number: int) -> NDArray[np.bool_]:
         state = begin(number if not clock.expired else 0)
@@ -59,15 +64,15 @@ def search_within(
     return ranked_answers(request.problem, np.stack(found), status, info={"starts": starts})
 
 
-def _begun(request: SolveRequest, matrix_up_to: int) -> Callable[[int], BudgetState]:
+def _begun(request: SolveRequest, matrix_up_to: int, clock: Deadline) -> Callable[[int], BudgetState]:
     """The search of each number: from the warm start or a repaired one, then from repaired random ones, settled."""
     problem, first = request.problem, request.warm_start
     form = form_of(problem, matrix_up_to)
-    first = feasible_start(problem) if first is None else np.array(first, dtype=bool)
+    first = feasible_start(problem, clock) if first is None else np.array(first, dtype=bool)
 
     def begin(number: int) -> BudgetState:
         seed = derive_seed(request.seed, number)
-        state = BudgetState(problem, form, _random_start(problem, seed) if number else first, seed)
+        state = BudgetState(problem, form, _random_start(problem, seed, first, clock) if number else first, seed)
         state.descend()
         return state
 
@@ -82,13 +87,16 @@ def _settled(state: BudgetState, clock: Deadline) -> NDArray[np.bool_]:
     return state.best
 
 
-def _random_start(problem: BlockQubo, seed: int) -> NDArray[np.bool_]:
-    """A random assignment that meets the counts, repaired where it misses a budget."""
+def _random_start(problem: BlockQubo, seed: int, first: NDArray[np.bool_], clock: Deadline) -> NDArray[np.bool_]:
+    """A random assignment that meets the counts, repaired where it misses a budget; the first if that is too hard."""
     rng = np.random.default_rng(seed)
     x = (problem.labels < 0) & (rng.random(problem.num_variables) < 0.5)
     for group, count in enumerate(problem.num_pruned):
         x[rng.permutation(np.flatnonzero(problem.labels == group))[:count]] = True
-    return made_feasible(problem, x)
+    try:
+        return made_feasible(problem, x, clock, _REPAIR)
+    except SolverError:
+        return first
 
 
 def disturbed_descents(state: BudgetState, clock: Deadline, rounds: int, kick: int) -> None:
@@ -142,7 +150,9 @@ def temper(request: SolveRequest, ladder: Ladder, matrix_up_to: int) -> SolveRes
     ``|dE|`` of the first round.
     """
     clock, problem = Deadline(request.time_limit), request.problem
-    begin = _begun(request, matrix_up_to)
+    if not problem.num_variables:
+        return ranked_answers(problem, np.zeros((1, 0)), Status.LOCAL_OPTIMUM)
+    begin = _begun(request, matrix_up_to, clock)
     states = in_threads(begin, list(range(ladder.replicas)), ladder.threads, clock)
     energies = np.array([float(np.float64(problem.energy(state.best))) for state in states])
     random = np.random.default_rng(derive_seed(request.seed, ladder.replicas))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError
-from qubo_prune.problem.budgets import none_meets, rounding_of
+from qubo_prune.problem.budgets import none_meets, whole_numbers
 from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.settings import setting
 from qubo_prune.solver.interface import Capabilities, Solver, SolveRequest, SolveResult, Status, single_answer
@@ -29,9 +28,6 @@ _TOTAL = 2**40
 
 # rounding of the energies themselves, in parts of the sum of all coefficients
 _FLOAT_ERROR = 2**-46
-
-# what the costs of a budget that are no whole numbers add up to in the model; far finer than what counts as met
-_COSTS = 2**50
 
 
 @dataclass(frozen=True)
@@ -148,14 +144,9 @@ class _Model:
                 self.model.add(sum(others) == (count - (i in members)) * self.x[i])
 
     def _meet_budgets(self) -> None:
-        """The budgets in whole numbers: as they are if they are whole, else rounded in favour of the assignment."""
-        problem = self._problem
-        for costs, least, rounding in zip(problem.costs, problem.budget, rounding_of(problem.costs), strict=True):
-            total = float(np.abs(costs).sum())
-            whole = total < _COSTS and bool((costs == np.rint(costs)).all())
-            scale = 1.0 if whole or not total else _COSTS / total
-            terms = [round(float(cost) * scale) * variable for cost, variable in zip(costs, self.x, strict=True)]
-            least = math.ceil((least - rounding) * scale) - (0 if whole else len(costs))
+        """The budgets in whole numbers."""
+        for costs, least in whole_numbers(self._problem):
+            terms = [cost * variable for cost, variable in zip(costs, self.x, strict=True)]
             self.model.add(sum(terms) >= least)
 
     def _coupled(self, members: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -347,6 +347,29 @@ def test_linear_constraints_that_are_no_counts_are_budgets(constraints: str, bud
 
 
 @pytest.mark.parametrize(
+    ("costs", "budget", "counts", "labels"),
+    [
+        ([-0.1] * 4, -0.3, None, None),
+        ([0.01] * 9, 0.07, None, None),
+        ([0, 1, 0, 0], 1, None, None),
+        ([1, 1, 1, 1], 4, None, None),
+        ([1, 1, 0, 0], 2, 2, None),
+        ([0, 5, 0, 5], 10, [1, 1], [0, 0, 1, 1]),
+        ([[0, 0, 0, 0], [1, 2, 3, 4]], [-1, 3], 2, None),
+    ],
+)
+def test_budgets_that_look_like_counts_are_read_as_they_were_written(
+    costs: Any, budget: Any, counts: Any, labels: Any
+) -> None:
+    n = np.shape(costs)[-1]
+    problem = BlockQubo(np.diag(np.arange(n) - 2.0), counts, labels=labels, costs=costs, budget=budget)
+    back = read(lp.dumps(problem))
+    assert back.num_pruned == problem.num_pruned
+    for x in itertools.product((0, 1), repeat=n):
+        assert back.is_feasible(x) == problem.is_feasible(x)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         (body("a + b + c = 1\n a + b + c = 2"), "line 5: '=' is found; no constraint that nothing meets"),

@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from reference import BUDGETS, budgeted_problem, feasible_points, meets
 
-from qubo_prune import BlockQubo
+from qubo_prune import BlockQubo, solve
 from qubo_prune.errors import InputError
+from qubo_prune.problem.budget_bounds import lower_bound
 from qubo_prune.problem.budgets import highest_sums, lowest_of_groups
 from qubo_prune.tables import rendered
 
@@ -100,3 +102,39 @@ def test_a_problem_with_budgets_alone_is_not_free_and_says_what_it_asks():
     shown = rendered(problem.__rich__(), 100)
     assert "budget 1" in shown
     assert "at least 2" in shown
+
+
+def test_whole_numbers_are_exact_up_to_the_end_of_their_range():
+    problem = BlockQubo(np.diag([1.0, 1000.0]), None, costs=[2.0**41, 1.0], budget=2.0**41 + 1)
+    assert not problem.is_feasible([1, 0])
+    assert problem.is_feasible([1, 1])
+    for solver in ("greedy", "cpsat"):
+        assert solve(problem, solver).energy == 1001.0
+    assert lower_bound(problem, most=60).lower <= 1001.0
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        ([[1], [2, 3]], "costs is .* pass numbers in rows of one length"),
+        (["1", "2", "3"], "pass numbers"),
+        ({1: 2}, "pass numbers"),
+        ([1j, 2, 3], "pass numbers"),
+        ([10**400, 1, 1], "pass numbers"),
+        ([2**53 + 1, 1, 1], r"whole numbers of 2\^53 and more"),
+        ([1e-300, 1.0, 1.0], "multiply or divide both sides"),
+    ],
+)
+def test_what_are_no_costs_is_one_sentence(costs, said):
+    with pytest.raises(InputError, match=said):
+        BlockQubo(np.eye(3), None, costs=costs, budget=1.0)
+
+
+def test_tensors_are_costs_wherever_they_come_from():
+    costs = torch.ones(3, requires_grad=True)
+    assert BlockQubo(np.eye(3), None, costs=costs, budget=torch.tensor(2.0)).is_feasible([1, 1, 0])
+
+
+@pytest.mark.parametrize("solver", ["greedy", "local", "tabu", "tempering", "cpsat", "neal"])
+def test_no_variables_meet_a_budget_of_nothing(solver):
+    assert solve(BlockQubo(np.zeros((0, 0)), None, 1.5, costs=[], budget=0.0), solver).energy == 1.5

@@ -919,3 +919,24 @@ def test_a_bound_above_what_the_polish_or_the_start_has_is_disbelieved(rng):
         assert result.lower_bound is None
         assert result.status is Status.NOT_IMPROVED or "is above the energy found" in result.info["disbelieved"]
     assert solve(problem, Watching(claims_the_worst), polish=False).lower_bound is not None
+
+
+def test_a_list_with_relaxed_budgets_is_not_called_proven():
+    problem = BlockQubo(np.diag(np.arange(6.0)), 3, costs=[1, 1, 1, 5, 5, 5], budget=11)
+    result = solve(problem, "exact", num_answers=4)
+    assert "proven" not in result.info
+    assert result.status is not Status.OPTIMAL
+
+
+def test_budgets_that_are_hard_to_meet_cost_no_more_than_the_limit_and_fall_back_on_the_start():
+    rng = np.random.default_rng(1)
+    costs = rng.integers(0, 100, size=(4, 30))
+    x = rng.random(30) < 0.5
+    met = costs @ x
+    both = {"costs": np.vstack([costs, -costs]), "budget": np.concatenate([met, -met])}
+    problem = BlockQubo(np.diag(rng.normal(size=30)), None, **both)
+    with pytest.raises(SolverError, match="more time"):
+        solve(problem, "greedy", time_limit=0.2)
+    for solver in ("local", "neal"):
+        result = solve(problem, solver, time_limit=0.5, warm_start=x)
+        assert problem.is_feasible(result.assignment)

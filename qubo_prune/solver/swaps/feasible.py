@@ -9,8 +9,9 @@ from jaxtyping import Bool
 from numba import njit
 from numpy.typing import NDArray
 
+from qubo_prune.clock import Deadline, shortest
 from qubo_prune.errors import SolverError
-from qubo_prune.problem.budgets import lowest_of_groups, none_meets
+from qubo_prune.problem.budgets import lowest_of_groups, none_meets, whole_numbers
 from qubo_prune.problem.penalty import budget_multipliers
 from qubo_prune.problem.qubo import BlockQubo
 from qubo_prune.problem.repair import repair
@@ -21,28 +22,36 @@ from qubo_prune.solver.swaps.kernels import form_of
 _SECONDS = 30.0
 
 
-def feasible_start(problem: BlockQubo) -> NDArray[np.bool_]:
+def feasible_start(problem: BlockQubo, clock: Deadline | None = None) -> NDArray[np.bool_]:
     """An assignment that meets counts and budgets: the lowest ``Q_ii - nu'c_i`` of each group, repaired.
 
     Raises:
         InputError: there is none.
-        SolverError: none was found in half a minute.
+        SolverError: none was found in half a minute, or before the clock had run out.
     """
     nothing = np.zeros(problem.num_variables, dtype=bool)
     reduced = problem.diagonal - budget_multipliers(problem, nothing) @ problem.costs
-    return made_feasible(problem, lowest_of_groups(reduced, problem.labels, problem.num_pruned))
+    return made_feasible(problem, lowest_of_groups(reduced, problem.labels, problem.num_pruned), clock)
 
 
-def made_feasible(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> NDArray[np.bool_]:
+def made_feasible(
+    problem: BlockQubo, x: Bool[np.ndarray, " n"], clock: Deadline | None = None, effort: float = np.inf
+) -> NDArray[np.bool_]:
     """The assignment with its counts met, see :func:`~qubo_prune.problem.repair.repair`, then its budgets.
 
     Again and again the move is made that costs least for what it brings of what is missing: a flip of a variable
     without a count, or a swap of two of one group. Where none brings anything, budgets and counts are handed to an
     integer linear program with the flip costs as its objective.
 
+    Args:
+        problem: with budgets or without.
+        x: any assignment.
+        clock: ends the program.
+        effort: of the program, about seconds, but the same for the same problem on every machine.
+
     Raises:
         InputError: no assignment meets counts and budgets.
-        SolverError: none was found in half a minute.
+        SolverError: none was found in half a minute, or before the clock had run out.
     """
     result = repair(problem, x)
     if not problem.num_budgets or problem.is_feasible(result):
@@ -51,7 +60,7 @@ def made_feasible(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> NDArray[np.b
     place = place_of(form, rules, result, np.zeros(problem.num_budgets))
     if _meet(form.couplings, rules, place):
         return place.x
-    return _by_program(problem, place.flips)
+    return _by_program(problem, place.flips, clock or Deadline(None), effort)
 
 
 @njit(cache=True, nogil=True)
@@ -110,31 +119,30 @@ def _cheapest(c: Any, rules: Rules, place: Place, missing: float) -> Any:
     return best < np.inf
 
 
-def _by_program(problem: BlockQubo, linear: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The assignment of the lowest linear energies that meets counts and budgets, or any that does."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
+def _by_program(problem: BlockQubo, linear: NDArray[np.float64], clock: Deadline, effort: float) -> NDArray[np.bool_]:
+    """The assignment of nearly the lowest linear energies that meets counts and budgets, or any that does."""
+    from ortools.sat.python import cp_model
 
-    counts = (problem.labels == np.arange(problem.num_groups)[:, None]).astype(np.float64)
-    scale = np.abs(problem.costs).max(axis=1, initial=0.0)
-    scale = np.where(scale > 0, scale, 1.0)
-    rows = [LinearConstraint(problem.costs / scale[:, None], problem.budget / scale)]
-    if problem.num_groups:
-        rows.append(LinearConstraint(counts, problem.num_pruned, problem.num_pruned))
-    size = float(np.abs(linear).max(initial=0.0)) or 1.0
-    found = milp(
-        linear / size,
-        integrality=np.ones(len(linear)),
-        bounds=Bounds(0, 1),
-        constraints=rows,
-        options={"time_limit": _SECONDS, "mip_rel_gap": 0.01},
-    )
-    if found.x is not None:
-        x = np.asarray(np.rint(found.x).astype(bool))
-        if problem.is_feasible(x):
-            return x
-    if found.status == 2:
+    model = cp_model.CpModel()
+    x = [model.new_bool_var(f"x{i}") for i in range(problem.num_variables)]
+    for group, count in enumerate(problem.num_pruned):
+        model.add(sum(x[i] for i in np.flatnonzero(problem.labels == group).tolist()) == count)
+    for costs, least in whole_numbers(problem):
+        model.add(sum(cost * variable for cost, variable in zip(costs, x, strict=True)) >= least)
+    scale = 2.0**30 / (float(np.abs(linear).sum()) or 1.0)
+    model.minimize(sum(round(float(value) * scale) * variable for value, variable in zip(linear, x, strict=True)))
+    solver, seconds = cp_model.CpSolver(), shortest(_SECONDS, clock.remaining) or 1e-3
+    # one worker gives the same answer each time; it would take Ctrl-C for the end of its time
+    solver.parameters.num_workers, solver.parameters.catch_sigint_signal = 1, False
+    solver.parameters.max_time_in_seconds, solver.parameters.relative_gap_limit = seconds, 0.01
+    solver.parameters.max_deterministic_time = effort
+    status = solver.status_name(solver.solve(model))
+    if status == "INFEASIBLE":
         raise none_meets(problem.num_budgets, bool(problem.num_groups))
+    if status in ("OPTIMAL", "FEASIBLE"):
+        found = np.array([solver.boolean_value(variable) for variable in x], dtype=bool)
+        if problem.is_feasible(found):
+            return found
     raise SolverError(
-        f"No assignment that meets all budgets was found in {_SECONDS:g} s ({found.message}); pass a warm_start that "
-        "does."
+        f"No assignment that meets all budgets was found in {seconds:.3g} s; pass a warm_start that does, or more time."
     )

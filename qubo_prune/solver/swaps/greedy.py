@@ -79,7 +79,11 @@ class Greedy(Solver):
     def solve(self, request: SolveRequest, /) -> SolveResult:
         problem, clock = request.problem, Deadline(request.time_limit)
         if problem.num_budgets:
-            start = feasible_start(problem) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
+            start = (
+                feasible_start(problem, clock)
+                if request.warm_start is None
+                else np.array(request.warm_start, dtype=bool)
+            )
             if clock.expired:
                 return single_answer(problem, start, Status.TIME_LIMIT)
             return single_answer(problem, settle_budgets(problem, start, MATRIX_UP_TO), Status.LOCAL_OPTIMUM)
