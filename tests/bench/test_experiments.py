@@ -218,7 +218,7 @@ class Varied(Digits):
     def model(self, seed: int) -> nn.Module:
         model = super().model(seed)
         with torch.no_grad():
-            model[0].weight *= 1 + seed / 10
+            next(model.parameters()).mul_(1 + seed / 10)
         return model
 
 
