@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from qubo_prune.arguments import parse_seconds
 from qubo_prune.bench.solvers import Entrant, parse_entrants
+from qubo_prune.bench.spread import deviation
 from qubo_prune.blocks.rows import TracePoint
 from qubo_prune.choices import WholeRow
 from qubo_prune.data.evaluation import perplexity
@@ -151,10 +152,7 @@ class Mean:
 
     def deviation(self, name: str) -> float:
         """Its standard deviation over the seeds, with ``n - 1``; 0 for one seed, NaN if the mean is not finite."""
-        values = self._values(name)
-        if not all(map(math.isfinite, values)):
-            return math.nan
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+        return deviation(self._values(name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: each measured number as its mean and, by the name with ``_deviation``, its deviation."""

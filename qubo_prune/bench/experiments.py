@@ -19,6 +19,7 @@ from rich import box
 from torch import nn
 
 from qubo_prune.arguments import as_names
+from qubo_prune.bench.spread import deviation, told
 from qubo_prune.blocks.loss.trace import LossStep, LossTrace
 from qubo_prune.choices import EXPERIMENT_METHODS as METHODS
 from qubo_prune.clock import Stopwatch
@@ -42,7 +43,7 @@ _LABELS = {
     "wanda": "Wanda",
     "gram": "Gram blocks",
     "icbs": "iCBS",
-    "icbs-paper": "iCBS as published",
+    "icbs-paper": "iCBS, paper's settings, our annealer",
 }
 
 
@@ -306,6 +307,10 @@ def magnitude_masks(workload: Workload, model: nn.Module, density: float) -> Kee
     return KeepMasks({layer.parameter_name: layer.stored(masks[layer.name]) for layer in layers})
 
 
+#: One seed in a row of the table: outcome, score, seconds, CPU seconds.
+Entry = tuple[Outcome, Score, float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Experiment(Prunings):
     """All outcomes of an experiment.
@@ -355,7 +360,7 @@ class Experiment(Prunings):
         dense, low, now = (s.accuracy if self.metric == "accuracy" else s.loss for s in (*ends, score))
         return (now - low) / (dense - low) if dense != low else math.nan
 
-    def lines(self) -> Iterator[tuple[str, float, int, list[tuple[Outcome, Score, float, float]]]]:
+    def lines(self) -> Iterator[tuple[str, float, int, list[Entry]]]:
         """Rows of the table: method, density, blocks, and (outcome, score, seconds, CPU seconds) per seed."""
         for density in self.densities:
             for method in METHODS:
@@ -369,7 +374,7 @@ class Experiment(Prunings):
                     yield method, density, blocks, [(o, o.score, o.seconds, o.cpu_seconds) for o in found]
 
     def table(self) -> Table:
-        """Means over the seeds."""
+        """Means over the seeds, of the metric and of the gap with their standard deviations."""
         table = Table(
             title=f"{self.name}, {self.date}",
             title_justify="left",
@@ -391,14 +396,13 @@ class Experiment(Prunings):
             f"{fmean(o.score.loss for o in dense):.4f}",
         )
         for method, density, blocks, entries in self.lines():
-            gaps = [self.recovered(score, density, outcome.seed) for outcome, score, _, _ in entries]
             cpu = fmean(entry[3] for entry in entries)
             table.add_row(
                 _LABELS[method],
                 f"{fmean(o.density for o, *_ in entries):.4f}",
                 str(blocks or ""),
                 self._shown([score for _, score, _, _ in entries]),
-                _percent(fmean(gaps)),
+                told([100 * gap for gap in self._gaps(density, entries)], 1, "%"),
                 f"{fmean(score.loss for _, score, _, _ in entries):.4f}",
                 f"{fmean(entry[2] for entry in entries):.1f}",
                 "" if math.isnan(cpu) else f"{cpu:.1f}",
@@ -406,16 +410,41 @@ class Experiment(Prunings):
         return table
 
     def _shown(self, scores: Sequence[Score]) -> str:
-        mean = fmean(self.quality(score) for score in scores)
-        return f"{100 * mean:.2f} %" if self.metric == "accuracy" else f"{mean:.3f}"
+        values = [self.quality(score) for score in scores]
+        return told([100 * value for value in values], 2, "%") if self.metric == "accuracy" else told(values, 3)
+
+    def _gaps(self, density: float, entries: Sequence[Entry]) -> list[float]:
+        return [self.recovered(score, density, outcome.seed) for outcome, score, _, _ in entries]
+
+    def means(self) -> list[dict[str, Any]]:
+        """The rows of the table below ``dense`` as plain data.
+
+        Each has ``method``, ``density`` as it was asked for, ``blocks``, ``seeds``, and of ``accuracy``, ``loss``,
+        ``recovered`` (the share of the gap) and ``seconds`` the mean and, by the name with ``_deviation``, the standard
+        deviation over the seeds, with ``n - 1``; ``None`` where there is none.
+        """
+        rows: list[dict[str, Any]] = []
+        for method, density, blocks, entries in self.lines():
+            row: dict[str, Any] = {"method": method, "density": density, "blocks": blocks, "seeds": len(entries)}
+            measured = {
+                "accuracy": [score.accuracy for _, score, _, _ in entries],
+                "loss": [score.loss for _, score, _, _ in entries],
+                "recovered": self._gaps(density, entries),
+                "seconds": [seconds for _, _, seconds, _ in entries],
+            }
+            for name, values in measured.items():
+                row |= {name: _number(fmean(values)), f"{name}_deviation": _number(deviation(values))}
+            rows.append(row)
+        return rows
 
     def _caption(self) -> str:
         seeds = len({o.seed for o in self.outcomes})
         traces = [o.trace for o in self.outcomes if o.trace is not None and o.method == "icbs"]
         known = [trace.correlation() for trace in traces if not math.isnan(trace.correlation())]
         correlation = f"; iCBS: predicted and held-out change correlate {fmean(known):.2f}" if known else ""
+        means = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else f"mean of {seeds} seed"
         return (
-            f"mean of {seeds} seed{'s' if seeds > 1 else ''}; of the gap: between magnitude and dense{correlation}; "
+            f"{means}; of the gap: between magnitude and dense{correlation}; "
             f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
 
@@ -425,7 +454,8 @@ class Experiment(Prunings):
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without masks."""
         plain = {"name": self.name, "metric": self.metric, "date": self.date, "machine": self.machine}
-        return plain | {"settings": self.settings, "outcomes": [_plain(o) for o in self.outcomes]}
+        told_of = {"settings": self.settings, "outcomes": [_plain(o) for o in self.outcomes]}
+        return plain | told_of | {"means": self.means()}
 
     def save(self, folder: str | Path) -> None:
         """Write ``results.json``, ``curves.csv``, ``table.txt`` and ``curves.png``.
@@ -450,45 +480,38 @@ class Experiment(Prunings):
             if any(o.curve for o in self.outcomes):
                 self.plot(target / "curves.png")
 
+    def mean_curve(self, method: str, density: float) -> list[tuple[float, list[Score]]]:
+        """Mean seconds, and the scores of all seeds, after each number of blocks after which every seed has a point."""
+        curves = [{point.blocks: point for point in o.curve} for o in self.of(method, density)]
+        shared = sorted(set.intersection(*map(set, curves))) if curves else []
+        return [(fmean(c[blocks].seconds for c in curves), [c[blocks].score for c in curves]) for blocks in shared]
+
     def plot(self, path: str | Path) -> None:
-        """Quality and loss against seconds, of the first seed, with the dense model as a level."""
-        first = self.outcomes[0].seed
-        going = [o for o in self.outcomes if o.curve and o.seed == first]
+        """Quality and loss against seconds, means over the seeds in their deviation, and the dense model as a level."""
         many = len(self.densities) > 1
-        dense = self.of("dense")[0].score
-
-        def panel(value: Callable[[Score], float]) -> dict[str, list[tuple[float, float]]]:
-            return {
-                f"{_LABELS[o.method]}{f', density {o.asked:g}' if many else ''}": [
-                    (point.seconds, value(point.score)) for point in o.curve
-                ]
-                for o in going
-            }
-
-        others = (
-            {}
-            if many
-            else {
-                _LABELS[o.method]: o
-                for o in self.outcomes
-                if o.seed == first and o.method in ("magnitude", "wanda", "gram")
-            }
-        )
+        going = {
+            f"{_LABELS[method]}{f', density {density:g}' if many else ''}": self.mean_curve(method, density)
+            for density in self.densities
+            for method in METHODS
+            if any(o.curve for o in self.of(method, density))
+        }
+        still = [] if many else [name for name in ("magnitude", "wanda", "gram") if self.of(name)]
         # a magnitude-pruned language model is so bad that its level would flatten the curves
         if self.metric == "perplexity":
-            others.pop("magnitude", None)
+            still = [name for name in still if name != "magnitude"]
 
         def drawn(get: Callable[[Score], float], label: str) -> Callable[[Axes], Axes]:
-            levels = {"dense": get(dense)} | {name: get(o.score) for name, o in others.items()}
-            return lambda ax: quality(panel(get), ax=ax, levels=levels, y_label=f"{self.name}: {label}")
+            values = {name: [(at, [get(s) for s in scores]) for at, scores in line] for name, line in going.items()}
+            curves = {name: [(at, fmean(found)) for at, found in line] for name, line in values.items()}
+            spread = {name: [deviation(found) for _, found in line] for name, line in values.items()}
+            told_as = {"dense": "dense"} | {name: _LABELS[name] for name in still}
+            levels = {shown: fmean(get(o.score) for o in self.of(name)) for name, shown in told_as.items()}
+            y_label = f"{self.name}: {label}"
+            return lambda ax: quality(curves, ax=ax, levels=levels, deviations=spread, y_label=y_label)
 
         metric = f"{self.metric}, share of right answers" if self.metric == "accuracy" else self.metric
         loss = drawn(lambda score: score.loss, "loss, nats")
         save_panels(path, [drawn(self.quality, metric), loss], shared_legend=True)
-
-
-def _percent(share: float) -> str:
-    return "" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
@@ -503,4 +526,8 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
 
 
 def _finite(score: Score) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(score).items()}
+    return {name: _number(value) for name, value in asdict(score).items()}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -121,7 +121,7 @@ def garment_command(
 
         workload = Garment(_text(data), _text(checkpoint), cache, progress=ending.for_people)
         needed = {"data": data, "checkpoint": checkpoint, "cache": cache}
-        asked = _Asked(methods, densities, blocks, loss_set, max_time, seeds, marks=(30,))
+        asked = _Asked(methods, densities, blocks, loss_set, max_time, seeds, marks=(30, 100))
         asked.run(workload, output, needed, ending)
 
 

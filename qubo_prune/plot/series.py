@@ -47,6 +47,7 @@ def quality(
     *,
     ax: Axes | None = None,
     levels: Mapping[str, float] | None = None,
+    deviations: Mapping[str, Sequence[float]] | None = None,
     x_label: str = "seconds",
     y_label: str = "",
     log_x: bool = False,
@@ -57,6 +58,7 @@ def quality(
         curves: points ``(x, y)`` by name, in the order of x.
         ax: where to draw; a new figure if left out.
         levels: values of y that stay, by name; those that are not finite are left out.
+        deviations: of y at each point, by name, drawn as a band around the line where any of them is above 0.
         x_label, y_label: what x and y are, with their units.
         log_x: logarithmic x.
 
@@ -76,6 +78,10 @@ def quality(
             markevery=max(1, math.ceil(len(xs) / 12)),
             **look(place),
         )
+        spread = (deviations or {}).get(name, ())
+        if any(width > 0 for width in spread):
+            low, high = zip(*((y - width, y + width) for y, width in zip(ys, spread, strict=True)), strict=True)
+            ax.fill_between(xs, low, high, color=look(place)["color"], alpha=0.15, linewidth=0)
     draw_levels(ax, levels)
     dress(ax, x_label=x_label, y_label=y_label)
     if log_x:

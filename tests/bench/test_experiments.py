@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -101,7 +103,7 @@ def test_curves_go_from_the_warm_start_step_by_step(experiment: Experiment, meth
     assert end.after(7) is None
 
 
-def test_the_published_method_has_settings_of_its_own(experiment: Experiment) -> None:
+def test_the_papers_settings_are_its_own(experiment: Experiment) -> None:
     own, published = (outcome(experiment, method, 0.2).trace.steps for method in ("icbs", "icbs-paper"))
     assert {step.weights for step in own} <= {128}
     assert {step.outcome for step in published} <= {"accepted", "idle"}
@@ -167,12 +169,12 @@ def test_lost_and_cut_blocks_stand_below_the_table(experiment: Experiment) -> No
     (said,) = found.warnings()
     assert said.endswith(f"density {warned.asked:g}, seed 0: The clock cut 3 of 3 blocks of anneal.")
     assert said in " ".join(str(found).split())
-    assert said in found._repr_html_()
+    assert said in html.unescape(found._repr_html_())
     assert found.all_lost > experiment.all_lost
 
 
 def test_a_method_whose_blocks_are_cut_says_so(tmp_path: Path) -> None:
-    """The published method's annealing, with a clock that leaves it no time."""
+    """Annealing, with a clock that leaves it no time."""
     settings = {"max_blocks": 2, "block_time": 1e-4, "solver": "anneal"}
     found = run(Digits(), ["magnitude", "icbs"], [0.2], [0], settings)
     assert any("The clock cut 2 of 2 blocks of anneal" in said for said in found.warnings())
@@ -210,6 +212,63 @@ def test_what_is_saved(experiment: Experiment, tmp_path: Path) -> None:
     assert len(icbs["curve"]) == 4
 
 
+class Varied(Digits):
+    """Another network for each seed."""
+
+    def model(self, seed: int) -> nn.Module:
+        model = super().model(seed)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1 + seed / 10)
+        return model
+
+
+@pytest.fixture(scope="module")
+def varied() -> Experiment:
+    return run(Varied(), ["magnitude", "icbs", "icbs-paper"], [0.2], [0, 1, 2], {"max_blocks": 4}, marks=(2,))
+
+
+def test_means_and_deviations_are_those_of_the_seeds(varied: Experiment) -> None:
+    text = " ".join(rendered(varied.table(), 120).split())
+    assert [(row["method"], row["blocks"], row["seeds"]) for row in varied.means()] == [
+        ("magnitude", 0, 3),
+        ("icbs", 2, 3),
+        ("icbs", 4, 3),
+        ("icbs-paper", 2, 3),
+        ("icbs-paper", 4, 3),
+    ]
+    for row in varied.means():
+        found = varied.of(row["method"])
+        if row["blocks"] == 2:
+            scores = [next(p.score for p in o.curve if p.blocks == 2) for o in found]
+        else:
+            scores = [o.score for o in found]
+        accuracies = [score.accuracy for score in scores]
+        assert len(set(accuracies)) > 1
+        gaps = [varied.recovered(score, 0.2, seed) for seed, score in enumerate(scores)]
+        for name, values in (
+            ("accuracy", accuracies),
+            ("loss", [score.loss for score in scores]),
+            ("recovered", gaps),
+        ):
+            assert row[name] == pytest.approx(statistics.fmean(values))
+            assert row[f"{name}_deviation"] == pytest.approx(statistics.stdev(values))
+        shown = f"{100 * statistics.fmean(accuracies):.2f} ±{100 * statistics.stdev(accuracies):.2f} %"
+        gap = f"{100 * statistics.fmean(gaps):.1f} ±{100 * statistics.stdev(gaps):.1f} %"
+        assert f"{shown} {gap}" in text
+    assert "iCBS, paper's settings, our annealer" in text
+
+
+def test_a_mean_curve_has_the_points_that_all_seeds_have(varied: Experiment) -> None:
+    curves = [o.curve for o in varied.of("icbs-paper")]
+    line = varied.mean_curve("icbs-paper", 0.2)
+    assert [scores for _, scores in line] == [[curve[n].score for curve in curves] for n in range(5)]
+    assert [at for at, _ in line] == pytest.approx([statistics.fmean(c[n].seconds for c in curves) for n in range(5)])
+    (first, *rest) = varied.of("icbs-paper")
+    shorter = replace(varied, outcomes=(replace(first, curve=first.curve[::2]), *rest))
+    assert shorter.mean_curve("icbs-paper", 0.2) == [line[0], line[2], line[4]]
+    assert varied.mean_curve("wanda", 0.2) == []
+
+
 def test_scores_alone_have_no_curves(tmp_path: Path) -> None:
     result = run(Digits(), ["magnitude"], [0.5], [0, 1])
     assert [(o.method, o.seed) for o in result.outcomes] == [
@@ -226,7 +285,7 @@ def test_scores_alone_have_no_curves(tmp_path: Path) -> None:
         "table.txt",
     ]
     assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1
-    assert "mean of 2 seeds;" in " ".join(str(result).split())
+    assert "mean ± standard deviation of 2 seeds;" in " ".join(str(result).split())
 
 
 def test_a_warm_start_that_was_not_asked_for_is_made_but_not_told_of() -> None:

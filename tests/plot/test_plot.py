@@ -497,6 +497,15 @@ def test_quality_shows_lines_and_levels() -> None:
     assert (ax.get_xscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "seconds", "accuracy, share")
 
 
+def test_quality_has_a_band_where_it_deviates() -> None:
+    curves = {"iCBS": [(0.5, 0.5), (1.5, 0.8)], "alone": [(1.0, 0.7)]}
+    ax = plot.quality(curves, ax=figure().subplots(), deviations={"iCBS": [0.0, 0.1], "alone": [0.0]})
+    (band,) = ax.collections
+    corners = {(float(x), round(float(y), 9)) for x, y in band.get_paths()[0].vertices}
+    assert corners == {(0.5, 0.5), (1.5, 0.7), (1.5, 0.9)}
+    assert not plot.quality(curves, ax=figure().subplots()).collections
+
+
 def test_trade_offs_have_bars_of_their_deviations() -> None:
     marks = {"tabu": [(1.0, 0.8, "a"), (4.0, 0.5, "b"), (5.0, math.inf, "b")], "neal": [(2.0, 0.6, "a")]}
     spread = {"tabu": [(2.0, 0.1), (0.0, 0.0), (1.0, math.nan)]}
