@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from qubo_prune.bench.runs import RunTable
 from qubo_prune.cli import app
+from qubo_prune.files.cache import VARIABLE
 from qubo_prune.formats.text import read_problem, write_problem
 from qubo_prune.masks.keep import KeepMasks
 
@@ -51,7 +52,7 @@ class SASampler:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng) -> Path:
     """The page's files, the example with its entry point, a problem, a model and a text, in the current folder."""
     import qubo_prune.bench as bench
-    from qubo_prune.bench import making
+    from qubo_prune.bench import making, suites
 
     for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         if code.startswith("# my_"):
@@ -70,6 +71,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng) -> Path:
     for name in ("my_annealer", "my_optimizer", "qubo_prune_openjij", "openjij"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(bench, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setitem(suites.SUITES, "smoke", tiny_suite.FEW)
     monkeypatch.setattr(
         making, "make_suite", lambda folder, *_, **__: tiny_suite.made(folder, tiny_suite.FEW, proof_time=0.2)
     )

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from qubo_prune.bench.suites import Family
 from qubo_prune.cli import app
+from qubo_prune.files.cache import VARIABLE
 from qubo_prune.formats.text import write_problem
 
 TEXTS = "--calibration novel.txt --sequence-length 16 "
@@ -136,7 +137,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(folder / "my-model")
     tiny.save(folder / "tiny-model")
     # with room for blocks of the sizes that examples name
-    tiny.llama(hidden_size=64, intermediate_size=96).save_pretrained(folder / "wide-model")
+    tiny.llama(hidden_size=64, intermediate_size=256).save_pretrained(folder / "wide-model")
     tiny.tokenizer().save_pretrained(folder / "wide-model")
     for name in ("novel.txt", "news.txt", "my-texts/one.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -157,7 +158,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to work in, with a cache of its own."""
     import qubo_prune.bench as bench
-    from qubo_prune.bench import making
+    from qubo_prune.bench import making, suites
 
     def make_suite(folder: Path, name: str, **settings: Any) -> Any:
         return tiny_suite.made(folder, SIZES if name == "standard" else tiny_suite.FEW, proof_time=0.2)
@@ -167,7 +168,10 @@ def here(things: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.setattr(bench, "CACHE", tmp_path / "cache")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(making, "make_suite", make_suite)
+    monkeypatch.setitem(suites.SUITES, "smoke", tiny_suite.FEW)
+    monkeypatch.setitem(suites.SUITES, "standard", SIZES)
     for name in [name for name in sys.modules if name.startswith("my_package")]:
         monkeypatch.delitem(sys.modules, name)
     return place
@@ -186,7 +190,7 @@ def prepared(line: str, here: Path) -> str:
         for name in ("run", "run-here", "run-there"):
             run(f"qubo-prune bench solvers {quick} --output {name}")
     if command == "instances make":
-        shutil.rmtree(here / words[3])
+        shutil.rmtree(here / words[3], ignore_errors=True)
     return line
 
 
