@@ -28,12 +28,13 @@ from qubo_prune.solver.swaps.kernels import (
     MATRIX_UP_TO,
     Form,
     below,
-    best_swap,
+    best_swap_in,
     coupling,
     exchange,
     form_of,
     forms_of,
     in_threads,
+    room_of,
     settle_form,
     uniform,
 )
@@ -319,8 +320,9 @@ def relink(
     if distance < _NEAR:
         return False
     energies[1] = np.inf
+    room = room_of(len(x), kept.shape[0], kept.shape[1])
     for step in range(1, 3 * distance // 4 + 1):
-        change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, 0, kept.shape[1], kept, pruned)
+        change, u, p = best_swap_in(matrix, values, factor, labels, x, costs, free, 0, kept, pruned, room)
         exchange(matrix, values, factor, u, p, x, costs)
         free[u], free[p] = _NEVER, _NEVER
         energies[0] += change
