@@ -96,17 +96,17 @@ class Tempering(Solver):
         batched=True, budgets=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
     )
 
-    replicas: int = setting(8, least=1)
-    rounds: int = setting(100, least=0)
+    replicas: int = setting(4, least=1)
+    rounds: int = setting(600, least=0)
     fill: bool = False
-    walk: float = setting(0.5, least=0)
+    walk: float = setting(0.15, least=0)
     relinking: float = setting(0.2, least=0, most=1)
     forced: int = setting(2, least=0)
-    hold: float = setting(0.1, least=0)
+    hold: float = setting(0.05, least=0)
     hot: float = setting(0.3, above=0)
     cold: float = setting(0.02, above=0)
     candidates: int = setting(4, least=1)
-    tenure: tuple[int, int] = setting((3, 8), least=0)
+    tenure: tuple[int, int] = setting((2, 5), least=0)
     threads: int | None = setting(None, least=1)
 
     def __post_init__(self) -> None:

@@ -326,12 +326,12 @@ def _lane_minima(x: Any, costs: Any, free: Any, now: int, kept: Any, pruned: Any
             of_pruned = of_pruned if is_pruned else np.inf
             kept[lane] = min(kept[lane], of_kept) + 0.0
             pruned[lane] = min(pruned[lane], of_pruned) + 0.0
-    for i in range(n // _LANES * _LANES, n):
-        lane = i % _LANES
-        if free[i] <= now and x[i]:
-            pruned[lane] = min(pruned[lane], -costs[i])
-        elif free[i] <= now:
-            kept[lane] = min(kept[lane], costs[i])
+    for rest in range(n // _LANES * _LANES, n):
+        lane = rest % _LANES
+        if free[rest] <= now and x[rest]:
+            pruned[lane] = min(pruned[lane], -costs[rest])
+        elif free[rest] <= now:
+            kept[lane] = min(kept[lane], costs[rest])
 
 
 @njit(cache=True, nogil=True)
