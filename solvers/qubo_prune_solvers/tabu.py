@@ -27,10 +27,11 @@ from qubo_prune.solver.interface import (
 from qubo_prune.solver.swaps.budgets import BudgetState
 from qubo_prune.solver.swaps.kernels import (
     below,
-    best_swap,
+    best_swap_in,
     exchange,
     forms_of,
     in_threads,
+    room_of,
     rounding,
     settle_form,
 )
@@ -216,11 +217,11 @@ def tabu_steps(
     threshold: float,
 ) -> None:
     """So many steps. ``clock`` holds the step's number and the steps since the last new best."""
-    width = kept.shape[1]
+    room = room_of(len(x), kept.shape[0], kept.shape[1])
     for _ in range(steps):
         clock[0] += 1
         clock[1] += 1
-        change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, clock[0], width, kept, pruned)
+        change, u, p = best_swap_in(matrix, values, factor, labels, x, costs, free, clock[0], kept, pruned, room)
         if u >= 0:
             exchange(matrix, values, factor, u, p, x, costs)
             energies[0] += change

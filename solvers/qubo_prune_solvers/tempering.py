@@ -28,12 +28,13 @@ from qubo_prune.solver.swaps.kernels import (
     MATRIX_UP_TO,
     Form,
     below,
-    best_swap,
+    best_swap_in,
     coupling,
     exchange,
     form_of,
     forms_of,
     in_threads,
+    room_of,
     settle_form,
     uniform,
 )
@@ -95,17 +96,17 @@ class Tempering(Solver):
         batched=True, budgets=True, factor_form=True, anytime=True, parallel=True, swap_optimal=True
     )
 
-    replicas: int = setting(8, least=1)
-    rounds: int = setting(100, least=0)
+    replicas: int = setting(4, least=1)
+    rounds: int = setting(600, least=0)
     fill: bool = False
-    walk: float = setting(0.5, least=0)
+    walk: float = setting(0.15, least=0)
     relinking: float = setting(0.2, least=0, most=1)
     forced: int = setting(2, least=0)
-    hold: float = setting(0.1, least=0)
+    hold: float = setting(0.05, least=0)
     hot: float = setting(0.3, above=0)
     cold: float = setting(0.02, above=0)
     candidates: int = setting(4, least=1)
-    tenure: tuple[int, int] = setting((3, 8), least=0)
+    tenure: tuple[int, int] = setting((2, 5), least=0)
     threads: int | None = setting(None, least=1)
 
     def __post_init__(self) -> None:
@@ -319,8 +320,9 @@ def relink(
     if distance < _NEAR:
         return False
     energies[1] = np.inf
+    room = room_of(len(x), kept.shape[0], kept.shape[1])
     for step in range(1, 3 * distance // 4 + 1):
-        change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, 0, kept.shape[1], kept, pruned)
+        change, u, p = best_swap_in(matrix, values, factor, labels, x, costs, free, 0, kept, pruned, room)
         exchange(matrix, values, factor, u, p, x, costs)
         free[u], free[p] = _NEVER, _NEVER
         energies[0] += change

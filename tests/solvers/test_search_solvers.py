@@ -209,6 +209,28 @@ def test_the_best_swap_is_the_best_pair_of_the_candidates(rng, width):
             assert (u, p) == (-1, -1)
 
 
+@pytest.mark.parametrize("n", [192, 250, 576])
+@pytest.mark.parametrize("width", [1, 4, 16])
+def test_candidates_of_many_weights_are_the_best_of_either_kind_by_cost_then_place(rng, n, width):
+    # round costs have ties; where few weights are free there are fewer candidates than places for them
+    for decimals, share in ((9, 0.9), (0, 0.9), (1, 0.5), (1, 0.01), (9, 0.0)):
+        costs, x = np.round(rng.normal(size=n), decimals), rng.random(n) < 0.4
+        free = np.where(rng.random(n) < share, rng.integers(0, 5, size=n), 9)
+        room = np.full((2, 1, width), -1)
+        nothing = np.zeros((n, n)), np.ones(n), np.zeros((0, 0))
+        change, u, p = best_swap(*nothing, np.zeros(n, dtype=np.int64), x, costs, free, 5, width, room[0], room[1])
+        expected = []
+        for side, found in ((False, room[0, 0]), (True, room[1, 0])):
+            able = np.flatnonzero((x == side) & (free <= 5))
+            best = able[np.argsort(-costs[able] if side else costs[able], kind="stable")][:width]
+            assert found.tolist() == best.tolist() + [-1] * (width - len(best))
+            expected.append(best)
+        if min(map(len, expected)):
+            assert (change, u, p) == (costs[expected[0][0]] - costs[expected[1][0]], expected[0][0], expected[1][0])
+        else:
+            assert (change, u, p) == (np.inf, -1, -1)
+
+
 def test_starts_are_feasible_and_begin_with_the_given_one(rng):
     for problem in problems_of_every_form(rng):
         form, warm = form_of(problem), random_feasible(rng, problem)

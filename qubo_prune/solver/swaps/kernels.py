@@ -30,6 +30,10 @@ _NO_FACTOR = np.zeros((0, 0))
 MATRIX_UP_TO = 4096
 # up to this rank one half of the symmetric product costs more to copy than to compute
 _FEW = 64
+# weights i, i + _LANES, i + 2 _LANES, ... form a lane; one pass of vector instructions finds the best of every lane.
+# That pays from so many weights on, if few are wanted: no more than a quarter of the lanes, for _bound
+_LANES = 64
+_LANES_FROM, _LANES_WIDTH = 192, 16
 # a descent ends by itself; the bound only stops a cycle within the rounding
 _MOST_SWAPS = 100_000
 
@@ -239,11 +243,46 @@ def best_swap(
     Weights i with ``free[i] > now`` take no part. ``kept`` and ``pruned`` are room for the candidates,
     ``(groups, width)``. No partner anywhere gives (inf, -1, -1).
     """
-    groups = kept.shape[0]
+    room = room_of(len(x), kept.shape[0], width)
+    return best_swap_in(matrix, values, factor, labels, x, costs, free, now, kept, pruned, room)
+
+
+@njit(cache=True, nogil=True)
+def room_of(n: int, groups: int, width: int) -> Any:
+    """Room for :func:`best_swap_in`: keys and numbers of candidates, minima of lanes, places of weights, of lanes."""
+    return (
+        np.empty((groups, 2, width)),
+        np.empty((groups, 2), dtype=np.int64),
+        np.empty((2, _LANES)),
+        np.empty(n + 1, dtype=np.int64),
+        np.empty(_LANES + 1, dtype=np.int64),
+    )
+
+
+@njit(cache=True, nogil=True)
+def best_swap_in(
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    x: Any,
+    costs: Any,
+    free: Any,
+    now: int,
+    kept: Any,
+    pruned: Any,
+    room: Any,
+) -> Any:
+    """:func:`best_swap` with room from :func:`room_of`, for loops: to allocate it takes long compared with a step."""
+    keys, sizes, lanes, places, some = room
+    groups, width = keys.shape[0], keys.shape[2]
+    sizes[:] = 0
     best, best_kept, best_pruned = np.inf, -1, -1
-    keys = np.empty((groups, 2, width))
-    sizes = np.zeros((groups, 2), dtype=np.int64)
-    if groups == 1:
+    if groups == 1 and len(x) >= _LANES_FROM and width <= _LANES_WIDTH:
+        _lane_minima(x, costs, free, now, lanes[0], lanes[1])
+        sizes[0, 0] = _candidates_of_lanes(False, x, costs, free, now, lanes[0], places, some, keys[0, 0], kept[0])
+        sizes[0, 1] = _candidates_of_lanes(True, x, costs, free, now, lanes[1], places, some, keys[0, 1], pruned[0])
+    elif groups == 1:
         _candidates_of_one(x, costs, free, now, width, keys[0], sizes[0], kept[0], pruned[0])
     else:
         _candidates_of_all(labels, x, costs, free, now, width, keys, sizes, kept, pruned)
@@ -260,13 +299,86 @@ def best_swap(
 
 @njit(cache=True, nogil=True)
 def _insert(key: float, i: int, at: int, keys: Any, found: Any) -> None:
-    """Put a candidate in its place in an ascending list whose place ``at`` is free."""
-    while at > 0 and keys[at - 1] > key:
+    """Put a candidate in its place in an ascending list whose place ``at`` is free; of equal ones the first leads."""
+    while at > 0 and (keys[at - 1] > key or (keys[at - 1] == key and found[at - 1] > i)):
         keys[at] = keys[at - 1]
         found[at] = found[at - 1]
         at -= 1
     keys[at] = key
     found[at] = i
+
+
+@njit(cache=True, nogil=True)
+def _lane_minima(x: Any, costs: Any, free: Any, now: int, kept: Any, pruned: Any) -> None:
+    """The lowest cost of the kept weights of each lane, and of the pruned ones the lowest of minus their costs."""
+    kept[:] = np.inf
+    pruned[:] = np.inf
+    n = len(x)
+    for block in range(n // _LANES):
+        start = np.uint64(block * _LANES)
+        for lane in range(_LANES):
+            # vectorised: an unsigned index cannot count from the end, and with "+ 0.0" both stores are made in any case
+            i = start + np.uint64(lane)
+            taken, is_pruned, cost = free[i] > now, x[i], costs[i]
+            of_kept = np.inf if taken else cost
+            of_pruned = np.inf if taken else -cost
+            of_kept = np.inf if is_pruned else of_kept
+            of_pruned = of_pruned if is_pruned else np.inf
+            kept[lane] = min(kept[lane], of_kept) + 0.0
+            pruned[lane] = min(pruned[lane], of_pruned) + 0.0
+    for rest in range(n // _LANES * _LANES, n):
+        lane = rest % _LANES
+        if free[rest] <= now and x[rest]:
+            pruned[lane] = min(pruned[lane], -costs[rest])
+        elif free[rest] <= now:
+            kept[lane] = min(kept[lane], costs[rest])
+
+
+@njit(cache=True, nogil=True)
+def _candidates_of_lanes(
+    side: bool, x: Any, costs: Any, free: Any, now: int, lanes: Any, places: Any, some: Any, keys: Any, found: Any
+) -> Any:
+    """Put the best weights with ``x = side`` into ``keys`` and ``found``, from lanes that can hold them; how many.
+
+    ``places`` and ``some`` are room, ``(n + 1,)`` and ``(lanes + 1,)``. There are no branches, which would be
+    mispredicted, until few weights are left.
+    """
+    width, limit = len(keys), _bound(lanes, keys)
+    chosen = 0
+    for lane in range(_LANES):
+        some[chosen] = lane
+        chosen += lanes[lane] <= limit
+    hits = 0
+    for k in range(chosen):
+        i = some[k]
+        while i < len(x):
+            key = -costs[i] if side else costs[i]
+            places[hits] = i
+            hits += (x[i] == side) & (free[i] <= now) & (key <= limit)
+            i += _LANES
+    size = 0
+    for k in range(hits):
+        i = places[k]
+        key = -costs[i] if side else costs[i]
+        if size == width and (keys[width - 1] < key or (keys[width - 1] == key and found[width - 1] < i)):
+            continue
+        at = min(size, width - 1)
+        size = at + 1
+        _insert(key, i, at, keys, found)
+    return size
+
+
+@njit(cache=True, nogil=True)
+def _bound(lanes: Any, lowest: Any) -> Any:
+    """What ``len(lowest)`` keys of different weights do not exceed: of the minima of quarters of the lanes."""
+    width, part = len(lowest), len(lanes) // 4
+    lowest[:] = np.inf
+    for k in range(part):
+        key = min(min(lanes[k], lanes[k + part]), min(lanes[k + 2 * part], lanes[k + 3 * part]))
+        for place in range(width):
+            low, key = min(lowest[place], key), max(lowest[place], key)
+            lowest[place] = low
+    return lowest[width - 1]
 
 
 @njit(cache=True, nogil=True)
@@ -314,9 +426,9 @@ def descend(
 ) -> Any:
     """Best swaps until none of the candidates gains more than ``threshold``; the energy change."""
     free = np.zeros(len(x), dtype=np.int64)
-    total = 0.0
+    room, total = room_of(len(x), kept.shape[0], kept.shape[1]), 0.0
     for _ in range(_MOST_SWAPS):
-        change, u, p = best_swap(matrix, values, factor, labels, x, costs, free, 0, kept.shape[1], kept, pruned)
+        change, u, p = best_swap_in(matrix, values, factor, labels, x, costs, free, 0, kept, pruned, room)
         if not change < -threshold:
             break
         exchange(matrix, values, factor, u, p, x, costs)
