@@ -189,6 +189,7 @@ def make(
     progress: Progress | None = None,
 ) -> Suite:
     """:func:`make_suite` for any families of any models; ``whole`` are those of the suite that they are a part of."""
+    proof_time = as_limit("proof_time", proof_time) or 0.0
     formats, effort = _checked_formats(formats), Effort(proof_time, _checked_bounds(bounds))
     files = [f"{entry}.{format}" for family in wanted for entry in family.instances for format in formats]
     files += [MANIFEST, "README.md", _NOTEBOOK]
