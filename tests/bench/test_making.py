@@ -186,7 +186,7 @@ def test_formats_have_json_among_them_and_are_known(tmp_path: Path, formats: tup
 
 @pytest.mark.parametrize("proof_time", [0, -1.0, float("nan")])
 def test_a_proof_takes_time(tmp_path: Path, proof_time: float) -> None:
-    with pytest.raises(InputError, match="proof_time is .*; pass a positive number of seconds"):
+    with pytest.raises(InputError, match=r"proof_time is .*; pass a positive number of seconds"):
         tiny_suite.made(tmp_path / "out", tiny_suite.FEW, proof_time=proof_time)
     assert not (tmp_path / "out").exists()
 
