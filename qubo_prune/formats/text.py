@@ -1,14 +1,14 @@
 """Block QUBOs as files: JSON of our own, and the text formats of other tools.
 
-=========  ==================================================  ==========  =========================
-format     what                                                constraints there and back
-=========  ==================================================  ==========  =========================
-``json``   everything, factor form included                    yes         bit-identical
-``coo``    dimod's coordinate list, binary                     in comment  bit-identical
-``qubo``   qbsolv                                              in comment  bit-identical
-``lp``     CPLEX LP, see :mod:`qubo_prune.formats.lp`          yes         bit-identical
-``ising``  dimod's coordinate list, spins ``s = 2x - 1``       in comment  to rounding
-=========  ==================================================  ==========  =========================
+=========  ==================================================  ===========  =========================
+format     what                                                constraints  there and back
+=========  ==================================================  ===========  =========================
+``json``   everything, factor form included                    yes          bit-identical
+``coo``    dimod's coordinate list, binary                     in comment   bit-identical
+``qubo``   qbsolv                                              in comment   bit-identical
+``lp``     CPLEX LP, see :mod:`qubo_prune.formats.lp`          yes          bit-identical
+``ising``  dimod's coordinate list, spins ``s = 2x - 1``       in comment   to rounding
+=========  ==================================================  ===========  =========================
 
 All but JSON hold matrices, so that a problem in factor form is densified. Files are text, are read
 line by line with every number checked, and nothing in them is executed.
