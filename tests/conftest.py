@@ -32,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 #: the last take whatever people give, and say what of it cannot be used.
 UNCHECKED = (
     "qubo_prune.solver.swaps.kernels",
+    "qubo_prune.solver.swaps.budgets",
+    "qubo_prune.solver.swaps.feasible",
     "qubo_prune.cli.app",
     "qubo_prune.cli.block_study",
     "qubo_prune.request",

@@ -24,7 +24,7 @@ from qubo_prune.problem.budgets import highest_sums, lowest_of_groups, rounding_
 from qubo_prune.problem.qubo import BlockQubo, FactorForm
 
 
-def multipliers(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " g+k"]:
+def multipliers(problem: BlockQubo, x: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " c"]:
     """``mu`` of every count and then of every budget, estimated at a swap optimum x.
 
     Those of budgets are per mean size of their costs, so that all are energies; see :func:`budget_multipliers`.
@@ -146,7 +146,7 @@ def num_slack(problem: BlockQubo) -> int:
     return SLACK_BITS * problem.num_budgets
 
 
-def _equations(problem: BlockQubo) -> tuple[Float[np.ndarray, "n+s g+k"], Float[np.ndarray, " g+k"]]:
+def _equations(problem: BlockQubo) -> tuple[Float[np.ndarray, "n+s g+k"], Float[np.ndarray, " c"]]:
     """Counts and budgets as ``A'z = b`` over the variables and the slack."""
     member = (problem.labels[:, None] == np.arange(problem.num_groups)[None, :]).astype(np.float64)
     counts = np.array(problem.num_pruned, dtype=np.float64)
