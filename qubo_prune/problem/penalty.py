@@ -146,7 +146,7 @@ def num_slack(problem: BlockQubo) -> int:
     return SLACK_BITS * problem.num_budgets
 
 
-def _equations(problem: BlockQubo) -> tuple[Float[np.ndarray, "n+s g+k"], Float[np.ndarray, " c"]]:
+def _equations(problem: BlockQubo) -> tuple[Float[np.ndarray, "v c"], Float[np.ndarray, " c"]]:
     """Counts and budgets as ``A'z = b`` over the variables and the slack."""
     member = (problem.labels[:, None] == np.arange(problem.num_groups)[None, :]).astype(np.float64)
     counts = np.array(problem.num_pruned, dtype=np.float64)
