@@ -642,7 +642,10 @@ def _of_relaxed(problem: BlockQubo, result: SolveResult, counts_kept: bool) -> S
     terms alone.
     """
     n, whole = problem.num_variables, problem.num_variables + num_slack(problem)
-    points: Any = [x[:n] if np.shape(x) == (whole,) and not counts_kept else x for x in result.assignments]
+    points = result.assignments
+    if not counts_kept:
+        own = [np.asarray(x)[:n] for x in points if np.shape(x) == (whole,)]
+        points = np.array(own) if own else points
     status, bound = result.status, result.lower_bound if counts_kept else None
     info = {name: told for name, told in dict(result.info).items() if name != "proven"}
     info |= {"budgets": "as linear terms" if counts_kept else "as penalties with slack"}

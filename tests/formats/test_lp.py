@@ -343,7 +343,7 @@ def test_linear_constraints_that_are_no_counts_are_budgets(constraints: str, bud
     for x in itertools.product((0, 1), repeat=3):
         met = all(np.dot(costs, x) >= least for costs, least in budgets)
         counted = not problem.num_groups or sum(x) == problem.num_pruned[0]
-        assert problem.is_feasible(x) == (met and counted)
+        assert problem.is_feasible(np.array(x)) == (met and counted)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_budgets_that_look_like_counts_are_read_as_they_were_written(
     back = read(lp.dumps(problem))
     assert back.num_pruned == problem.num_pruned
     for x in itertools.product((0, 1), repeat=n):
-        assert back.is_feasible(x) == problem.is_feasible(x)
+        assert back.is_feasible(np.array(x)) == problem.is_feasible(np.array(x))
 
 
 @pytest.mark.parametrize(
