@@ -182,6 +182,9 @@ class RunTable:
         reader = csv.DictReader(io.StringIO(whole), strict=True)
         names = [field.name for field in fields(Row)]
         try:
+            # tables of before hold no answers
+            if whole and reader.fieldnames == names[:-1]:
+                return [_row(line | {names[-1]: ""}) for line in reader]
             if whole and reader.fieldnames != names:
                 raise InputError(f"{self.path} is no table of a run: its first line does not name {', '.join(names)}.")
             return [_row(line) for line in reader]
