@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from qubo_prune.arguments import parse_seconds
+from qubo_prune.arguments import text_as_seconds
 from qubo_prune.bench.solvers import Entrant
 from qubo_prune.bench.suite import MANIFEST, Instance, Suite
 from qubo_prune.errors import InputError, QuboPruneError, SolverError, near_entry
@@ -182,12 +182,11 @@ class RunTable:
         reader = csv.DictReader(io.StringIO(whole), strict=True)
         names = [field.name for field in fields(Row)]
         try:
-            # tables of before hold no answers
-            if whole and reader.fieldnames == names[:-1]:
-                return [_row(line | {names[-1]: ""}) for line in reader]
-            if whole and reader.fieldnames != names:
+            # tables of before hold no answers, which stand last
+            if whole and reader.fieldnames not in (names, names[:-1]):
                 raise InputError(f"{self.path} is no table of a run: its first line does not name {', '.join(names)}.")
-            return [_row(line) for line in reader]
+            blank = {} if reader.fieldnames == names else {names[-1]: ""}
+            return [_row(line | blank) for line in reader]
         except InputError:
             raise
         except (TypeError, ValueError, csv.Error) as error:
@@ -198,10 +197,14 @@ class RunTable:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.is_symlink():
             raise InputError(f"{self.path} is a link, and rows are written into the run's folder only; remove it.")
+        header = ",".join(field.name for field in fields(Row))
         if not self.path.is_file() or not self.path.stat().st_size:
-            self._write(",".join(field.name for field in fields(Row)) + "\n")
+            self._write(f"{header}\n")
             return
         content = self.path.read_bytes()
+        first, end, _ = content.partition(b"\n")
+        if end and first != header.encode():
+            raise InputError(f"{self.path} has other columns than rows have now; give the run a folder of its own.")
         if not content.endswith(b"\n"):
             with self.path.open("r+b") as stream:
                 stream.truncate(content.rfind(b"\n") + 1)
@@ -421,7 +424,7 @@ def checked_limits(time_limits: Sequence[float | str], seeds: int, workers: int 
     """The limits in seconds, ascending, each once; :class:`InputError` if one of the arguments cannot be."""
     if isinstance(time_limits, str):
         raise InputError(f"The time limits are {time_limits!r}; give a list, such as ['100ms', '1s'] or [0.1, 1.0].")
-    seconds = {parse_seconds(limit) or 0.0 if isinstance(limit, str) else float(limit) for limit in time_limits}
+    seconds = {float(text_as_seconds(limit) or 0.0) for limit in time_limits}
     limits = sorted(seconds)
     if not limits or not all(0 < limit < np.inf for limit in limits):
         raise InputError(f"The time limits are {list(time_limits)}; give positive numbers of seconds.")

@@ -777,3 +777,14 @@ def test_a_solver_that_kills_the_process_of_the_benchmark_is_one_sentence(
         run_suite(
             suite, parse_entrants("callable:deadly:deadly"), tmp_path / "run", time_limits=[0.05], seeds=1, workers=2
         )
+
+
+def test_a_table_without_answers_is_read_and_not_added_to(tmp_path: Path, finished: tuple[Path, list[Row]]) -> None:
+    lines = list(csv.reader((finished[0] / TABLE).read_text(encoding="utf-8").splitlines()))
+    with (tmp_path / TABLE).open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(line[:-1] for line in lines)
+    content = (tmp_path / TABLE).read_bytes()
+    assert runs.RunTable(tmp_path).rows() == [replace(row, answer="") for row in finished[1]]
+    with pytest.raises(InputError, match="has other columns than rows have now"):
+        runs.RunTable(tmp_path).open()
+    assert (tmp_path / TABLE).read_bytes() == content
