@@ -82,6 +82,11 @@ def parse_seconds(value: float | str | None) -> float | None:
     return seconds
 
 
+def text_as_seconds(value: float | str | None) -> float | None:
+    """A time limit with text read as :func:`parse_seconds` reads it, and numbers as they are."""
+    return parse_seconds(value) if isinstance(value, str) else value
+
+
 def as_time(name: str, value: Any) -> float | None:
     """Seconds, as :func:`parse_seconds` reads them."""
     return parse_seconds(value)

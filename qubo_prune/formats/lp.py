@@ -48,20 +48,12 @@ def dumps(problem: BlockQubo) -> str:
     sizes = np.bincount(problem.labels[problem.labels >= 0], minlength=problem.num_groups)
     if (sizes == 0).any():
         raise InputError(f"Group {int(sizes.argmin())} has no variables, which an LP file cannot say; write .json.")
-    said = problem.costs.any(axis=1)
-    if not said.all():  # nothing asks for nothing, and LP has no empty sums
-        problem = BlockQubo(
-            problem.q,
-            problem.num_pruned or None,
-            problem.offset,
-            problem.labels if problem.num_pruned else None,
-            costs=problem.costs[said],
-            budget=problem.budget[said],
-        )
     if np.abs(problem.dense()).max(initial=0.0) > np.finfo(np.float64).max / 4:
         raise InputError("An entry of Q is too large for an LP file, which holds four times as much; write .json.")
     cqm = to_cqm(problem)
     cqm.relabel_variables({i: f"x{i}" for i in range(problem.num_variables)})
+    for row in np.flatnonzero(~problem.costs.any(axis=1)):  # it asks for nothing, and LP has no empty sums
+        cqm.remove_constraint(f"budget {row}")
     cqm.relabel_constraints({label: label.replace(" ", "_") for label in cqm.constraints})
     return "".join(f"{line.rstrip()}\n" for line in dimod.lp.dumps(cqm).splitlines())
 
@@ -525,27 +517,25 @@ def _constraints(tokens: _Tokens, names: _Names) -> tuple[tuple[int, ...] | None
     budgets: list[_Budget] = []
     while tokens.peek().kind != "end":
         row = _Row.read(tokens, names)
-        if row.budget and row.terms:
-            budgets += row.budgets()
-            continue
-        if row.always():
+        if row.always() and not (row.budget and row.terms):
             continue
         if not row.terms:
             raise _unexpected(row.at["row"], "no constraint that nothing meets is")
-        if len(set(row.terms.values())) > 1:
+        if row.budget or len(set(row.terms.values())) > 1:
             budgets += row.budgets()
             continue
         low, high = row.counted()
         before = found.get(frozenset(row.terms), (-math.inf, math.inf, row))
         found[frozenset(row.terms)] = max(low, before[0]), min(high, before[1]), row
     for members, (low, high, row) in list(found.items()):
-        tight = low if low == high else max(low, 0), high if low == high else min(high, len(members))
-        if tight[0] < tight[1]:  # not a count, but a limit of one
+        if low < high:
+            low, high = max(low, 0), min(high, len(members))
+        if low < high:  # not a count, but a limit of one
             low, high = low if low > 0 else -math.inf, high if high < len(members) else math.inf
             budgets += replace(row, terms=dict.fromkeys(row.terms, 1.0), low=low, high=high).budgets()
             del found[members]
         else:
-            found[members] = *tight, row
+            found[members] = low, high, row
     if not found:
         return None, None, budgets
     return *_grouped(found, names), budgets

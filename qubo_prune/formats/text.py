@@ -34,6 +34,7 @@ from qubo_prune.files.parsing import limited_text, plain_text, strict_json
 from qubo_prune.files.parsing import short as _short
 from qubo_prune.formats import lp
 from qubo_prune.formats.libraries import to_ising
+from qubo_prune.problem.named import of_spins
 from qubo_prune.problem.qubo import BlockQubo, FactorForm
 
 #: Larger problems and larger files are refused; a matrix takes ``8 n^2`` bytes however short its file is.
@@ -450,14 +451,12 @@ class _List:
         )
 
     def spin_parts(self) -> _Parts:
-        """The same of spins ``s = 2x - 1``: ``Q_ij = 2 J_ij``, ``Q_ii = 2 h_i - 2 sum_j J_ij``."""
+        """The same of spins ``s = 2x - 1``."""
         parts = self.parts()
         assert not isinstance(parts.q, FactorForm)
         h = np.diagonal(parts.q).copy()
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite then is rejected behind this
-            couplings = 2 * (parts.q - np.diag(h))
-            q = 2 * couplings + np.diag(2 * h - 2 * couplings.sum(axis=1))
-            offset = parts.offset + float(couplings.sum()) / 2 - float(h.sum())
+            q, offset = of_spins(h, 2 * (parts.q - np.diag(h)), parts.offset)
         return replace(parts, q=q, offset=offset)
 
     def _budgets(self, n: int) -> tuple[list[list[float]] | None, list[float] | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
-from qubo_prune.arguments import parse_seconds
+from qubo_prune.arguments import text_as_seconds
 from qubo_prune.blocks.rows import Descent, DescentResult, MakeState, descend_rows
 from qubo_prune.choices import WholeRow
 from qubo_prune.errors import InputError
@@ -60,7 +60,7 @@ class RowBlocks(LayerMethod):
     @property
     def limit(self) -> float | None:
         """Seconds for a block."""
-        return parse_seconds(self.block_time) if isinstance(self.block_time, str) else self.block_time
+        return text_as_seconds(self.block_time)
 
     @cached_property
     def made(self) -> Solver:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from qubo_prune.clock import Deadline
 from qubo_prune.problem.bounds import lower_bounds
 from qubo_prune.problem.budgets import rounding_of
-from qubo_prune.problem.penalty import budget_multipliers
+from qubo_prune.problem.penalty import budget_multipliers, cost_scales
 from qubo_prune.problem.qubo import BlockBatch, BlockQubo
 
 
@@ -63,7 +63,8 @@ def lower_bound(
     batch, costs = _with_counts(problem)
     nu = budget_multipliers(problem, np.zeros(problem.num_variables, dtype=bool))
     best = BudgetBound(-np.inf, nu, 0)
-    step = np.where(nu > 0, nu / 2, _units(problem))
+    # to begin with, a tenth of a mean Q_ii for a mean cost
+    step = np.where(nu > 0, nu / 2, 0.1 * float(np.abs(problem.diagonal).mean()) / cost_scales(problem))
     slope = np.zeros_like(nu)
     for number in range(1, max(1, most if problem.num_budgets else 1) + 1):
         linear = torch.as_tensor(-(nu @ costs))[None, :]
@@ -71,9 +72,7 @@ def lower_bound(
         lower = float(found.lower[0]) + float(nu @ (problem.budget - rounding_of(problem.costs)))
         # a sum of several terms, each rounded once
         lower -= 2.0**-50 * float(np.abs(nu) @ np.abs(problem.budget))
-        best = BudgetBound(
-            lower if lower > best.lower else best.lower, nu if lower > best.lower else best.multipliers, number
-        )
+        best = BudgetBound(lower, nu, number) if lower > best.lower else replace(best, tried=number)
         if clock.expired or not problem.num_budgets:
             break
         before, slope = slope, problem.budget - costs @ found.point[0].double().cpu().numpy()
@@ -81,12 +80,6 @@ def lower_bound(
         step = np.where(before * slope < 0, step / 2, step * 1.2)
         nu = np.maximum(0.0, nu + step * np.sign(slope))
     return best
-
-
-def _units(problem: BlockQubo) -> NDArray[np.float64]:
-    """A step of each multiplier to begin with: a tenth of a mean ``|Q_ii|`` for a mean cost."""
-    sizes = np.abs(problem.costs).mean(axis=1)
-    return np.asarray(0.1 * float(np.abs(problem.diagonal).mean()) / np.where(sizes > 0, sizes, 1.0))
 
 
 def _with_counts(problem: BlockQubo) -> tuple[BlockBatch, NDArray[np.float64]]:

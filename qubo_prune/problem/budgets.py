@@ -136,7 +136,7 @@ def highest_sums(
 
 
 def lowest_of_groups(
-    linear: Float[np.ndarray, " n"], labels: NDArray[np.int64], counts: Sequence[int]
+    linear: Float[np.ndarray, " n"], labels: NDArray[np.int64], counts: Sequence[int] | NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """The minimiser of linear energies under counts alone, ties by position; without a count, what is below 0."""
     y = (labels < 0) & (linear < 0)

@@ -51,7 +51,7 @@ def of_bqm(bqm: dimod.BinaryQuadraticModel) -> NamedQubo:
     """Q, offset and names of a dimod model, in float64.
 
     Over binary variables, ``Q_ii`` is the linear bias and ``Q_ij`` half the quadratic one. Spins become
-    ``x = (1 + s) / 2``: ``Q_ij = 2 J_ij``, ``Q_ii = 2 h_i - 2 sum_j J_ij``, and the offset grows by ``sum J - sum h``.
+    ``x = (1 + s) / 2``, see :func:`of_spins`.
 
     Raises:
         InputError: it is no ``dimod.BinaryQuadraticModel``.
@@ -72,9 +72,23 @@ def of_bqm(bqm: dimod.BinaryQuadraticModel) -> NamedQubo:
     couplings = half + half.T
     if bqm.vartype is dimod.BINARY:
         return NamedQubo(couplings + np.diag(linear), offset, names)
-    offset += float(half.sum()) * 2 - float(linear.sum())
-    # 2 J_ij is 4 times the half of it that stands at either place
-    return NamedQubo(4 * couplings + np.diag(2 * linear - 4 * couplings.sum(axis=1)), offset, names)
+    return NamedQubo(*of_spins(linear, 2 * couplings, offset), names)
+
+
+def of_spins(
+    fields: NDArray[np.float64], couplings: NDArray[np.float64], offset: float
+) -> tuple[NDArray[np.float64], float]:
+    """Q and offset of ``offset + sum h_i s_i + sum_{i<j} J_ij s_i s_j`` with ``x = (1 + s) / 2``.
+
+    ``Q_ij = 2 J_ij``, ``Q_ii = 2 h_i - 2 sum_j J_ij``, and the offset grows by ``sum J - sum h``.
+
+    Args:
+        fields: h, ``(n,)``.
+        couplings: J, ``(n, n)``, each at both of its places.
+        offset: the constant.
+    """
+    q = 2 * couplings + np.diag(2 * fields - 2 * couplings.sum(axis=1))
+    return q, offset + float(couplings.sum()) / 2 - float(fields.sum())
 
 
 def of_dict(qubo: Mapping[tuple[Hashable, Hashable], float], offset: float = 0.0) -> NamedQubo:

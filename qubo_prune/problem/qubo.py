@@ -121,7 +121,6 @@ class BlockQubo(Shown):
             parameters, bytes or milliseconds.
         budget: C, or one for each row of ``costs``: what has to be brought at least. "At most" is the negative of
             both. Whole numbers are compared exactly, other sums to a relative rounding of ``2^-40``.
-
         names: what the caller calls the variables, by position; 0 to n-1 if left out. Solvers never see them, files
             and derived problems do not keep them, and :func:`qubo_prune.solve` gives them to its result.
 
@@ -282,14 +281,8 @@ class BlockQubo(Shown):
 
     def replaced(self, q: ArrayLike | FactorForm, offset: float = 0.0) -> BlockQubo:
         """The problem of other energies under the same counts and budgets."""
-        return BlockQubo(
-            q,
-            self.num_pruned or None,
-            offset,
-            self.labels if self.num_pruned else None,
-            costs=self.costs if self.num_budgets else None,
-            budget=self.budget if self.num_budgets else None,
-        )
+        labels = self.labels if self.num_pruned else None
+        return BlockQubo(q, self.num_pruned or None, offset, labels, costs=self.costs, budget=self.budget)
 
     def without_budgets(self, q: ArrayLike | FactorForm, offset: float = 0.0) -> BlockQubo:
         """The problem of other energies under the same counts alone."""

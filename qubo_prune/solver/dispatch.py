@@ -493,9 +493,8 @@ class _Call:
         ledger = Ledger(energy_start, raw, float(feasible.mean()), repaired, float(energies[0]))
         worse = energy_start is not None and energies[0] > energy_start
         lowest = float(energies[0]) if energy_start is None else min(float(energies[0]), energy_start)
-        if bound is not None and not bound <= lowest + 1e-9 * _terms(problem, corrected[0]):
-            info["disbelieved"] = f"its lower bound {bound:.9g} is above the energy found"
-            bound = None
+        if bound is not None and (doubt := _too_high(bound, lowest, _terms(problem, corrected[0]))):
+            bound, info["disbelieved"] = None, _joined(info, [doubt])
         # the start itself, given back, may differ in its last digits
         if alone and worse and start is not None and not np.array_equal(corrected[0], start):
             detail = f"answer had energy {energies[0]:.6g}"
@@ -547,8 +546,8 @@ class _Call:
         if bound is not None and not np.isfinite(bound):
             doubts.append(f"its lower bound {bound} is none; pass a number, or None where nothing is proven")
             bound = None
-        elif bound is not None and not bound <= energy + 1e-9 * terms:
-            doubts.append(f"its lower bound {bound:.9g} is above the energy found")
+        elif bound is not None and (doubt := _too_high(bound, energy, terms)):
+            doubts.append(doubt)
             status, bound = Status.FEASIBLE, None
         gap = 0.0 if bound is None else energy - bound
         if status is Status.OPTIMAL and not doubts and gap > PROVEN_SHARE * terms:
@@ -560,7 +559,7 @@ class _Call:
             if status is Status.OPTIMAL:
                 status = Status.FEASIBLE
                 info.pop("proven", None)
-            info["disbelieved"] = "; ".join([*([info["disbelieved"]] if "disbelieved" in info else []), *doubts])
+            info["disbelieved"] = _joined(info, doubts)
         return status, bound, info
 
     def _fallback(
@@ -577,6 +576,16 @@ class _Call:
             raise SolverError(f"The solver {self._name!r} gave no usable answer ({detail}).") from cause
         used = {name: value for name, value in (told or {}).items() if name in _OF_HARDWARE}
         return single_answer(problem, start, status, info=used | {"instead": "warm start", "detail": detail})
+
+
+def _too_high(bound: float, energy: float, terms: float) -> str:
+    """What is said of a bound that is above an energy, beyond rounding; empty if it is not."""
+    return "" if bound <= energy + 1e-9 * terms else f"its lower bound {bound:.9g} is above the energy found"
+
+
+def _joined(info: Mapping[str, Any], doubts: list[str]) -> str:
+    """What is doubted already, and these."""
+    return "; ".join([*([info["disbelieved"]] if "disbelieved" in info else []), *doubts])
 
 
 def _terms(problem: BlockQubo, x: NDArray[np.bool_]) -> float:

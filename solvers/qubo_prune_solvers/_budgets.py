@@ -1,9 +1,8 @@
-"""What the compiled searches do under linear budgets: starts, disturbances, tabu walks, replicas."""
+"""What the compiled searches do under linear budgets: starts, disturbances, tabu walks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from qubo_prune.solver.swaps.budgets import (
     random_move,
 )
 from qubo_prune.solver.swaps.feasible import feasible_start, made_feasible
-from qubo_prune.solver.swaps.kernels import below, form_of, in_threads
+from qubo_prune.solver.swaps.kernels import MATRIX_UP_TO, below, form_of, in_threads
 
 #: Moves that are drawn for each that a disturbance makes, which takes the one that costs least.
 _DRAWN = 32
@@ -37,9 +36,7 @@ _SLICE = 64
 Search = Callable[[BudgetState, Deadline], None]
 
 
-def search_within(
-    request: SolveRequest, search: Search, starts: int, threads: int | None, matrix_up_to: int
-) -> SolveResult:
+def search_within(request: SolveRequest, search: Search, starts: int, threads: int | None) -> SolveResult:
     """Search from each start, and answer with the best of each, ranked.
 
     Args:
@@ -47,27 +44,26 @@ def search_within(
         search: improves a state's best assignment until it ends or time is over.
         starts: the warm start or a repaired one, then repaired random ones.
         threads: for the starts; one per core if ``None``.
-        matrix_up_to: factor form of up to so many variables is multiplied out.
     """
     if not request.problem.num_variables:
         return ranked_answers(request.problem, np.zeros((1, 0)), Status.LOCAL_OPTIMUM)
     clock = Deadline(request.time_limit)
-    begin = _begun(request, matrix_up_to, clock)
+    begin = begun(request, clock)
 
     def run(number: int) -> NDArray[np.bool_]:
         state = begin(number if not clock.expired else 0)
         search(state, clock)
-        return _settled(state, clock)
+        return settled(state, clock)
 
     found = in_threads(run, list(range(starts)), threads, clock)
     status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
     return ranked_answers(request.problem, np.stack(found), status, info={"starts": starts})
 
 
-def _begun(request: SolveRequest, matrix_up_to: int, clock: Deadline) -> Callable[[int], BudgetState]:
+def begun(request: SolveRequest, clock: Deadline) -> Callable[[int], BudgetState]:
     """The search of each number: from the warm start or a repaired one, then from repaired random ones, settled."""
     problem, first = request.problem, request.warm_start
-    form = form_of(problem, matrix_up_to)
+    form = form_of(problem, MATRIX_UP_TO)
     first = feasible_start(problem, clock) if first is None else np.array(first, dtype=bool)
 
     def begin(number: int) -> BudgetState:
@@ -79,7 +75,7 @@ def _begun(request: SolveRequest, matrix_up_to: int, clock: Deadline) -> Callabl
     return begin
 
 
-def _settled(state: BudgetState, clock: Deadline) -> NDArray[np.bool_]:
+def settled(state: BudgetState, clock: Deadline) -> NDArray[np.bool_]:
     """The best assignment, which no allowed move improves."""
     state.return_to_best()
     if not clock.cancelled:
@@ -104,7 +100,7 @@ def disturbed_descents(state: BudgetState, clock: Deadline, rounds: int, kick: i
     for _ in range(rounds):
         if clock.expired:
             break
-        state.energies[0] += _disturb(*state.arguments, state.random, kick, state.threshold)
+        state.energies[0] += disturb(*state.arguments, state.random, kick, state.threshold)
         before = state.energies[1]
         state.remember()
         if state.energies[1] == before:
@@ -123,90 +119,12 @@ def tabu_walk(
         if since > patience:
             since = 0
             state.return_to_best()
-            state.energies[0] += _disturb(*state.arguments, state.random, kick, state.threshold)
+            state.energies[0] += disturb(*state.arguments, state.random, kick, state.threshold)
             state.remember()
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """How :func:`temper` tempers: see the settings of :class:`~qubo_prune_solvers.tempering.Tempering`."""
-
-    replicas: int
-    rounds: int
-    fill: bool
-    walk: float
-    forced: int
-    hot: float
-    cold: float
-    tenure: tuple[int, int]
-    threads: int | None
-
-
-def temper(request: SolveRequest, ladder: Ladder, matrix_up_to: int) -> SolveResult:
-    """Replicas at temperatures of their own: each is disturbed and searched from, and takes what it found by chance.
-
-    A replica at temperature T takes an assignment of ``dE`` more energy with probability ``min(1, exp(-dE / T))``;
-    neighbours exchange their temperatures likewise. T lies geometrically between ``cold`` and ``hot`` times the median
-    ``|dE|`` of the first round.
-    """
-    clock, problem = Deadline(request.time_limit), request.problem
-    if not problem.num_variables:
-        return ranked_answers(problem, np.zeros((1, 0)), Status.LOCAL_OPTIMUM)
-    begin = _begun(request, matrix_up_to, clock)
-    states = in_threads(begin, list(range(ladder.replicas)), ladder.threads, clock)
-    energies = np.array([float(np.float64(problem.energy(state.best))) for state in states])
-    random = np.random.default_rng(derive_seed(request.seed, ladder.replicas))
-    places, temperatures, done = np.arange(len(states)), np.zeros(len(states)), 0
-    steps = max(1, round(ladder.walk * problem.num_variables))
-
-    def move(number: int) -> float:
-        """What a search from the disturbed replica ends at, above the replica; it stays there until it is undone."""
-        state = states[number]
-        before = float(state.energies[0])
-        state.energies[0] += _disturb(*state.arguments, state.random, ladder.forced, state.threshold)
-        state.remember()
-        tabu_walk(state, clock, steps, ladder.tenure, steps, 0)
-        state.energies[0] += descend(*state.arguments, state.threshold)
-        state.remember()
-        return float(state.energies[0]) - before
-
-    while not clock.expired and (done < ladder.rounds or (ladder.fill and request.time_limit is not None)):
-        kept = [state.place.x.copy() for state in states]
-        changes = np.array(in_threads(move, list(range(len(states))), ladder.threads, clock))
-        if not done:
-            scale = float(np.median(np.abs(changes)[changes != 0])) if changes.any() else 0.0
-            temperatures = np.geomspace(ladder.cold, ladder.hot, len(states)) * scale
-        for number, state in enumerate(states):
-            heat = temperatures[places[number]]
-            if changes[number] <= 0 or (heat > 0 and random.random() < np.exp(-changes[number] / heat)):
-                energies[number] += changes[number]
-            else:
-                state.go_to(kept[number], float(state.energies[0]) - changes[number])
-        _exchange(places, energies, temperatures, done % 2, random)
-        done += 1
-    found = [_settled(state, clock) for state in states]
-    status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
-    return ranked_answers(problem, np.stack(found), status, info={"replicas": ladder.replicas})
-
-
-def _exchange(
-    places: NDArray[np.int64],
-    energies: NDArray[np.float64],
-    temperatures: NDArray[np.float64],
-    first: int,
-    random: np.random.Generator,
-) -> None:
-    """Replicas of neighbouring temperatures exchange them by Metropolis' rule, in place."""
-    holders = np.argsort(places)
-    for cold in range(first, len(holders) - 1, 2):
-        a, b = holders[cold], holders[cold + 1]
-        gap, t, u = energies[a] - energies[b], temperatures[cold], temperatures[cold + 1]
-        if gap >= 0 or (t > 0 and random.random() < np.exp(gap * (1 / t - 1 / u))):
-            places[a], places[b] = cold + 1, cold
-
-
 @njit(cache=True, nogil=True)
-def _disturb(c: Any, rules: Any, place: Any, random: Any, kick: int, threshold: float) -> Any:
+def disturb(c: Any, rules: Any, place: Any, random: Any, kick: int, threshold: float) -> Any:
     """Some random moves, each the cheapest of those drawn, and a descent; the energy change."""
     total, chosen = 0.0, np.empty(4, dtype=np.int64)
     for _ in range(kick):

@@ -90,7 +90,7 @@ class SwapSearch(Solver):
     def solve(self, request: SolveRequest, /) -> SolveResult:
         """Search from each start, and answer with the best of each, ranked."""
         if request.problem.num_budgets:
-            return search_within(request, self.search_budgets, self.starts, self.threads, MATRIX_UP_TO)
+            return search_within(request, self.search_budgets, self.starts, self.threads)
         clock, form = Deadline(request.time_limit), form_of(request.problem, MATRIX_UP_TO)
         points = starts_of(form, request.warm_start, self.starts, derive_seed(request.seed, self.starts))
         if not movable(form):

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from qubo_prune.problem.budgets import lowest_of_groups
 from qubo_prune.solver.swaps.kernels import Form, below, forward_start
 from qubo_prune_solvers._relaxation import relaxed
 
@@ -20,12 +21,16 @@ def starts_of(form: Form, warm_start: NDArray[np.bool_] | None, count: int, seed
 
     Without a warm start the first is the lowest ``Q_ii``, which for Gram blocks is Wanda's choice.
     """
-    first = _lowest(form, form.own) if warm_start is None else np.array(warm_start, dtype=bool)
+    first = (
+        lowest_of_groups(form.own, form.labels, form.num_pruned)
+        if warm_start is None
+        else np.array(warm_start, dtype=bool)
+    )
     result = [first]
     if count > 1:
         result.append(forward_start(form))
     if count > 2 and len(form.matrix) and form.num_variables <= _MOST_RELAXED:
-        result.append(_lowest(form, -_relaxed(form)))
+        result.append(lowest_of_groups(-_relaxed(form), form.labels, form.num_pruned))
     state = np.array([seed], dtype=np.uint64)
     while len(result) < count:
         result.append(_random(form.labels, form.num_pruned, state))
@@ -36,15 +41,6 @@ def _relaxed(form: Form) -> NDArray[np.float64]:
     quadratic = form.matrix * form.values[:, None] * form.values[None, :] / 2
     np.fill_diagonal(quadratic, form.own)
     return relaxed(quadratic, np.zeros(form.num_variables), form.labels, form.num_pruned, 4 * form.num_variables)
-
-
-def _lowest(form: Form, key: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Prune the lowest of each group, ties by position."""
-    x = np.zeros(len(key), dtype=bool)
-    for group, count in enumerate(form.num_pruned):
-        members = np.flatnonzero(form.labels == group)
-        x[members[np.argsort(key[members], kind="stable")[:count]]] = True
-    return x
 
 
 @njit(cache=True, nogil=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,7 +38,7 @@ from qubo_prune.solver.swaps.kernels import (
     settle_form,
     uniform,
 )
-from qubo_prune_solvers._budgets import Ladder, temper
+from qubo_prune_solvers._budgets import begun, disturb, settled, tabu_walk
 from qubo_prune_solvers._search import (
     State,
     energy_of,
@@ -118,8 +118,7 @@ class Tempering(Solver):
     def solve(self, request: SolveRequest, /) -> SolveResult:
         """Temper, and answer with the best of each replica, ranked."""
         if request.problem.num_budgets:
-            ladder = Ladder(**{field.name: getattr(self, field.name) for field in fields(Ladder)})
-            return temper(request, ladder, MATRIX_UP_TO)
+            return _within_budgets(self, request)
         clock, form = Deadline(request.time_limit), form_of(request.problem, MATRIX_UP_TO)
         found = self._search(form, request.warm_start, request.seed, clock, self.threads, request.time_limit)
         status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
@@ -135,6 +134,10 @@ class Tempering(Solver):
             return found[int(np.argmin([energy_of(forms[row], x) for x in found]))]
 
         return rows_in_threads(run, request, self.threads)
+
+    def goes_on(self, done: int, clock: Deadline, limit: float | None) -> bool:
+        """Whether another round follows so many, within a limit of the problem or of the row if there is one."""
+        return not clock.expired and (done < self.rounds or (self.fill and limit is not None))
 
     def _search(
         self,
@@ -153,10 +156,76 @@ class Tempering(Solver):
         moves = Moves(self, threads, clock)
         moves.begin(ensemble)
         done = 0
-        while not clock.expired and (done < self.rounds or (self.fill and limit is not None)):
+        while self.goes_on(done, clock, limit):
             moves.round(ensemble)
             done += 1
         return ensemble.finish(clock)
+
+
+def _temperatures(settings: Tempering, changes: Sequence[float]) -> NDArray[np.float64]:
+    """Geometric ones, coldest first, in units of the median size of the first round's energy changes."""
+    known = [abs(change) for change in changes if change]
+    scale = float(np.median(known)) if known else 0.0
+    return np.asarray(scale * np.geomspace(settings.cold, settings.hot, len(changes)))
+
+
+def _taken(change: float, temperature: float, draw: Callable[[], float]) -> bool:
+    """Metropolis' rule; ``draw`` gives a random number in [0, 1)."""
+    return bool(change <= 0 or (temperature > 0 and draw() < np.exp(-change / temperature)))
+
+
+def _exchange(
+    places: NDArray[np.int64],
+    energies: NDArray[np.float64],
+    temperatures: NDArray[np.float64],
+    first: int,
+    draw: Callable[[], float],
+) -> None:
+    """Replicas of neighbouring temperatures change places by that rule, in place: every other pair from ``first``."""
+    holders = np.argsort(places)
+    for cold in range(first, len(holders) - 1, 2):
+        a, b = holders[cold], holders[cold + 1]
+        gap, t, u = energies[a] - energies[b], temperatures[cold], temperatures[cold + 1]
+        if gap >= 0 or (t > 0 and draw() < np.exp(gap * (1 / t - 1 / u))):
+            places[a], places[b] = cold + 1, cold
+
+
+def _within_budgets(settings: Tempering, request: SolveRequest) -> SolveResult:
+    """Temper under linear budgets: replicas are disturbed by allowed moves, and searched from by tabu walks."""
+    clock, problem = Deadline(request.time_limit), request.problem
+    if not problem.num_variables:
+        return ranked_answers(problem, np.zeros((1, 0)), Status.LOCAL_OPTIMUM)
+    states = in_threads(begun(request, clock), list(range(settings.replicas)), settings.threads, clock)
+    energies = np.array([float(np.float64(problem.energy(state.best))) for state in states])
+    random = np.random.default_rng(derive_seed(request.seed, settings.replicas))
+    places, temperatures, done = np.arange(len(states)), np.zeros(len(states)), 0
+    steps = max(1, round(settings.walk * problem.num_variables))
+
+    def move(number: int) -> float:
+        """What a search from the disturbed replica ends at, above the replica; it stays there until it is undone."""
+        state = states[number]
+        before = float(state.energies[0])
+        state.energies[0] += disturb(*state.arguments, state.random, settings.forced, state.threshold)
+        state.remember()
+        tabu_walk(state, clock, steps, settings.tenure, steps, 0)
+        state.descend()
+        return float(state.energies[0]) - before
+
+    while settings.goes_on(done, clock, request.time_limit):
+        kept = [state.place.x.copy() for state in states]
+        changes = in_threads(move, list(range(len(states))), settings.threads, clock)
+        if not done:
+            temperatures = _temperatures(settings, changes)
+        for number, state in enumerate(states):
+            if _taken(changes[number], temperatures[places[number]], random.random):
+                energies[number] += changes[number]
+            else:
+                state.go_to(kept[number], float(state.energies[0]) - changes[number])
+        _exchange(places, energies, temperatures, done % 2, random.random)
+        done += 1
+    found = [settled(state, clock) for state in states]
+    status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
+    return ranked_answers(problem, np.stack(found), status, info={"replicas": settings.replicas})
 
 
 class Ensemble:
@@ -181,14 +250,9 @@ class Ensemble:
             self.best[number][:] = state.x
 
     def exchange(self) -> None:
-        """Replicas of neighbouring temperatures change places by Metropolis' rule: even pairs, next time odd ones."""
-        holders = np.argsort(self.places)
-        for cold in range(self.parity, len(holders) - 1, 2):
-            a, b = holders[cold], holders[cold + 1]
-            gap = self.states[a].energies[0] - self.states[b].energies[0]
-            t, u = self.temperatures[cold], self.temperatures[cold + 1]
-            if gap >= 0 or (t > 0 and uniform(self.random) < np.exp(gap * (1 / t - 1 / u))):
-                self.places[a], self.places[b] = cold + 1, cold
+        """Replicas of neighbouring temperatures change places: even pairs, next time odd ones."""
+        energies = np.array([state.energies[0] for state in self.states])
+        _exchange(self.places, energies, self.temperatures, self.parity, lambda: float(uniform(self.random)))
         self.parity = 1 - self.parity
 
     def finish(self, clock: Deadline) -> list[NDArray[np.bool_]]:
@@ -221,9 +285,7 @@ class Moves:
         targets = [state.x.copy() for state in ensemble.states]
         changes = self._all(ensemble, lambda number: self._move(ensemble, number, targets))
         if not ensemble.temperatures.any():
-            known = [abs(change) for change in changes if change]
-            scale = float(np.median(known)) if known else 0.0
-            ensemble.temperatures = scale * np.geomspace(self.settings.cold, self.settings.hot, len(changes))
+            ensemble.temperatures = _temperatures(self.settings, changes)
         ensemble.exchange()
 
     def _all(self, ensemble: Ensemble, work: Callable[[int], float]) -> list[float]:
@@ -242,8 +304,7 @@ class Moves:
         self._walk(ensemble, number)
         change = float(state.energies[0] - before)
         temperature = ensemble.temperatures[ensemble.places[number]]
-        taken = change <= 0 or (temperature > 0 and uniform(state.random) < np.exp(-change / temperature))
-        if not taken:
+        if not _taken(change, temperature, lambda: float(uniform(state.random))):
             state.x[:], state.costs[:], state.energies[0] = x, costs, before
         return change
 

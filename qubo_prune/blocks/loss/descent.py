@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qubo_prune.arguments import parse_seconds
+from qubo_prune.arguments import text_as_seconds
 from qubo_prune.blocks.emission import emit_factor
 from qubo_prune.blocks.loss.selection import Block, Pairs, Pool, Tabu, best_pairs, flip_costs, salience_costs
 from qubo_prune.blocks.loss.trace import LossStep, LossTrace
@@ -132,7 +132,7 @@ class LossDescent:
     @property
     def limit(self) -> float | None:
         """Seconds for a block."""
-        return parse_seconds(self.block_time) if isinstance(self.block_time, str) else self.block_time
+        return text_as_seconds(self.block_time)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block_time", self.limit)

@@ -19,9 +19,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from qubo_prune.problem.budgets import rounding_of
-from qubo_prune.problem.penalty import budget_multipliers
+from qubo_prune.problem.penalty import budget_multipliers, cost_scales
 from qubo_prune.problem.qubo import BlockQubo
-from qubo_prune.solver.swaps.kernels import Form, below, coupling, flip, flip_costs, form_of, rounding
+from qubo_prune.solver.swaps.kernels import MATRIX_UP_TO, Form, below, coupling, flip, flip_costs, form_of, rounding
 
 #: Candidates of each group and side, and elementary moves of either direction that are paired.
 WIDTH, PAIRED = 12, 32
@@ -61,9 +61,8 @@ class Rules(NamedTuple):
         order = np.argsort(labels, kind="stable")
         begin = np.searchsorted(labels[order], np.arange(groups + (alone >= 0) + 1))
         costs = np.array(problem.costs, order="C")
-        scale = np.abs(costs).mean(axis=1) if costs.shape[1] else np.ones(len(costs))
         least = problem.budget - rounding_of(costs) / 2
-        return cls(labels, alone, order, begin, costs, np.where(scale > 0, scale, 1.0), least)
+        return cls(labels, alone, order, begin, costs, cost_scales(problem), least)
 
 
 class Place(NamedTuple):
@@ -136,9 +135,9 @@ class BudgetState:
         self.energies[0] = energy
 
 
-def settle_budgets(problem: BlockQubo, x: NDArray[np.bool_], matrix_up_to: int = 1024) -> NDArray[np.bool_]:
+def settle_budgets(problem: BlockQubo, x: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Descend from a feasible x to an assignment that no allowed elementary move improves."""
-    state = BudgetState(problem, form_of(problem, matrix_up_to), x, 0)
+    state = BudgetState(problem, form_of(problem, MATRIX_UP_TO), x, 0)
     state.descend()
     return state.place.x
 

@@ -86,7 +86,7 @@ class Greedy(Solver):
             )
             if clock.expired:
                 return single_answer(problem, start, Status.TIME_LIMIT)
-            return single_answer(problem, settle_budgets(problem, start, MATRIX_UP_TO), Status.LOCAL_OPTIMUM)
+            return single_answer(problem, settle_budgets(problem, start), Status.LOCAL_OPTIMUM)
         form = form_of(problem, MATRIX_UP_TO)
         x = forward_start(form) if request.warm_start is None else np.array(request.warm_start, dtype=bool)
         if clock.expired:
