@@ -246,7 +246,10 @@ def test_from_a_real_network_to_a_report(tmp_path: Path) -> None:
     assert code == 0, errors
     solved = {(row.instance, row.solver) for row in RunTable(out).rows()}
     labels = {"wanda+swaps", "random+swaps", "greedy", "local", "tabu", "anneal", "exact", "neal"}
-    assert solved == {(i.name, label) for i in Suite.read(folder).instances for label in labels}
+    instances = Suite.read(folder).instances
+    largest = max(instances, key=lambda instance: instance.num_variables)
+    missing = {(largest.name, "exact")}  # beyond what it takes
+    assert solved == {(i.name, label) for i in instances for label in labels} - missing
     before = (out / "report.md").read_text(encoding="utf-8")
     code, printed, errors = call("report", out, "--output", tmp_path / "again")
     assert code == 0, errors
