@@ -156,6 +156,7 @@ def check_budget(budget: dict[str, tuple[int, int]], found: dict[str, Any]) -> N
             assert run["synchronised"], name
 
 
+@pytest.mark.slow
 def test_runs_mix_no_devices_and_keep_to_a_budget_of_waits_and_operators() -> None:
     found = labelled(*BUDGET, "fisher, global")
     check_budget(BUDGET, found)

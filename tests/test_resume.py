@@ -254,6 +254,7 @@ def test_another_model_or_calibration_is_refused(tmp_path: Path) -> None:
         replace(job, data=lambda: tiny.tokens(5)).run(run_folder=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_another_number_of_workers_is_the_same_run(tmp_path: Path) -> None:
     job = llama(solver=OneByOne())
     interrupted(job, tmp_path / "run", 30)

@@ -193,6 +193,7 @@ def test_characters_that_the_terminal_lacks_are_replaced(encoding: str, monkeypa
     out.flush()
 
 
+@pytest.mark.slow
 def test_commands_print_names_that_the_terminal_lacks(tmp_path: Path) -> None:
     name = tmp_path / os.fsdecode(b"d\xc3\xa4\xff")
     name.mkdir()

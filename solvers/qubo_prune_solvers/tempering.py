@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -30,17 +31,19 @@ from qubo_prune.solver.swaps.kernels import (
     below,
     best_swap_in,
     coupling,
+    energy,
     exchange,
+    flip_costs,
     form_of,
     forms_of,
     in_threads,
     room_of,
+    rounding,
     settle_form,
     uniform,
 )
 from qubo_prune_solvers._budgets import begun, disturb, settled, tabu_walk
 from qubo_prune_solvers._search import (
-    State,
     energy_of,
     keep_best,
     movable,
@@ -152,13 +155,14 @@ class Tempering(Solver):
         points = starts_of(form, warm, self.replicas, derive_seed(seed, self.replicas))
         if not movable(form):
             return points[:1]
-        ensemble = Ensemble(form, points, seed)
-        moves = Moves(self, threads, clock)
-        moves.begin(ensemble)
+        ensemble = Ensemble(self, form, points, seed, threads)
+        ensemble.begin(clock)
         done = 0
         while self.goes_on(done, clock, limit):
-            moves.round(ensemble)
-            done += 1
+            # temperatures come of the first round
+            count = min(ensemble.at_once, max(1, self.rounds - done)) if done else 1
+            ensemble.rounds(count, clock)
+            done += count
         return ensemble.finish(clock)
 
 
@@ -169,24 +173,20 @@ def _temperatures(settings: Tempering, changes: Sequence[float]) -> NDArray[np.f
     return np.asarray(scale * np.geomspace(settings.cold, settings.hot, len(changes)))
 
 
-def _taken(change: float, temperature: float, draw: Callable[[], float]) -> bool:
-    """Metropolis' rule; ``draw`` gives a random number in [0, 1)."""
-    return bool(change <= 0 or (temperature > 0 and draw() < np.exp(-change / temperature)))
+@njit(cache=True, nogil=True)
+def taken(change: float, temperature: float, random: Any) -> Any:
+    """Metropolis' rule."""
+    return change <= 0 or (temperature > 0 and uniform(random) < np.exp(-change / temperature))
 
 
-def _exchange(
-    places: NDArray[np.int64],
-    energies: NDArray[np.float64],
-    temperatures: NDArray[np.float64],
-    first: int,
-    draw: Callable[[], float],
-) -> None:
+@njit(cache=True, nogil=True)
+def change_places(places: Any, energies: Any, temperatures: Any, first: int, random: Any) -> None:
     """Replicas of neighbouring temperatures change places by that rule, in place: every other pair from ``first``."""
     holders = np.argsort(places)
     for cold in range(first, len(holders) - 1, 2):
         a, b = holders[cold], holders[cold + 1]
         gap, t, u = energies[a] - energies[b], temperatures[cold], temperatures[cold + 1]
-        if gap >= 0 or (t > 0 and draw() < np.exp(gap * (1 / t - 1 / u))):
+        if gap >= 0 or (t > 0 and uniform(random) < np.exp(gap * (1 / t - 1 / u))):
             places[a], places[b] = cold + 1, cold
 
 
@@ -197,9 +197,11 @@ def _within_budgets(settings: Tempering, request: SolveRequest) -> SolveResult:
         return ranked_answers(problem, np.zeros((1, 0)), Status.LOCAL_OPTIMUM)
     states = in_threads(begun(request, clock), list(range(settings.replicas)), settings.threads, clock)
     energies = np.array([float(np.float64(problem.energy(state.best))) for state in states])
-    random = np.random.default_rng(derive_seed(request.seed, settings.replicas))
+    random = np.array([derive_seed(request.seed, settings.replicas)], dtype=np.uint64)
     places, temperatures, done = np.arange(len(states)), np.zeros(len(states)), 0
     steps = max(1, round(settings.walk * problem.num_variables))
+    # little work: to hand it to threads would take longer
+    threads = 1 if len(states) * steps < _CHUNK else settings.threads
 
     def move(number: int) -> float:
         """What a search from the disturbed replica ends at, above the replica; it stays there until it is undone."""
@@ -213,144 +215,285 @@ def _within_budgets(settings: Tempering, request: SolveRequest) -> SolveResult:
 
     while settings.goes_on(done, clock, request.time_limit):
         kept = [state.place.x.copy() for state in states]
-        changes = in_threads(move, list(range(len(states))), settings.threads, clock)
+        changes = in_threads(move, list(range(len(states))), threads, clock)
         if not done:
             temperatures = _temperatures(settings, changes)
         for number, state in enumerate(states):
-            if _taken(changes[number], temperatures[places[number]], random.random):
+            if taken(changes[number], temperatures[places[number]], random):
                 energies[number] += changes[number]
             else:
                 state.go_to(kept[number], float(state.energies[0]) - changes[number])
-        _exchange(places, energies, temperatures, done % 2, random.random)
+        change_places(places, energies, temperatures, done % 2, random)
         done += 1
     found = [settled(state, clock) for state in states]
     status = Status.TIME_LIMIT if clock.expired else Status.LOCAL_OPTIMUM
     return ranked_answers(problem, np.stack(found), status, info={"replicas": settings.replicas})
 
 
+class Replicas(NamedTuple):
+    """The replicas as the kernels read them, a row each.
+
+    Attributes:
+        x: ``(k, n)`` where each is.
+        costs: ``(k, n)`` its flip costs.
+        energies: ``(k, 2)`` its energy, and the lowest of the walk at hand.
+        best: ``(k, n)`` room for the best of a walk.
+        free: ``(k, n)`` the step after which each variable may move again.
+        clock: ``(k, 2)`` the steps of the walk at hand.
+        random: ``(k, 1)`` random streams.
+        found: ``(k, n)`` the best that each has seen.
+        lowest: ``(k,)`` its energy.
+        places: ``(k,)`` which of the temperatures each has.
+        temperatures: ``(k,)`` coldest first; zeros until the first round has told the instance's.
+        between: ``(1,)`` random stream of the exchanges.
+        turn: ``(1,)`` rounds that were made.
+    """
+
+    x: NDArray[np.bool_]
+    costs: NDArray[np.float64]
+    energies: NDArray[np.float64]
+    best: NDArray[np.bool_]
+    free: NDArray[np.int64]
+    clock: NDArray[np.int64]
+    random: NDArray[np.uint64]
+    found: NDArray[np.bool_]
+    lowest: NDArray[np.float64]
+    places: NDArray[np.int64]
+    temperatures: NDArray[np.float64]
+    between: NDArray[np.uint64]
+    turn: NDArray[np.int64]
+
+
+class Rules(NamedTuple):
+    """The settings as the kernels read them: ``steps`` and ``hold`` in steps, ``width`` the candidates."""
+
+    steps: int
+    relinking: float
+    forced: int
+    hold: int
+    width: int
+    least: int
+    most: int
+    threshold: float
+
+
 class Ensemble:
-    """The replicas: where each is, the best each has seen, and which temperature each has."""
+    """The replicas of one problem and how they move."""
 
-    def __init__(self, form: Form, points: list[NDArray[np.bool_]], seed: int) -> None:
-        self.form = form
-        self.states = [State(form, x, derive_seed(seed, number)) for number, x in enumerate(points)]
-        self.best = [state.x.copy() for state in self.states]
-        self.lowest = [float(state.energies[0]) for state in self.states]
-        # places in the list of temperatures, coldest first
-        self.places = np.arange(len(points))
-        self.temperatures = np.zeros(len(points))
-        self.random = np.array([derive_seed(seed, len(points) + 1)], dtype=np.uint64)
-        self.parity = 0
+    def __init__(
+        self, settings: Tempering, form: Form, points: list[NDArray[np.bool_]], seed: int, threads: int | None
+    ) -> None:
+        self.settings, self.form, self.threads = settings, form, threads
+        count, n = len(points), form.num_variables
+        x = np.stack(points)
+        costs = np.stack([flip_costs(*form.couplings, form.own, point) for point in points])
+        energies = np.array([[energy(form.own, costs[k], x[k])] * 2 for k in range(count)])
+        self.replicas = Replicas(
+            x,
+            costs,
+            energies,
+            x.copy(),
+            np.zeros((count, n), dtype=np.int64),
+            np.zeros((count, 2), dtype=np.int64),
+            np.array([[derive_seed(seed, number)] for number in range(count)], dtype=np.uint64),
+            x.copy(),
+            energies[:, 0].copy(),
+            np.arange(count),
+            np.zeros(count),
+            np.array([derive_seed(seed, count + 1)], dtype=np.uint64),
+            np.zeros(1, dtype=np.int64),
+        )
+        self.rules = Rules(
+            round(settings.walk * n),
+            float(settings.relinking),
+            settings.forced,
+            round(settings.hold * n),
+            settings.candidates,
+            *settings.tenure,
+            rounding(form),
+        )
 
-    def remember(self, number: int) -> None:
-        """Keep where the replica is if that is the best it has seen."""
-        state = self.states[number]
-        if state.energies[0] < self.lowest[number]:
-            self.lowest[number] = float(state.energies[0])
-            self.best[number][:] = state.x
+    @property
+    def at_once(self) -> int:
+        """Rounds between two looks at the clock."""
+        return max(1, _CHUNK // max(1, len(self.replicas.x) * self.rules.steps))
 
-    def exchange(self) -> None:
-        """Replicas of neighbouring temperatures change places: even pairs, next time odd ones."""
-        energies = np.array([state.energies[0] for state in self.states])
-        _exchange(self.places, energies, self.temperatures, self.parity, lambda: float(uniform(self.random)))
-        self.parity = 1 - self.parity
+    def begin(self, clock: Deadline) -> None:
+        """Search from every start as it is; the best replica gets the coldest place."""
+        self._all(partial(self._walk, clock), clock)
+        energies = self.replicas.energies[:, 0]
+        self.replicas.places[np.argsort(energies, kind="stable")] = np.arange(len(energies))
+
+    def rounds(self, count: int, clock: Deadline) -> None:
+        """Move every replica, then exchange temperatures, so many times; the first round tells the temperatures."""
+        replicas = self.replicas
+        if self.at_once > 1 and replicas.temperatures.any():
+            # little work: to hand it to threads would take longer
+            many_rounds(*self.form.couplings, self.form.labels, replicas, self.rules, len(self.form.num_pruned), count)
+            return
+        for _ in range(count):
+            # all paths lead to where the others were before the round, so that their order does not matter
+            targets = replicas.x.copy()
+            changes = self._all(partial(self._move, targets, clock), clock)
+            if not replicas.temperatures.any():
+                replicas.temperatures[:] = _temperatures(self.settings, changes)
+            change_places(
+                replicas.places, replicas.energies[:, 0], replicas.temperatures, replicas.turn[0] % 2, replicas.between
+            )
+            replicas.turn[0] += 1
 
     def finish(self, clock: Deadline) -> list[NDArray[np.bool_]]:
         """The best of every replica as an optimum over all single swaps."""
-        order = np.argsort(self.lowest, kind="stable")
+        found = self.replicas.found
+        order = np.argsort(self.replicas.lowest, kind="stable")
         if clock.expired:
             # time is over: the best replica only
             order = order[:1]
         if not clock.cancelled:
             for number in order:
-                settle_form(self.form, self.best[number])
-        return [self.best[number] for number in order]
+                settle_form(self.form, found[number])
+        return [found[number] for number in order]
 
-
-class Moves:
-    """How replicas move: by tabu searches from where a disturbance or a path to another replica leads."""
-
-    def __init__(self, settings: Tempering, threads: int | None, clock: Deadline) -> None:
-        self.settings, self.threads, self.clock = settings, threads, clock
-
-    def begin(self, ensemble: Ensemble) -> None:
-        """Search from every start as it is; the best replica gets the coldest place."""
-        self._all(ensemble, lambda number: self._walk(ensemble, number))
-        energies = [state.energies[0] for state in ensemble.states]
-        ensemble.places[np.argsort(energies, kind="stable")] = np.arange(len(energies))
-
-    def round(self, ensemble: Ensemble) -> None:
-        """Move every replica, then exchange temperatures; the first round tells what temperatures there are."""
-        # all paths lead to where the others were before the round, so that their order does not matter
-        targets = [state.x.copy() for state in ensemble.states]
-        changes = self._all(ensemble, lambda number: self._move(ensemble, number, targets))
-        if not ensemble.temperatures.any():
-            ensemble.temperatures = _temperatures(self.settings, changes)
-        ensemble.exchange()
-
-    def _all(self, ensemble: Ensemble, work: Callable[[int], float]) -> list[float]:
-        changes = in_threads(work, list(range(len(ensemble.states))), self.threads, self.clock)
+    def _all(self, work: Callable[[int], float], clock: Deadline) -> list[float]:
+        changes = in_threads(work, list(range(len(self.replicas.x))), self.threads, clock)
         for number in range(len(changes)):
-            ensemble.remember(number)
+            remember(self.replicas, number)
         return changes
 
-    def _move(self, ensemble: Ensemble, number: int, targets: list[NDArray[np.bool_]]) -> float:
+    def _move(self, targets: NDArray[np.bool_], clock: Deadline, number: int) -> float:
         """Move one replica, or leave it where it was; the energy change that was proposed."""
-        state, before = ensemble.states[number], ensemble.states[number].energies[0]
-        if self.clock.expired:
+        if clock.expired:
             return 0.0
-        x, costs = state.x.copy(), state.costs.copy()
-        self._disturb(state, number, targets)
-        self._walk(ensemble, number)
-        change = float(state.energies[0] - before)
-        temperature = ensemble.temperatures[ensemble.places[number]]
-        if not _taken(change, temperature, lambda: float(uniform(state.random))):
-            state.x[:], state.costs[:], state.energies[0] = x, costs, before
-        return change
+        replicas, form = self.replicas, self.form
+        x, costs, before = replicas.x[number].copy(), replicas.costs[number].copy(), replicas.energies[number, 0]
+        groups = len(form.num_pruned)
+        disturb_one(*form.couplings, form.labels, replicas, self.rules, groups, number, targets)
+        self._walk(clock, number)
+        return float(settle_move(replicas, number, x, costs, before))
 
-    def _disturb(self, state: State, number: int, targets: list[NDArray[np.bool_]]) -> None:
-        form, settings = state.form, self.settings
-        arguments = (*form.couplings, form.labels, state.x, state.costs, state.energies)
-        if len(targets) > 1 and uniform(state.random) < settings.relinking:
-            other = (number + 1 + below(state.random, len(targets) - 1)) % len(targets)
-            room = self._room(form)
-            if relink(*arguments, state.best, targets[other], state.free, room[0], room[1]):
-                return
-        state.free[:] = 0
-        force(*arguments, state.free, state.random, settings.forced, round(settings.hold * form.num_variables))
-
-    def _walk(self, ensemble: Ensemble, number: int) -> float:
+    def _walk(self, clock: Deadline, number: int) -> float:
         """Tabu search from where the replica is; it ends where that found the lowest energy."""
-        state, settings = ensemble.states[number], self.settings
-        form, room = state.form, self._room(state.form)
-        state.clock[:] = 0
-        state.energies[1], state.best[:] = state.energies[0], state.x
-        left = round(settings.walk * form.num_variables)
-        while left > 0 and not self.clock.expired:
-            tabu_steps(
-                *form.couplings,
-                form.labels,
-                state.x,
-                state.costs,
-                state.best,
-                state.energies,
-                state.clock,
-                state.free,
-                state.random,
-                room[0],
-                room[1],
-                min(left, _CHUNK),
-                *settings.tenure,
-                _NEVER,
-                0,
-                state.threshold,
-            )
+        replicas, form = self.replicas, self.form
+        begin_walk(replicas, number)
+        left = self.rules.steps
+        while left > 0 and not clock.expired:
+            groups, steps = len(form.num_pruned), min(left, _CHUNK)
+            walk_on(*form.couplings, form.labels, replicas, self.rules, groups, number, steps)
             left -= _CHUNK
-        return_to_best(*form.couplings, state.x, state.costs, state.best, state.energies)
+        end_walk(*form.couplings, replicas, number)
         return 0.0
 
-    def _room(self, form: Form) -> NDArray[np.int64]:
-        return np.empty((2, len(form.num_pruned), self.settings.candidates), dtype=np.int64)
+
+@njit(cache=True, nogil=True)
+def remember(replicas: Any, number: int) -> None:
+    """Keep where the replica is if that is the best it has seen."""
+    if replicas.energies[number, 0] < replicas.lowest[number]:
+        replicas.lowest[number] = replicas.energies[number, 0]
+        replicas.found[number] = replicas.x[number]
+
+
+@njit(cache=True, nogil=True)
+def begin_walk(replicas: Any, number: int) -> None:
+    """A walk has seen nothing but where it begins."""
+    replicas.clock[number] = 0
+    replicas.energies[number, 1] = replicas.energies[number, 0]
+    replicas.best[number] = replicas.x[number]
+
+
+@njit(cache=True, nogil=True)
+def walk_on(
+    matrix: Any, values: Any, factor: Any, labels: Any, replicas: Any, rules: Any, groups: int, number: int, steps: int
+) -> None:
+    """So many more steps of tabu search."""
+    kept = np.empty((groups, rules.width), dtype=np.int64)
+    pruned = np.empty((groups, rules.width), dtype=np.int64)
+    tabu_steps(
+        matrix,
+        values,
+        factor,
+        labels,
+        replicas.x[number],
+        replicas.costs[number],
+        replicas.best[number],
+        replicas.energies[number],
+        replicas.clock[number],
+        replicas.free[number],
+        replicas.random[number],
+        kept,
+        pruned,
+        steps,
+        rules.least,
+        rules.most,
+        _NEVER,
+        0,
+        rules.threshold,
+    )
+
+
+@njit(cache=True, nogil=True)
+def end_walk(matrix: Any, values: Any, factor: Any, replicas: Any, number: int) -> None:
+    """Be where the walk found the lowest energy."""
+    x, costs, best = replicas.x[number], replicas.costs[number], replicas.best[number]
+    return_to_best(matrix, values, factor, x, costs, best, replicas.energies[number])
+
+
+@njit(cache=True, nogil=True)
+def disturb_one(
+    matrix: Any,
+    values: Any,
+    factor: Any,
+    labels: Any,
+    replicas: Any,
+    rules: Any,
+    groups: int,
+    number: int,
+    targets: Any,
+) -> None:
+    """Relink the replica to where another was before the round, or flip some of its weights."""
+    random, x, costs = replicas.random[number], replicas.x[number], replicas.costs[number]
+    energies, free = replicas.energies[number], replicas.free[number]
+    if len(targets) > 1 and uniform(random) < rules.relinking:
+        other = (number + 1 + below(random, len(targets) - 1)) % len(targets)
+        kept = np.empty((groups, rules.width), dtype=np.int64)
+        pruned = np.empty((groups, rules.width), dtype=np.int64)
+        best, target = replicas.best[number], targets[other]
+        if relink(matrix, values, factor, labels, x, costs, energies, best, target, free, kept, pruned):
+            return
+    free[:] = 0
+    force(matrix, values, factor, labels, x, costs, energies, free, random, rules.forced, rules.hold)
+
+
+@njit(cache=True, nogil=True)
+def settle_move(replicas: Any, number: int, x: Any, costs: Any, before: float) -> Any:
+    """Take the move or go back; the energy change that was proposed."""
+    change = replicas.energies[number, 0] - before
+    temperature = replicas.temperatures[replicas.places[number]]
+    if not taken(change, temperature, replicas.random[number]):
+        replicas.x[number] = x
+        replicas.costs[number] = costs
+        replicas.energies[number, 0] = before
+    return change
+
+
+@njit(cache=True, nogil=True)
+def many_rounds(
+    matrix: Any, values: Any, factor: Any, labels: Any, replicas: Any, rules: Any, groups: int, count: int
+) -> None:
+    """So many rounds, compiled: what :meth:`Ensemble.rounds` does, replica after replica."""
+    for _ in range(count):
+        targets = replicas.x.copy()
+        for number in range(len(targets)):
+            # the targets are where all were, this one too
+            costs, before = replicas.costs[number].copy(), replicas.energies[number, 0]
+            disturb_one(matrix, values, factor, labels, replicas, rules, groups, number, targets)
+            begin_walk(replicas, number)
+            walk_on(matrix, values, factor, labels, replicas, rules, groups, number, rules.steps)
+            end_walk(matrix, values, factor, replicas, number)
+            settle_move(replicas, number, targets[number], costs, before)
+            remember(replicas, number)
+        first = replicas.turn[0] % 2
+        change_places(replicas.places, replicas.energies[:, 0], replicas.temperatures, first, replicas.between)
+        replicas.turn[0] += 1
 
 
 @njit(cache=True, nogil=True)

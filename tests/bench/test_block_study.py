@@ -159,6 +159,7 @@ def test_the_error_after_the_blocks_is_that_of_their_masks(study: BlockStudy, so
     assert point.layer_error == pytest.approx(errors["swaps"] / errors[WANDA], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_for_the_same_seed(sources: dict[str, Any]) -> None:
     asked = sources | {"solvers": "qaoa(layers=1, maxiter=0, shots=2)", "sizes": [8]}
     first, again, other = (study_blocks(**asked, seed=seed) for seed in (1, 1, 2))
@@ -175,6 +176,7 @@ def test_every_point_begins_with_the_dense_weights(study: BlockStudy, sources: d
     assert other.dense_perplexity == study.dense_perplexity
 
 
+@pytest.mark.slow
 def test_swaps_within_blocks_hide_what_a_solver_is_worth(sources: dict[str, Any]) -> None:
     asked = sources | {"solvers": "qaoa(layers=1, maxiter=0, shots=2)", "sizes": [8]}
     plain, polished = (study_blocks(**asked, polish=polish) for polish in (False, True))

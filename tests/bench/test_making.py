@@ -113,6 +113,7 @@ def test_what_is_told_of_a_problem_is_so(suite: Suite) -> None:
         assert instance.spectrum["effective_rank"] == pytest.approx(rank, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_problems_are_made_again(suite: Suite, tmp_path: Path) -> None:
     again = tiny_suite.made(tmp_path, SMALL, proof_time=3.0)
     assert again.digest == suite.digest
@@ -123,6 +124,7 @@ def test_the_same_problems_are_made_again(suite: Suite, tmp_path: Path) -> None:
             assert one == other
 
 
+@pytest.mark.slow
 def test_a_stopped_command_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched, stop_at = [], 2
     search = making._searched

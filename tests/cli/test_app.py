@@ -365,6 +365,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_interrupt_writes_nothing(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["prune", str(model), "--calibration", str(text), "--output", str(out), *SMALL]

@@ -80,6 +80,7 @@ def run(folder: Path, *arguments: object, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize(
     ("solver", "more"), [("loud:Loud", []), ("louder:Loud", ["--time-limit", "60s"])], ids=["here", "in a process"]
 )

@@ -247,6 +247,7 @@ def test_a_problem_from_standard_input(work: Path) -> None:
     assert (result.exit_code, "no line names the variable 0" in result.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_an_answer_goes_to_a_device_and_leaves_it_one(work: Path) -> None:
     result = CliRunner().invoke(app, ["solve", "problem.json", "--output", "/dev/null", "-q"])
     assert result.exit_code == 0, result.stderr
@@ -257,6 +258,7 @@ def test_an_answer_goes_to_a_device_and_leaves_it_one(work: Path) -> None:
     assert '"energy": 2.0' in done.stdout
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize(("redirect", "code"), [("| (exec 0<&-; sleep 0)", 141), ("> /dev/full", 2)])
 def test_output_that_nobody_takes_is_no_traceback(work: Path, redirect: str, code: int) -> None:
     if not Path("/dev/full").exists():

@@ -373,6 +373,7 @@ for folder, trust in zip(sys.argv[2::2], sys.argv[3::2]):
 """
 
 
+@pytest.mark.slow
 def test_code_of_a_checkpoint_runs_only_if_the_user_says_so(tmp_path: Path) -> None:
     marker = tmp_path / "was-run"
     own, known = (with_code(tmp_path / kind, marker, kind) for kind in ("own", "llama"))

@@ -359,6 +359,7 @@ def test_a_density_that_keeps_nothing_is_refused() -> None:
         run(tiny.llama(), density=0.01)
 
 
+@pytest.mark.slow
 def test_small_solvers_get_small_blocks() -> None:
     report = run(tiny.llama(), solver=Small(), include=["*.0.self_attn.k_proj"])
     assert report.settings["block_size"] == 28

@@ -234,6 +234,7 @@ class Recorded(Drawing):
 AGAIN = "The block was solved again: its process died (Abnormal termination, exit code -9)."
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_solve_whose_process_was_killed_is_begun_again_and_the_answer_is_the_same(rng, tmp_path, count):
     problems = random_batch(rng, 5, 12, [6])
@@ -258,6 +259,7 @@ def test_a_solve_whose_process_dies_twice_keeps_its_start_and_the_others_do_not(
     assert answer.failures[2] == (Status.FAILED, "its process died (Abnormal termination, exit code -9) twice")
 
 
+@pytest.mark.slow
 def test_a_death_with_no_time_left_is_a_death(rng):
     request = SolveRequest(random_problem(rng, 6, 3), random_feasible(rng, random_problem(rng, 6, 3)))
     solver, clock = Workers(Sleeping(1000.0), 1), Deadline(4.0)
@@ -321,6 +323,7 @@ def test_masks_are_the_same_when_processes_are_killed_in_mid_run(tmp_path):
     assert not any("warm start was kept" in note for note in (notes[1] - notes[0]))
 
 
+@pytest.mark.slow
 def test_processes_killed_between_solves_cost_nothing(rng):
     request = SolveRequest(random_problem(rng, 6, 3), seed=1)
     solver = Workers(Sleeping(0.0), 2)
@@ -459,6 +462,7 @@ class Dozing(Sleeping):
     capabilities: ClassVar[Capabilities] = Capabilities(anytime=True)
 
 
+@pytest.mark.slow
 def test_one_that_watches_the_clock_gets_some_grace(rng):
     request = SolveRequest(random_problem(rng, 6, 3), time_limit=0.2)
     late = Workers(Dozing(0.6), 1).submit(request)
@@ -515,6 +519,7 @@ def test_an_interrupt_ends_what_was_begun(rng, monkeypatch):
         assert future.cancelled() or isinstance(future.exception(timeout=30), CancelledError)
 
 
+@pytest.mark.slow
 def test_crashes_without_a_limit_are_seen(rng):
     request = SolveRequest(
         random_problem(rng, 6, 3), random_feasible(rng, random_problem(rng, 6, 3)), derive_seed(0, 0)
@@ -630,6 +635,7 @@ print(result.status.name, result.energy)
 """
 
 
+@pytest.mark.slow
 def test_processes_end_when_the_one_that_began_them_is_killed():
     script = """
         import os, time
@@ -647,6 +653,7 @@ def test_processes_end_when_the_one_that_began_them_is_killed():
     assert gone == [worker]
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

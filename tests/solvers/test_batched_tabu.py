@@ -25,6 +25,7 @@ def both(request, **settings):
     )
 
 
+@pytest.mark.gate(3)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("counts", "labels"), GROUPS)
 def test_both_forms_make_the_same_moves(rng, shared, counts, labels):

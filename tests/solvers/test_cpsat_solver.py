@@ -60,6 +60,7 @@ def test_the_optimum_of_gram_blocks_is_that_of_enumeration(rng, linear):
         assert CpSat().solve(SolveRequest(problem)).energy == pytest.approx(minimum(problem), rel=1e-9)
 
 
+@pytest.mark.gate(1)
 @pytest.mark.parametrize("n", [22, 28])
 def test_it_agrees_with_exact(rng, n):
     problem = gram_block(rng, n, 0.3)

@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from qubo_prune_solvers.tempering import Ensemble, Moves, Tempering, force, relink
+from qubo_prune_solvers._search import State
+from qubo_prune_solvers.tempering import Ensemble, Tempering, change_places, force, relink
 from reference import minimum, random_batch, random_feasible, random_problem, random_starts, swaps
 
 from qubo_prune.clock import Deadline
@@ -36,8 +37,13 @@ def correlated_problem(rng, n):
     return BlockQubo(u[:, None] * (inputs.T @ inputs) * u, n // 2)
 
 
-def ensemble_of(rng, problem, replicas=4):
-    return Ensemble(form_of(problem, 100), [random_feasible(rng, problem) for _ in range(replicas)], 3)
+def ensemble_of(rng, problem, replicas=4, settings=SMALL):
+    starts = [random_feasible(rng, problem) for _ in range(replicas)]
+    return Ensemble(settings, form_of(problem, 100), starts, 3, 1)
+
+
+def state_of(rng, problem):
+    return State(form_of(problem, 100), random_feasible(rng, problem), 3)
 
 
 def costs_at(form, x):
@@ -139,7 +145,7 @@ def test_settings_that_contradict_are_refused(settings, word):
 def test_a_path_ends_between_the_two_and_keeps_every_count(rng, groups):
     labels = np.arange(40) % groups
     problem = random_problem(rng, 40, [16 // groups] * groups, labels)
-    state = ensemble_of(rng, problem).states[0]
+    state = state_of(rng, problem)
     start, target = state.x.copy(), random_feasible(rng, problem)
     distance = int((start & ~target).sum())
     room = np.empty((2, groups, 4), dtype=np.int64)
@@ -156,7 +162,7 @@ def test_a_path_ends_between_the_two_and_keeps_every_count(rng, groups):
 
 def test_there_is_no_path_between_neighbours(rng):
     problem = random_problem(rng, 20, 8)
-    state = ensemble_of(rng, problem).states[0]
+    state = state_of(rng, problem)
     target, before = state.x.copy(), state.x.copy()
     target[np.flatnonzero(target)[0]], target[np.flatnonzero(~target)[0]] = False, True
     room = np.empty((2, 1, 4), dtype=np.int64)
@@ -167,7 +173,7 @@ def test_there_is_no_path_between_neighbours(rng):
 
 def test_forced_weights_are_flipped_by_their_best_swap_and_rest(rng):
     for problem in problems_of_every_form(rng):
-        state = ensemble_of(rng, problem).states[0]
+        state = state_of(rng, problem)
         before = state.x.copy()
         arguments = (*state.form.couplings, state.form.labels, state.x, state.costs, state.energies)
         force(*arguments, state.free, state.random, 1, 6)
@@ -186,42 +192,58 @@ def test_forced_weights_are_flipped_by_their_best_swap_and_rest(rng):
 
 
 def test_exchanges_follow_metropolis_rule(rng):
-    ensemble = ensemble_of(rng, random_problem(rng, 12, 6), replicas=2)
-    ensemble.temperatures = np.array([1.0, 2.0])
-    cold, hot = ensemble.states
-    cold.energies[0], hot.energies[0] = 3.0, 1.0
-    ensemble.exchange()
-    assert ensemble.places.tolist() == [1, 0]
+    places, energies, temperatures = np.array([0, 1]), np.array([3.0, 1.0]), np.array([1.0, 2.0])
+    random = np.array([5], dtype=np.uint64)
+    change_places(places, energies, temperatures, 0, random)
+    assert places.tolist() == [1, 0]
     # now the colder one is the lower by 2: exp(-2 (1 - 1/2)) of the exchanges are made
     made = 0
     for _ in range(4000):
-        ensemble.places[:], ensemble.parity = (1, 0), 0
-        ensemble.exchange()
-        made += ensemble.places.tolist() == [0, 1]
+        places[:] = 1, 0
+        change_places(places, energies, temperatures, 0, random)
+        made += places.tolist() == [0, 1]
     assert made / 4000 == pytest.approx(np.exp(-1.0), abs=0.04)
     # odd turns have other pairs
-    ensemble.places[:], ensemble.parity = (0, 1), 1
-    ensemble.exchange()
-    assert ensemble.places.tolist() == [0, 1]
+    places[:] = 0, 1
+    change_places(places, energies, temperatures, 1, random)
+    assert places.tolist() == [0, 1]
 
 
 def test_rounds_keep_energies_and_the_best_of_each_replica(rng):
-    problem = correlated_problem(rng, 60)
-    ensemble = ensemble_of(rng, problem)
-    moves = Moves(Tempering(walk=0.3, hot=5.0), 1, Deadline(None))
-    moves.begin(ensemble)
+    problem, clock = correlated_problem(rng, 60), Deadline(None)
+    ensemble = ensemble_of(rng, problem, settings=Tempering(walk=0.3, hot=5.0))
+    replicas = ensemble.replicas
+    ensemble.begin(clock)
     # the best replica is the coldest, and temperatures are the instance's
-    assert ensemble.places[int(np.argmin([state.energies[0] for state in ensemble.states]))] == 0
-    lowest = list(ensemble.lowest)
+    assert replicas.places[int(np.argmin(replicas.energies[:, 0]))] == 0
+    lowest = replicas.lowest.copy()
     for _ in range(12):
-        moves.round(ensemble)
-        assert sorted(ensemble.places) == list(range(4))
-        for number, state in enumerate(ensemble.states):
-            assert state.energies[0] == pytest.approx(problem.energy(state.x) - problem.offset, rel=1e-9)
-            assert state.costs == pytest.approx(problem.flip_costs(state.x), rel=1e-7, abs=1e-7)
-            lowest[number] = min(lowest[number], float(state.energies[0]))
-    assert ensemble.lowest == lowest
-    assert ensemble.temperatures == pytest.approx(ensemble.temperatures[-1] / 5 * np.geomspace(0.02, 5.0, 4))
-    assert ensemble.temperatures[0] > 0
-    ends = ensemble.finish(Deadline(None))
-    assert problem.energy(ends[0]) <= min(lowest) + problem.offset + 1e-9
+        ensemble.rounds(1, clock)
+        assert sorted(replicas.places) == list(range(4))
+        for x, costs, reached in zip(replicas.x, replicas.costs, replicas.energies[:, 0], strict=True):
+            assert reached == pytest.approx(problem.energy(x) - problem.offset, rel=1e-9)
+            assert costs == pytest.approx(problem.flip_costs(x), rel=1e-7, abs=1e-7)
+        lowest = np.minimum(lowest, replicas.energies[:, 0])
+    assert np.array_equal(replicas.lowest, lowest)
+    assert replicas.lowest == pytest.approx([problem.energy(x) - problem.offset for x in replicas.found])
+    assert replicas.temperatures == pytest.approx(replicas.temperatures[-1] / 5 * np.geomspace(0.02, 5.0, 4))
+    assert replicas.temperatures[0] > 0
+    ends = ensemble.finish(clock)
+    assert problem.energy(ends[0]) <= lowest.min() + problem.offset + 1e-9
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rounds_by_hand_are_the_compiled_rounds(rng, groups, monkeypatch):
+    problem = random_problem(rng, 30, [12 // groups] * groups, np.arange(30) % groups)
+    starts = [random_feasible(rng, problem) for _ in range(5)]
+    ends = []
+    for chunk in (1000, 1):  # so little that every replica is moved from Python
+        monkeypatch.setattr("qubo_prune_solvers.tempering._CHUNK", chunk)
+        ensemble = Ensemble(SMALL, form_of(problem, 100), starts, 3, 2)
+        assert (ensemble.at_once > 1) == (chunk > 1)
+        ensemble.begin(Deadline(None))
+        for _ in range(3):
+            ensemble.rounds(7, Deadline(None))
+        ends.append(ensemble.replicas)
+    for one, other in zip(*ends, strict=True):
+        assert np.array_equal(one, other)
