@@ -39,7 +39,7 @@ SMALL = {
     "eval": "--text novel.txt --sequence-length 16",
     "bench blocks": TEXTS
     + "--model wide-model --samples 4 --eval-samples 3 --text novel.txt "
-    + "--sizes 8 --block-times 10ms --include *.1.mlp.*",
+    + "--solvers greedy --sizes 8 --block-times 10ms --include *.1.mlp.down_proj",
     "bench solvers": "--solvers greedy,tabu --time-limits 20ms,60ms --seeds 1 --workers 1 --backend sequential",
     "bench garment": DIGITS + "--blocks 3",
     "bench mlpnet": DIGITS + "--blocks 3",
@@ -145,8 +145,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_package").mkdir()
     (folder / "my_package" / "__init__.py").touch()
     (folder / "my_package" / "my_module.py").write_text(PLUG_IN, encoding="utf-8")
-    for name in ("standard-1", "trial"):
-        tiny_suite.made(folder / name, tiny_suite.FEW, proof_time=0.2)
+    tiny_suite.made(folder / "trial", tiny_suite.FEW, proof_time=0.2)
+    shutil.copytree(folder / "trial", folder / "standard-1")
     pictures.classifier(folder / "my-vit")
     pictures.folder(folder / "train", 12)
     pictures.folder(folder / "test", 3)
@@ -187,7 +187,7 @@ def prepared(line: str, here: Path) -> str:
         shutil.rmtree(here / "pruned")
     if command == "bench report":
         quick = "--suite trial --solvers greedy --time-limits 10ms --seeds 1 --workers 1 --backend sequential"
-        for name in ("run", "run-here", "run-there"):
+        for name in [word for word in words if word.startswith("run")]:
             run(f"qubo-prune bench solvers {quick} --output {name}")
     if command == "instances make":
         shutil.rmtree(here / words[3], ignore_errors=True)
