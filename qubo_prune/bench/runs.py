@@ -15,6 +15,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -500,6 +501,8 @@ class _Tasks:
 
 def _done(tasks: Iterable[Task], workers: int) -> Iterator[Row]:
     """The rows of the tasks, as they come."""
+    # joblib ends a process that has grown, as large problems make it, and begins another one: nothing is lost
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
     parallel = joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None, return_as="list")
     if parallel._backend.supports_return_generator:
         parallel = joblib.Parallel(n_jobs=workers, batch_size=1, max_nbytes=None, return_as="generator_unordered")
