@@ -86,8 +86,9 @@ class Budget:
 
     Attributes:
         pattern: Where the budget is balanced: row, layer, or n:m such as 2:4 (whose density is n/m).
-        allocation: Densities of the layers: uniform, owl (more where scores have outliers) or fisher (by the predicted
-            change of the loss). The whole keeps the density of the run; see :mod:`qubo_prune.methods.allocation`.
+        allocation: Densities of the layers: uniform, owl (more where scores have outliers), fisher (by the predicted
+            change of the loss) or kron (by that from the factors of each layer). The whole keeps the density of the
+            run; see :mod:`qubo_prune.methods.allocation`.
         densities: Kept share of layers by a shell-style pattern of their names, such as ``'*.mlp.*=0.4'``. Of several
             patterns that match a layer the last counts.
         protect: Share of a layer, its highest Wanda scores, that nothing may prune (compensated blocks, or a score
@@ -235,7 +236,9 @@ class MethodSettings:
         loss_settings: A setting of blocks of the loss. It is a field of
             :class:`~qubo_prune.blocks.loss.descent.LossDescent`; ``preset`` chooses where the others start from:
             ``measured`` or ``paper``.
-        hessian: Old word for the blocks of the method icbs: gram, compensated, or fisher for those of the loss.
+        hessian: With kron the errors at the outputs of a layer count by what they cost the loss, from its gradients in
+            the dense model (pattern layer; see :mod:`qubo_prune.hessian.output_factor`). Also old words for the blocks
+            of the method icbs: gram, compensated, or fisher for those of the loss.
     """
 
     method: Any = option("gram", WHAT, words="method_names")
@@ -270,7 +273,7 @@ class MethodSettings:
     damping: float | None = option(None, BLOCKS, read=as_number, shown="0.01, with a correction 0.3", entry=True)
     correction: float | None = option(None, BLOCKS, read=as_number, shown="0, with compensated 0.5", entry=True)
     loss_settings: Mapping[str, Any] | None = option(None, BLOCKS, flag="--loss-set", metavar="NAME=VALUE")
-    hessian: str | None = option(None, BLOCKS, words=("gram", "compensated", "fisher"))
+    hessian: str | None = option(None, BLOCKS, words=("kron",), entry=True)
 
 
 class PruneSettings(TypedDict, total=False):

@@ -134,6 +134,9 @@ JOBS = {
     "2:4 by ADMM, refitted": llama(solver=OneByOne(), pattern="2:4", warm_start="admm", update="refit"),
     "compensated": llama(solver=OneByOne(), method="compensated", max_sweeps=2),
     "compensated, batches": llama(solver=Batched(), method="compensated", pattern="layer", allocation="owl"),
+    "outputs by the loss": llama(
+        solver=OneByOne(), method="compensated", pattern="layer", hessian="kron", allocation="kron"
+    ),
     "transposed": Job(
         tiny.gpt2,
         tiny.tokens,

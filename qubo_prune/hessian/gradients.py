@@ -101,7 +101,7 @@ def moments(
     def add(layer: Layer, rows: Tensor, inputs: Tensor, outputs: Tensor) -> None:
         sums[layer.name].add(inputs, outputs, group)
 
-    _backward(objective, samples, indices, layers, add)
+    backward(objective, samples, indices, layers, add)
     # one by one, so that sums and moments are not held twice
     return {name: sums.pop(name).finish(len(indices)) for name in list(sums)}
 
@@ -251,7 +251,7 @@ def block_gradients(
 
         return consume
 
-    losses = _backward(objective, samples, indices, layers, fill(0), fill(1) if drawn is not None else None, drawn)
+    losses = backward(objective, samples, indices, layers, fill(0), fill(1) if drawn is not None else None, drawn)
     return BlockGradients(found[0], found[-1], losses)
 
 
@@ -427,16 +427,16 @@ class _Watch:
         return rows.reshape(batch, -1, *rows.shape[2:])
 
 
-def _backward(
+def backward(
     objective: Objective,
     samples: Samples,
     indices: Int[Tensor, " B"],
     layers: Sequence[Layer],
-    consume: Consume,
+    consume: Consume | None,
     consume_drawn: Consume | None = None,
     drawn: torch.Generator | None = None,
 ) -> Float[Tensor, " B"]:
-    """One pass over a batch, with a second backward pass for drawn labels if asked; the losses, float64."""
+    """One pass over a batch, and a backward pass for the given labels, for drawn ones, or both; the losses, float64."""
     watch = _Watch(layers, layers[0].parameter.device)
     losses: list[tuple[Tensor, Tensor]] = []
     with _watching(objective.model, layers, watch), torch.enable_grad():
@@ -445,10 +445,10 @@ def _backward(
             prediction, own = objective.losses_of(part.batch, indices[part.rows])
             losses.append((part.rows, own.detach().double()))
             watch.consume = consume
-            if own.requires_grad:  # else it depends on none of the layers
+            if consume is not None and own.requires_grad:  # else it depends on none of the layers
                 with caller_defaults(), fits(len(part.rows)):  # checkpoints run the model again
                     torch.autograd.backward(own.sum(), retain_graph=consume_drawn is not None)
-            watch.finish()
+                watch.finish()
             if consume_drawn is not None and drawn is not None:
                 watch.forget(inputs=False)
                 watch.consume = consume_drawn

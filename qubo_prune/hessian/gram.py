@@ -74,12 +74,14 @@ class Gram:
         tokens: N.
         held_out: the same over tokens that are not among them, if there were any.
         drift: of the inputs from those of the dense model, if that was asked for and there is any.
+        unpaired: that was asked for, and cannot be told, since the dense model has other tokens there.
     """
 
     matrix: Float[Tensor, "*groups d_in d_in"]
     tokens: int
     held_out: Gram | None = None
     drift: Drift | None = None
+    unpaired: bool = False
 
     @classmethod
     def of_nothing(cls, d_in: int, device: torch.device) -> Gram:

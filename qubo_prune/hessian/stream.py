@@ -960,7 +960,7 @@ def _accumulate(
     leader = stage.layers[0]
     counted = GramAccumulator(leader.name, leader.groups, devices=run.gram_devices)
     held_out = GramAccumulator(leader.name, leader.groups, own_drift=True, devices=run.gram_devices)
-    paired = bool(run.dense)  # with no layer changed so far there is no drift
+    paired = moved = bool(run.dense)  # with no layer changed so far there is no drift
     for number, call in enumerate(calls):
         into, dense = (counted if number < run.counted else held_out), list[Given]()
         if paired:
@@ -975,7 +975,7 @@ def _accumulate(
         gram, apart = (part.finish(leader.shape[1], leader.parameter.device) for part in (counted, held_out))
     run.seconds.hessian += now(run.devices) - began
     if not paired:
-        gram, apart = replace(gram, drift=None), replace(apart, drift=None)
+        gram, apart = replace(gram, drift=None, unpaired=moved), replace(apart, drift=None)
     return replace(gram, held_out=apart) if apart.tokens else gram
 
 

@@ -311,7 +311,7 @@ def _method_name(how: MethodSettings) -> str:
         raise InputError(
             f"The method is {_kind(name)}; give a name such as 'gram', or an object of qubo_prune.methods."
         )
-    if how.hessian is None:
+    if how.hessian in (None, "kron"):
         return name
     known = (*_OLD_HESSIANS, *(each for each in method_names() if each not in _OLD_HESSIANS.values()))
     if how.hessian not in known:

@@ -20,6 +20,7 @@ from rich.text import Text
 from torch import nn
 
 from qubo_prune.blocks.loss.descent import OnStep
+from qubo_prune.choices import BY_GRADIENTS
 from qubo_prune.data.calibration import Calibration
 from qubo_prune.errors import InputError
 from qubo_prune.files.parsing import expanded
@@ -394,8 +395,8 @@ def _unforeseen(checked: Checked, plan: Plan, loaded: LoadedModel) -> list[str]:
     if plan.chain.whole is not None:
         limit = "" if plan.max_time is None else duration(plan.max_time)
         said.append(f"{plan.chain.whole.foreseen(limit)}; their time and memory are not foreseen.")
-    if plan.allocation == "fisher":
-        said.append("The time of the gradients for the allocation is not foreseen.")
+    if plan.allocation in BY_GRADIENTS or plan.weighs_outputs:
+        said.append("The time of the gradients of the loss is not foreseen.")
     if checked.output is not None:
         said.append(f"The result would go to {checked.output}.")
     return said

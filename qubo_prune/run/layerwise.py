@@ -18,6 +18,7 @@ from qubo_prune.blocks.certificate import BlockOptima, block_optima, least_error
 from qubo_prune.blocks.loss.descent import LossDescent, OnStep
 from qubo_prune.blocks.loss.trace import LossTrace
 from qubo_prune.blocks.rows import DescentResult
+from qubo_prune.choices import BY_GRADIENTS
 from qubo_prune.clock import Deadline
 from qubo_prune.data.calibration import Calibration, split_held_out
 from qubo_prune.data.losses import Loss, Objective
@@ -27,6 +28,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.events import event
 from qubo_prune.hessian.gradients import moments, without_gradient
 from qubo_prune.hessian.gram import Gram
+from qubo_prune.hessian.output_factor import OutputFactor, as_tensors, of_tensors, output_factors
 from qubo_prune.hessian.reach import NO_CALL, NO_GRADIENT, NO_INPUT, Uses, uses_of
 from qubo_prune.hessian.stream import stream
 from qubo_prune.masks.keep import KeepMasks
@@ -43,6 +45,7 @@ from qubo_prune.methods.base import Decision, LayerTask, ModelTask, SampledStart
 from qubo_prune.methods.correction import corrected
 from qubo_prune.methods.given import GivenMasks
 from qubo_prune.methods.verify import all_decided_by, decided_by
+from qubo_prune.methods.weighting import unweighted, weighted
 from qubo_prune.models.coverage import LeftDense
 from qubo_prune.models.layers import Layer, Removed, check_finite, tied_to_others
 from qubo_prune.models.names import kinds
@@ -118,6 +121,7 @@ class LayerRun:
         self._densities = densities_of(plan, layers)
         self._left = sum(layer.parameter.numel() for layer in layers)
         self._dense = shelf.dense_weights()
+        self._factors: dict[str, OutputFactor] = {}
         self._starts: dict[str, Start] = {}
         #: The note of layers that are measured once more in the end; ``None`` if none is.
         self._measured_last: str | None = None
@@ -225,6 +229,26 @@ class LayerRun:
             found = self._records.once("uses", lambda: uses_of(model, self._layers, data.inputs[:1]).to_dict())
             self._uses = Uses.from_dict(found)
 
+    def weigh_outputs(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
+        """Learn from the dense model what errors at the layers' outputs cost the loss, if anything goes by that."""
+        if not self._plan.needs_output_factors:
+            return
+        assert loss is not None
+        samples = self._plan.samples_of(data)
+        seed = derive_seed(self._plan.seed, len(self._layers))
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+
+        def made() -> dict[str, Tensor]:
+            objective = Objective(model, loss, LossDescent.preset("language").micro_batch)
+            return as_tensors(output_factors(objective, samples, order, self._layers, seed))
+
+        with bars.task("gradients at the outputs", None):
+            began = time.perf_counter()
+            self._factors = of_tensors(self._records.tensors_once("output-factors", made))
+            self.seconds.hessian += time.perf_counter() - began
+        if not self._factors:
+            raise nothing_reached(self._layers, NO_GRADIENT, "hessian='gram' and the allocation 'owl' or 'uniform'")
+
     def allocate(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
         """Give the layers densities of their own, if that is asked for; the whole keeps the plan's."""
         if self._plan.allocation != "uniform":
@@ -256,6 +280,15 @@ class LayerRun:
                     raise nothing_reached(self._layers, NO_INPUT, "inputs that go through them")
                 sizes = {layer.name: layer.parameter.numel() for layer in self._layers if layer.name in outliers}
                 shares = owl(outliers, plan.density, sizes=sizes)
+            elif plan.allocation == "kron":
+                shares = by_loss_change(
+                    {
+                        layer.name: self._factors[layer.name].rises(layer.matrix())
+                        for layer in self._layers
+                        if layer.name in self._factors
+                    },
+                    plan.density,
+                )
             else:
                 assert loss is not None
                 assert data.samples is not None
@@ -363,7 +396,7 @@ class LayerRun:
         if self._records.was_damaged(layer):
             raised["Its record in the run's folder was damaged, so it was pruned again."] = 1
         target = corrected(weight, gram, plan.correction, plan.damping, raised)
-        if plan.correction and self._dense and gram.tokens and gram.drift is None:
+        if plan.correction and gram.tokens and gram.unpaired:
             raised["The dense model does not send the same tokens to this layer, so nothing was corrected."] = 1
         start, result = self._decided(layer, target, gram)
         began_with, keep = weight * start.keep, result.keep
@@ -372,7 +405,8 @@ class LayerRun:
         final = target * keep if result.weight is None else result.weight
         notes = dict(result.notes)
         held_out = _held_out_errors(gram, weight, began_with, final)
-        reverted = held_out[0] is not None and held_out[1] is not None and held_out[1] > held_out[0]
+        judged = _held_out_errors(gram, weight, began_with, final, self._output_weights(layer))
+        reverted = judged[0] is not None and judged[1] is not None and judged[1] > judged[0]
         if reverted:
             final, keep = began_with, start.keep
             notes = {**notes, "Its error on held-out inputs rose, so the layer has its warm start back.": 1}
@@ -410,8 +444,10 @@ class LayerRun:
             ranked = "its mask was given" if given else "its weights were ranked by magnitude"
             said.append(f"No calibration token reached this layer; {ranked}.")
         if layer.name in self._uniform:
-            of = "No gradient of the loss" if plan.allocation == "fisher" else "No calibration token"
+            of = "No gradient of the loss" if plan.allocation in BY_GRADIENTS else "No calibration token"
             said.append(f"{of} reached this layer when budgets were given out, so it has the density of the run.")
+        if plan.weighs_outputs and layer.name not in self._factors:
+            said.append("No gradient of the loss reached this layer, so its outputs count alike.")
         if layer.name in self._uses.called & self._uses.beside:
             said.append("Its weight is also used without a call of its module, which its error leaves out.")
         return dict.fromkeys(said, 1)
@@ -563,18 +599,30 @@ class LayerRun:
             run_seed=plan.seed,
             name=layer.name,
         )
+        weights = self._output_weights(layer)
+        if weights is not None:
+            task = weighted(task, weights)
         stays, start = self._protected(task, self._first(layer, task))
         if self._is_blind(gram):
-            return start, Decision(keep=start.keep)
-        journal = self._records.journal(layer) if plan.chain.blocks is not None else None
-        try:
-            return start, plan.chain.decide(
-                replace(task, stays=stays, answers=journal), start, lambda: self._allowance(layer)
-            )
-        except BaseException:
-            if journal is not None:
-                journal.keep()
-            raise
+            found = Decision(keep=start.keep)
+        else:
+            journal = self._records.journal(layer) if plan.chain.blocks is not None else None
+            try:
+                found = plan.chain.decide(
+                    replace(task, stays=stays, answers=journal), start, lambda: self._allowance(layer)
+                )
+            except BaseException:
+                if journal is not None:
+                    journal.keep()
+                raise
+        if weights is None:
+            return start, found
+        return unweighted(start, weights, own), unweighted(found, weights, own)
+
+    def _output_weights(self, layer: Layer) -> Tensor | None:
+        """By what the squared errors of a layer's outputs count; ``None`` if alike."""
+        found = self._factors.get(layer.name) if self._plan.weighs_outputs else None
+        return None if found is None else found.weights
 
     def _proven(self, weight: Tensor, gram: Gram, keep: Tensor) -> tuple[float | None, BlockOptima | None]:
         """A lower bound for masks of these counts, and optima of blocks, if they are asked for."""
@@ -675,10 +723,17 @@ def _error(gram: Gram, change: Tensor) -> float | None:
     return float(gram.output_error(change).sum()) if gram.tokens else None
 
 
-def _held_out_errors(gram: Gram, weight: Tensor, before: Tensor, after: Tensor) -> tuple[float | None, float | None]:
-    """Of the warm start and of the result, relative to the layer's output; ``None`` without held-out inputs."""
+def _held_out_errors(
+    gram: Gram, weight: Tensor, before: Tensor, after: Tensor, by: Tensor | None = None
+) -> tuple[float | None, float | None]:
+    """Of the warm start and of the result, relative to the layer's output; ``None`` without held-out inputs.
+
+    Outputs count ``by`` these weights, alike if there are none.
+    """
     if gram.held_out is None:
         return None, None
-    power = float(gram.held_out.output_error(weight).sum())
-    errors = [float(gram.held_out.dense_output_error(weight, new).sum()) for new in (before, after)]
+    rows = torch.ones(len(weight), dtype=torch.float64) if by is None else by
+    rows = rows.to(gram.held_out.matrix.device)
+    power = float((rows * gram.held_out.output_error(weight)).sum())
+    errors = [float((rows * gram.held_out.dense_output_error(weight, new)).sum()) for new in (before, after)]
     return (errors[0] / power, errors[1] / power) if power else (None, None)

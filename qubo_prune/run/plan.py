@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qubo_prune.data.calibration import choose_loss
+import torch
+
+from qubo_prune.choices import BY_GRADIENTS
+from qubo_prune.data.calibration import Calibration, choose_loss
 from qubo_prune.data.losses import Loss, make_loss
+from qubo_prune.data.samples import Samples, TensorSamples, split
 from qubo_prune.errors import InputError
 from qubo_prune.files.digests import identity
 from qubo_prune.hessian.compensated import DAMPING
@@ -24,7 +28,7 @@ from qubo_prune.models.load import usable_device
 from qubo_prune.problem.bounds import check_kind
 from qubo_prune.request import PruneRequest
 from qubo_prune.seeds import checked_seed
-from qubo_prune.solver.interface import Solver
+from qubo_prune.solver.interface import Solver, derive_seed
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Plan:
         pattern.check(density)
         chain = chain_of(request.how, request.run.workers)
         _check_budget(request, chain, pattern)
+        _check_weighted(request, chain, pattern)
         correction = _correction(request, chain)
         damping = request.how.damping
         if damping is None:
@@ -112,6 +117,24 @@ class Plan:
         return self.chain.updates
 
     @property
+    def weighs_outputs(self) -> bool:
+        """True if the outputs of a layer count by what their errors cost the loss."""
+        return self.request.how.hessian == "kron"
+
+    @property
+    def needs_output_factors(self) -> bool:
+        """True if masks or budgets go by what errors at the outputs cost the loss."""
+        return self.weighs_outputs or self.allocation == "kron"
+
+    def samples_of(self, data: Calibration) -> Samples:
+        """What the gradients at the outputs come from: the windows of a text, or at most so many samples as Grams."""
+        assert data.samples is not None
+        if isinstance(self.request.calibration, str):
+            return TensorSamples(torch.cat(data.inputs).cpu())
+        most = min(len(data.samples), int(self.request.data.gram_samples))
+        return split(data.samples, [most], derive_seed(0, len(data.samples)))[0]
+
+    @property
     def needs_inputs(self) -> bool:
         """True unless the layers' inputs decide nothing."""
         return self.chain.needs_inputs
@@ -126,7 +149,7 @@ class Plan:
         if self.loss is not None:
             return self.loss
         given = self.request.data.loss
-        if self.allocation == "fisher":
+        if self.allocation in BY_GRADIENTS or self.weighs_outputs:
             return choose_loss(given, self.request.calibration)
         return None if given is None else make_loss(given)
 
@@ -175,7 +198,7 @@ class Plan:
         resolved = {name: value for name, value in self.settings().items() if name not in ("asked", "steps")}
         steps = [_compared_step(step) for step in self.chain.steps]
         loss = None if self.loss is None else identity(self.loss, (Solver,))
-        own = {"given_masks": given, "hessian": None, "steps": steps, "loss": loss}
+        own = {"given_masks": given, "hessian": "kron" if self.weighs_outputs else None, "steps": steps, "loss": loss}
         return self.request.compared() | resolved | own
 
 
@@ -229,6 +252,27 @@ def _check_budget(request: PruneRequest, chain: Chain, pattern: Pattern) -> None
                 f"values; with the method {chain.name!r} and the update {chain.update_name!r} they do not, or masks "
                 "change later; give the method 'gram' and the update 'none', or leave certify out."
             )
+
+
+def _check_weighted(request: PruneRequest, chain: Chain, pattern: Pattern) -> None:
+    """Raise :class:`InputError` if outputs are to count by the loss where that changes nothing or is not known."""
+    if request.how.hessian != "kron":
+        return
+    if pattern.name != "layer":
+        raise InputError(
+            f"hessian is 'kron', which moves weights between the outputs of a layer, and the pattern {pattern.name} "
+            "fixes how many each keeps; give the pattern 'layer', or leave hessian out."
+        )
+    if chain.whole is not None:
+        raise InputError(
+            f"hessian is 'kron' and the method {chain.name!r} goes by the gradients of single weights; give a method "
+            "for layers, such as 'gram' or 'compensated', or leave hessian out."
+        )
+    if not chain.needs_inputs or request.budget.certify is not None:
+        raise InputError(
+            "hessian is 'kron' and certify is given, which bounds errors whose outputs count alike; leave one of the "
+            "two out."
+        )
 
 
 def _correction(request: PruneRequest, chain: Chain) -> float:

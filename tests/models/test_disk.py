@@ -257,6 +257,7 @@ def test_what_cannot_be_on_the_disk_is_refused(tmp_path: Path) -> None:
     refused("no output is given", output=None)
     refused("gradients of the loss need the whole model", method="loss")
     refused("gradients of the loss need the whole model", allocation="fisher")
+    refused("gradients of the loss need the whole model", hessian="kron", pattern="layer")
     refused("keeps the checkpoint's own type", dtype="float32")
     refused("outside the stack of decoder layers", prune_head=True)
 

@@ -981,9 +981,10 @@ def test_layers_left_dense_take_no_part_in_the_budget(kind: Any, allocation: str
 
 
 @pytest.mark.parametrize("kind", unseen.WITHOUT_GRADIENT)
+@pytest.mark.parametrize("allocation", ["fisher", "kron"])
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_no_gradient_gives_no_density_and_no_rank(kind: Any) -> None:
-    report = prune(kind(), unseen.data(), 0.3, allocation="fisher", pattern="layer", loss="classification")
+def test_no_gradient_gives_no_density_and_no_rank(kind: Any, allocation: Any) -> None:
+    report = prune(kind(), unseen.data(), 0.3, allocation=allocation, pattern="layer", loss="classification")
     by_name = {layer.name: layer for layer in report.layers}
     assert report.left_dense == ()
     assert by_name["odd"].kept == round(0.3 * 256)  # by its inputs, at the density of the run

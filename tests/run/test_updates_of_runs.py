@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import unseen
 from published import PUBLISHED, UPDATES
 from torch import nn
 
@@ -242,6 +243,75 @@ def test_the_predicted_loss_moves_budget_between_layers() -> None:
     report = run(model, pattern="layer", allocation="fisher", method="wanda")
     assert report.totals()["kept"] == report.totals()["weights"] // 2
     assert len({layer.density for layer in report.layers}) > 3
+
+
+# --- outputs that count by the loss
+
+
+def test_outputs_that_matter_keep_more() -> None:
+    """The loss reads two outputs of the last layer, so that the others' weights go first."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = model(batch).square()
+        return found[:, 0] + 2 * found[:, 3]
+
+    model, inputs = linear(), correlated()
+    dense = model.weight.detach().clone()
+    report = prune(model, inputs, 0.3, hessian="kron", loss=loss, pattern="layer", method="gram")
+    keep, (layer,) = report.masks["weight"], report.layers
+    assert int(keep.sum()) == layer.kept == round(0.3 * keep.numel())
+    matters = torch.zeros(len(keep), dtype=torch.bool)
+    matters[[0, 3]] = True
+    assert float(keep[matters].double().mean()) > 0.8
+    assert float(keep[~matters].double().mean()) < 0.3
+    # what is told of the layer is the error of its outputs as they are
+    hessian = 2 * inputs.double().T @ inputs.double() / len(inputs)
+    change = (dense * ~keep).double()
+    assert layer.error_after == pytest.approx(float(((change @ hessian) * change).sum() / 2), rel=1e-6)
+    assert torch.equal(model.weight.detach(), dense * keep)
+
+
+@pytest.mark.parametrize("method", ["wanda", "gram", "compensated", "admm", "sparsegpt", "dsnot", "alps"])
+def test_outputs_count_with_every_method(method: str) -> None:
+    model = tiny.llama()
+    report = run(model, pattern="layer", method=method, hessian="kron", allocation="kron")
+    assert report.totals()["kept"] == report.totals()["weights"] // 2
+    assert len({layer.density for layer in report.layers}) > 3
+    for layer in report.layers:
+        weight = dict(model.named_parameters())[f"{layer.name}.weight"]
+        assert int((weight != 0).sum()) <= layer.kept
+        assert not bool(weight[~report.masks[f"{layer.name}.weight"]].any())
+        assert layer.relative_after is not None
+        assert layer.relative_after < 1
+
+
+def test_outputs_of_convolutions_count_too() -> None:
+    model, images = tiny.cnn(), tiny.images()
+    batches = [(images, torch.arange(len(images)) % 3)]
+    report = prune(model, batches, 0.5, hessian="kron", allocation="kron", pattern="layer", loss="classification")
+    assert report.totals()["kept"] == round(report.totals()["weights"] / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pattern": "row"}, "the pattern row fixes how many each keeps; give the pattern 'layer'"),
+        ({"pattern": "2:4"}, "the pattern 2:4 fixes how many each keeps"),
+        ({"method": "loss"}, "goes by the gradients of single weights"),
+        ({"certify": "plain"}, "certify is given, which bounds errors whose outputs count alike"),
+    ],
+)
+def test_outputs_cannot_count_where_nothing_would_follow(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(tiny.llama(), **{"pattern": "layer", "hessian": "kron", **settings})
+
+
+def test_a_layer_without_gradient_has_outputs_that_count_alike() -> None:
+    model = unseen.WITHOUT_GRADIENT[0]()
+    report = prune(model, unseen.data(), 0.3, hessian="kron", method="wanda", pattern="layer", loss="classification")
+    said = {layer.name: any("so its outputs count alike" in note for note in layer.notes) for layer in report.layers}
+    assert said == {"odd": True} | dict.fromkeys(said.keys() - {"odd"}, False)
+    assert all(layer.kept == round(0.3 * layer.shape[0] * layer.shape[1]) for layer in report.layers)
 
 
 def test_layers_have_densities_by_name() -> None:
