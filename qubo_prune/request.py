@@ -123,6 +123,8 @@ class DataSettings:
     Attributes:
         samples: Calibration windows cut from a text.
         sequence_length: Tokens per window.
+        draw: Which windows of a text are calibrated on: 0 for evenly spread ones, any other number for some drawn at
+            random, the same for the same number.
         guard: Held-out windows of a text, or batches, on which layers are checked; 0 for none. Windows lie between the
             others, batches are the last of those given. A layer whose error there rises against the warm start gets
             that back, and its report says so. By default 4 windows of a text if kept weights change, else none.
@@ -140,6 +142,7 @@ class DataSettings:
 
     samples: int | str = option(32, DATA, read=as_count)
     sequence_length: int | str = option(512, DATA, read=as_count)
+    draw: int = option(0, DATA)
     guard: int | None = option(None, DATA, read=as_count, shown="4 of a text if kept weights change", entry=True)
     loss_length: int | str = option(128, DATA, read=as_count)
     loss: Any = option(None, "", same=False)
@@ -289,6 +292,7 @@ class PruneSettings(TypedDict, total=False):
     prune_head: bool
     samples: int | str
     sequence_length: int | str
+    draw: int
     guard: int | None
     loss_length: int | str
     loss: Any

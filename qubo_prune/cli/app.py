@@ -263,6 +263,7 @@ _SHARED = (
     "pattern",
     "samples",
     "sequence_length",
+    "draw",
     "max_time",
     "seed",
     "workers",
@@ -297,6 +298,10 @@ def compare_command(
         str, in_data(help="Held-out text, or several with commas: files, folders, data set ids, pydoc.")
     ] = "pydoc",
     eval_samples: EvalSamples = 24,
+    seeds: Annotated[
+        int,
+        in_run(help="How often each method runs, with a seed and calibration windows of its own; means, deviations."),
+    ] = 1,
     quiet: Quiet = False,
     as_json: Json = False,
     **settings: Any,
@@ -320,6 +325,7 @@ def compare_command(
                 text=names(text),
                 density=names(kept_shares(context, density, sparsity)),
                 eval_samples=eval_samples,
+                seeds=seeds,
                 progress=not quiet,
                 **settings_given(settings),
             )

@@ -83,6 +83,7 @@ def read_calibration(
     gram_samples: int = 1024,
     guard: int | None = None,
     named: bool = True,
+    draw: int = 0,
 ) -> Calibration:
     """Model inputs, and samples for the loss if there is one.
 
@@ -97,11 +98,12 @@ def read_calibration(
         guard: inputs to hold out: windows of a text besides the others, or the last of given batches;
             ``None`` for :data:`GUARD` of a text.
         named: the loss was asked for by name; else another one may fit the labels.
+        draw: of the windows of a text, see :func:`~qubo_prune.data.text.token_windows`.
     """
     device, plain = device_of(loaded.model), in_plain_form(source, loaded, length, gram_samples)
     if isinstance(plain, str):
         more = GUARD if guard is None else guard
-        return replace(_of_text(plain, loaded, windows, length, loss, loss_length, device, more), loss=loss)
+        return replace(_of_text(plain, loaded, windows, length, loss, loss_length, device, more, draw), loss=loss)
     given = _without_padding(_of_inputs(plain, loss, gram_samples, loaded, named), loaded)
     return given.without_last(guard) if guard else given
 
@@ -228,6 +230,7 @@ def _of_text(
     loss_length: int,
     device: torch.device,
     guard: int,
+    draw: int,
 ) -> Calibration:
     if loaded.tokenizer is None:
         raise InputError(
@@ -235,7 +238,7 @@ def _of_text(
             "or give token ids or model inputs instead."
         )
     check_length(loaded.model, length)
-    windows = token_windows(loaded.tokenizer, source, "calibration", count, length, guard)
+    windows = token_windows(loaded.tokenizer, source, "calibration", count, length, guard, draw)
     described, samples = windows.describe() | {"held_out": len(windows.held_out)}, None
     if loss is not None:
         check_length(loaded.model, loss_length)

@@ -163,11 +163,14 @@ def check_length(model: Any, length: int) -> None:
         raise InputError(f"The sequence length is {length}, but the model takes at most {most} tokens.")
 
 
-def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, length: int, held_out: int = 0) -> Windows:
+def token_windows(
+    tokenizer: Any, source: str, purpose: Purpose, count: int, length: int, held_out: int = 0, draw: int = 0
+) -> Windows:
     """Cut ``count`` windows of ``length`` tokens, evenly spread over the text, without overlap.
 
     No special tokens are added; windows may cross documents. Up to ``held_out`` more are cut from
-    what lies between, as far as there is enough.
+    what lies between, as far as there is enough. With a ``draw`` above 0 both are drawn at random instead,
+    the same for the same number.
 
     Raises:
         InputError: the text has fewer than ``count * length`` tokens.
@@ -180,9 +183,13 @@ def token_windows(tokenizer: Any, source: str, purpose: Purpose, count: int, len
             f"The text {source!r} has {len(ids)} tokens, but {count} windows of {length} need "
             f"{count * length}; give more text or lower the samples or the sequence length."
         )
-    starts = [at * whole // count for at in range(count)]
-    between = sorted(set(range(whole)).difference(starts))
-    extra = [between[at * len(between) // held_out] for at in range(min(held_out, len(between)))]
+    if draw:
+        order = torch.randperm(whole, generator=torch.Generator().manual_seed(draw)).tolist()
+        starts, extra = sorted(order[:count]), sorted(order[count : count + held_out])
+    else:
+        starts = [at * whole // count for at in range(count)]
+        between = sorted(set(range(whole)).difference(starts))
+        extra = [between[at * len(between) // held_out] for at in range(min(held_out, len(between)))]
     cut = [
         torch.tensor([ids[s * length : (s + 1) * length] for s in some]).reshape(-1, length) for some in (starts, extra)
     ]

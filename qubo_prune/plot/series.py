@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,7 @@ def bars(
     ax: Axes | None = None,
     label: str = "",
     levels: Mapping[str, float] | None = None,
+    deviations: Mapping[str, Sequence[float]] | None = None,
 ) -> Axes:
     """Values of named things, from top to bottom, one colour for each series.
 
@@ -108,6 +110,7 @@ def bars(
         ax: where to draw; a new figure if left out.
         label: what the values are, with their unit.
         levels: values to compare with, by name, as dashed lines.
+        deviations: of the values, by the name of their series, drawn as error bars where they are above 0.
 
     >>> from qubo_prune import plot
     >>> shown = plot.bars(["Wanda", "iCBS"], {"50 %": [0.31, 0.22]}, label="rise of log-perplexity")
@@ -125,6 +128,9 @@ def bars(
             ax.plot(values, at, label=plain(name), markersize=6, **(style | {"linestyle": ""}))
         else:
             ax.barh(at, values, height=0.88 * height, label=plain(name), color=style["color"])
+        for x, y, spread in zip(values, at, (deviations or {}).get(name, ()), strict=False):
+            if spread > 0 and math.isfinite(x):
+                ax.errorbar(x, y, xerr=spread, fmt="none", ecolor="0.25", elinewidth=0.9, capsize=2)
     handles = ax.get_legend_handles_labels()[0]
     for place, (name, value) in enumerate((levels or {}).items()):
         if math.isfinite(value):
@@ -166,27 +172,30 @@ def methods(
     if quantity not in _LABELS:
         raise InputError(f"The quantity {quantity!r} is not known; use one of {', '.join(_LABELS)}.")
     entries = list(dict.fromkeys(row.method for row in comparison.rows if row.method != "dense"))
-    found = {(row.method, row.setting): row for row in comparison.rows if row.method != "dense"}
+    found = {(row.method, row.setting) for row in comparison.rows if row.method != "dense"}
     judged = quantity in ("perplexity", "rise")
     texts = range(len(comparison.texts)) if judged and text is None else [text or 0]
 
-    def value(row: ComparisonRow | None, text: int) -> float:
-        if row is None:
-            return math.nan
+    def value(row: ComparisonRow, text: int) -> float:
         if quantity == "rise":
-            return comparison.rise(row.method, row.setting, text)
+            return math.log(row.perplexities[text] / comparison.row("dense").perplexities[text])
         if quantity == "perplexity":
             return row.perplexities[text]
         if quantity == "error":
             return math.nan if row.relative_error is None else row.relative_error
         return row.seconds
 
-    series = {
-        f"{setting}, {comparison.texts[text]}" if len(texts) > 1 else setting: [
-            value(found.get((entry, setting)), text) for entry in entries
-        ]
-        for setting, text in itertools.product(comparison.settings, texts)
-    }
+    def values(entry: str, setting: str, text: int) -> list[float]:
+        if (entry, setting) not in found:
+            return [math.nan]
+        return [value(row, text) for row in comparison.repeated(entry, setting)]
+
+    series, deviations = dict[str, list[float]](), dict[str, list[float]]()
+    for setting, at in itertools.product(comparison.settings, texts):
+        name = f"{setting}, {comparison.texts[at]}" if len(texts) > 1 else setting
+        drawn = [values(entry, setting, at) for entry in entries]
+        series[name] = [statistics.fmean(each) for each in drawn]
+        deviations[name] = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in drawn]
     dense = {
         f"dense, {comparison.texts[text]}" if len(texts) > 1 else "dense": comparison.row("dense").perplexities[text]
         for text in texts
@@ -194,7 +203,8 @@ def methods(
     levels = {"perplexity": dense, "rise": {"dense": 0.0}}.get(quantity)
     source = Path(comparison.evaluation[texts[0]]["source"]).stem
     label = _LABELS[quantity] + (f" ({source})" if judged and len(texts) == 1 else "")
-    return bars([Entry.parse(entry).label for entry in entries], series, ax=ax, label=label, levels=levels)
+    labels = [Entry.parse(entry).label for entry in entries]
+    return bars(labels, series, ax=ax, label=label, levels=levels, deviations=deviations)
 
 
 def trade_offs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class ComparisonRow(Pruning):
         setting: what was asked for.
         warnings: how many blocks the solver lost and how many the clock cut, as sentences.
         all_lost: the solver lost every block.
+        seed: of the run; its calibration windows were drawn anew with each.
     """
 
     method: str
@@ -70,6 +72,7 @@ class ComparisonRow(Pruning):
     setting: str = ""
     warnings: tuple[str, ...] = ()
     all_lost: bool = False
+    seed: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -79,7 +82,8 @@ class ComparisonRow(Pruning):
     @property
     def title(self) -> str:
         """Method and setting, for people."""
-        return f"{Entry.parse(self.method).label}, {self.setting}"
+        again = f", seed {self.seed}" if self.seed else ""
+        return f"{Entry.parse(self.method).label}, {self.setting}{again}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +107,33 @@ class Comparison(Prunings):
         """What was asked for, in order."""
         return list(dict.fromkeys(row.setting for row in self.rows if row.method != "dense"))
 
+    @property
+    def seeds(self) -> list[int]:
+        """Those that every method ran with, in order."""
+        return list(dict.fromkeys(row.seed for row in self.rows if row.method != "dense"))
+
     def row(self, method: str, setting: str | None = None) -> ComparisonRow:
-        """The row of a method, in the first setting if none is named."""
+        """The first row of a method, in the first setting if none is named."""
         return next(row for row in self.rows if row.method == method and setting in (None, row.setting))
 
+    def repeated(self, method: str, setting: str | None = None) -> list[ComparisonRow]:
+        """The rows of a method in one setting, one for each seed."""
+        setting = self.row(method, setting).setting
+        return [row for row in self.rows if row.method == method and row.setting == setting]
+
+    def rises(self, method: str, setting: str | None = None, text: int = 0) -> list[float]:
+        """Rise of the log-perplexity over the dense model, on the held-out text of that number, for each seed."""
+        dense = self.row("dense").perplexities[text]
+        return [math.log(row.perplexities[text] / dense) for row in self.repeated(method, setting)]
+
     def rise(self, method: str, setting: str | None = None, text: int = 0) -> float:
-        """Rise of the log-perplexity over the dense model, on the held-out text of that number."""
-        return math.log(self.row(method, setting).perplexities[text] / self.row("dense").perplexities[text])
+        """Its mean over the seeds."""
+        return statistics.fmean(self.rises(method, setting, text))
+
+    def deviation(self, method: str, setting: str | None = None, text: int = 0) -> float:
+        """Its standard deviation over the seeds; 0 for one."""
+        rises = self.rises(method, setting, text)
+        return statistics.stdev(rises) if len(rises) > 1 else 0.0
 
     @property
     def texts(self) -> list[str]:
@@ -136,7 +160,7 @@ class Comparison(Prunings):
         table.caption = escape(
             f"ppl: perplexity on {self._evaluated()}; calibration {self.calibration['windows']} x "
             f"{self.calibration['length']} tokens ({self.calibration['source']}); rise: of log-perplexity; error: "
-            f"summed over layers, relative to their outputs; {clock}; GiB: peak; "
+            f"summed over layers, relative to their outputs; {clock}; GiB: peak; {self._repeated()}"
             f"{self.machine['processor']}, {self.machine['threads']} threads"
         )
         table.add_column("kept", no_wrap=True)
@@ -151,23 +175,32 @@ class Comparison(Prunings):
         table.add_row("", "dense", *itertools.chain(*((f"{value:.2f}", "") for value in dense.perplexities)))
         for setting in self.settings:
             table.add_section()
-            for row in self.rows:
-                if row.setting == setting:
-                    values = (
-                        (f"{value:.2f}", f"{self.rise(row.method, setting, at):.3f}")
-                        for at, value in enumerate(row.perplexities)
-                    )
-                    search = () if several else (f"{row.search_seconds:.0f}",)
-                    numbers = (
-                        shown(row.relative_error, 5),
-                        f"{row.seconds:.0f}",
-                        *search,
-                        f"{row.peak_memory_bytes / 2**30:.1f}",
-                    )
-                    table.add_row(
-                        setting, Entry.parse(row.method).label, *itertools.chain(*values), *(() if many else numbers)
-                    )
+            for method in dict.fromkeys(row.method for row in self.rows if row.setting == setting):
+                values = [self._judged(method, setting, at) for at in range(len(self.texts))]
+                numbers = () if many else self._measured(method, setting, several)
+                table.add_row(setting, Entry.parse(method).label, *itertools.chain(*values), *numbers)
         return table
+
+    def _judged(self, method: str, setting: str, text: int) -> tuple[str, str]:
+        """Perplexity and rise on a text; of several seeds the means, and the deviation of the rise."""
+        perplexities = [row.perplexities[text] for row in self.repeated(method, setting)]
+        spread = f" ±{self.deviation(method, setting, text):.3f}" if len(perplexities) > 1 else ""
+        return f"{statistics.fmean(perplexities):.2f}", f"{self.rise(method, setting, text):.3f}{spread}"
+
+    def _measured(self, method: str, setting: str, several: bool) -> tuple[str, ...]:
+        """Layer error, seconds and memory: means over the seeds, and the peak of all."""
+        rows = self.repeated(method, setting)
+        errors = [row.relative_error for row in rows if row.relative_error is not None]
+        seconds = f"{statistics.fmean(row.seconds for row in rows):.0f}"
+        search = () if several else (f"{statistics.fmean(row.search_seconds for row in rows):.0f}",)
+        peak = f"{max(row.peak_memory_bytes for row in rows) / 2**30:.1f}"
+        return (shown(statistics.fmean(errors) if errors else None, 5), seconds, *search, peak)
+
+    def _repeated(self) -> str:
+        """What stands behind the numbers, if that is more than one run."""
+        if len(self.seeds) < 2:
+            return ""
+        return f"means and ± standard deviation over {len(self.seeds)} seeds and draws of calibration windows; "
 
     def _evaluated(self) -> str:
         return " and ".join(f"{each['tokens']} held-out tokens ({each['source']})" for each in self.evaluation)

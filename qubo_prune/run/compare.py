@@ -49,6 +49,7 @@ def compare(
     text: str | Sequence[str] = "pydoc",
     density: float | str | Sequence[float | str] = 0.5,
     eval_samples: int = 24,
+    seeds: int = 1,
     progress: bool = False,
     **settings: Unpack[PruneSettings],
 ) -> Comparison:
@@ -62,6 +63,8 @@ def compare(
         text: held-out text source, or several; methods are compared on each.
         density: kept share, or several; an entry such as ``"2:4"`` is a pattern of its own.
         eval_samples: windows of held-out text.
+        seeds: how often each method runs, each time with a seed and calibration windows of its own (``seed`` and
+            ``draw`` go up by one); the table has means and deviations.
         progress: show progress bars.
         **settings: those of :func:`qubo_prune.prune`, for all methods; ``output`` is where the model of the last method
             goes, with ``comparison.json`` and ``comparison.png``.
@@ -77,8 +80,8 @@ def compare(
             raise InputError(f"{name} is given, which a comparison has no use for; name methods, and leave it out.")
     groups: dict[str, Any] = {name: given.pop(name) for name in GROUPS if name in given}
     asked = PruneRequest.of(model, calibration, groups=groups, settings=given, caller="compare")
-    eval_samples = as_count("eval_samples", eval_samples)
-    runs = _runs(asked, as_names("methods", methods), density)
+    eval_samples, seeds = as_count("eval_samples", eval_samples), as_count("seeds", seeds)
+    runs = _runs(asked, as_names("methods", methods), density, seeds)
     texts = [text] if isinstance(text, str) or not isinstance(text, Iterable) else list(text)
     target = _checked(asked, texts, eval_samples)
     bars, length = Progress(progress), int(asked.data.sequence_length)
@@ -104,8 +107,10 @@ class _OneRun:
     request: PruneRequest
 
 
-def _runs(asked: PruneRequest, methods: Sequence[str], density: Any) -> list[_OneRun]:
-    """All methods at all settings, each checked as far as it can be without the model."""
+def _runs(asked: PruneRequest, methods: Sequence[str], density: Any, seeds: int) -> list[_OneRun]:
+    """All methods at all settings and seeds, each checked as far as it can be without the model."""
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; at least 1 is needed.")
     if not methods:
         raise InputError(f"No method is given to compare; name one or more of {', '.join(method_names())}.")
     entries = [Entry.parse(method) for method in methods]
@@ -113,9 +118,10 @@ def _runs(asked: PruneRequest, methods: Sequence[str], density: Any) -> list[_On
     if not several:
         raise InputError("No density is given to compare at; name one or more.")
     settings = [Setting.parse(each, asked.budget.pattern) for each in several]
+    first, draw = asked.run.seed, int(asked.data.draw)
     runs = [
-        _OneRun(entry, setting, request_for(entry, setting, asked))
-        for setting, entry in itertools.product(settings, entries)
+        _OneRun(entry, setting, request_for(entry, setting, asked).changed({"seed": first + more, "draw": draw + more}))
+        for more, setting, entry in itertools.product(range(seeds), settings, entries)
     ]
     for one in runs:
         Plan.of(one.request)
@@ -177,11 +183,12 @@ def _compared(
             given = one.request.changed({"tokenizer": loaded.tokenizer})
             report = run_request(replace(given, model=loaded.model), progress=progress)
             calibrated = report.calibration
-            rows.append(_row(one.entry, one.setting, report, perplexities()))
+            rows.append(_row(one, report, perplexities()))
             logger.info(
-                "%s, %s: perplexity %s, layer error %s, %.0f s",
+                "%s, %s, seed %d: perplexity %s, layer error %s, %.0f s",
                 one.entry,
                 one.setting,
+                one.request.run.seed,
                 ", ".join(f"{value:.3f}" for value in rows[-1].perplexities),
                 shown(report.relative_error, 6),
                 report.seconds["total"],
@@ -216,9 +223,9 @@ def _dense_again(loaded: LoadedModel) -> Iterator[Callable[[], None]]:
         restore()
 
 
-def _row(entry: Entry, setting: Setting, report: Report, values: tuple[float, ...]) -> ComparisonRow:
+def _row(one: _OneRun, report: Report, values: tuple[float, ...]) -> ComparisonRow:
     return ComparisonRow(
-        method=str(entry),
+        method=str(one.entry),
         density=report.density,
         perplexities=values,
         layer_error=report.error_after,
@@ -227,7 +234,8 @@ def _row(entry: Entry, setting: Setting, report: Report, values: tuple[float, ..
         forward_seconds=report.seconds["forward"],
         search_seconds=report.seconds["search"],
         peak_memory_bytes=report.peak_memory_bytes,
-        setting=str(setting),
+        setting=str(one.setting),
+        seed=one.request.run.seed,
         warnings=tuple(report.warnings()),
         all_lost=report.all_blocks_lost,
     )

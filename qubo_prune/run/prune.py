@@ -304,6 +304,8 @@ def check_request(request: PruneRequest, on_step: OnStep | None = None) -> Check
         raise InputError(f"on_step is of type {type(on_step).__name__}; give a function of a step.")
     if int(data.loss_length) < 1:
         raise InputError(f"loss_length is {data.loss_length}; it must be at least 1.")
+    if int(data.draw) < 0:
+        raise InputError(f"draw is {data.draw}; it must be 0, for windows that are evenly spread, or a number above.")
     if int(data.gram_samples) < 1:
         raise InputError(f"gram_samples is {data.gram_samples}; it must be at least 1.")
     if data.guard is not None and data.guard < 0:
@@ -371,6 +373,7 @@ def plan_layers(checked: Checked, loaded: LoadedModel) -> Planned:
         int(data.gram_samples),
         data.guard if plan.updates or data.guard is not None else 0,
         data.loss is not None,
+        int(data.draw),
     )
     if plan.loss is not None and drawn.loss is not None:
         plan = replace(plan, loss=drawn.loss, chain=for_model(plan.chain, drawn.loss, plan.seed, layers))

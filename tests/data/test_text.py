@@ -69,6 +69,24 @@ def test_windows_are_exact_disjoint_and_spread(tmp_path: Path) -> None:
     assert again.describe()["sha256"] == described["sha256"]
 
 
+def test_other_draws_are_other_windows_of_the_same_text(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(f"w{n * n % 61 + 1}" for n in range(400)), encoding="utf-8")
+    every = {tuple(row) for row in all_windows(tiny.tokenizer(), str(file), "calibration", 8).tolist()}
+    found = []
+    for draw in (0, 1, 1, 2):
+        windows = token_windows(tiny.tokenizer(), str(file), "calibration", 6, 8, held_out=3, draw=draw)
+        rows = [tuple(row) for row in (*windows.tokens.tolist(), *windows.held_out.tolist())]
+        assert len(rows) == 9
+        assert set(rows) <= every
+        found.append(rows)
+    assert found[1] == found[2]
+    assert found[0] != found[1] != found[3]
+    # a draw takes all there is, held-out ones from what is left
+    windows = token_windows(tiny.tokenizer(), str(file), "calibration", 49, 8, held_out=3, draw=5)
+    assert len(windows.held_out) == 1
+
+
 def test_too_little_text_says_how_much_is_needed(tmp_path: Path) -> None:
     file = tmp_path / "t.txt"
     file.write_text("w1 w2 w3", encoding="utf-8")

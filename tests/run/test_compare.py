@@ -41,6 +41,34 @@ def test_every_method_starts_from_the_dense_weights(sources: tuple[str, str]) ->
     assert max(map(len, str(both).splitlines())) <= 80
 
 
+def test_several_seeds_are_runs_of_their_own(sources: tuple[str, str], tmp_path: Path) -> None:
+    model, text = sources
+    settings = {"calibration": text, "text": text, "samples": 3, "eval_samples": 3, "sequence_length": 16}
+    several = compare(model, ["wanda", "admm"], seeds=3, seed=4, output=tmp_path / "out", **settings)
+    assert several.seeds == [4, 5, 6]
+    assert [row.method for row in several.repeated("admm")] == ["admm"] * 3
+    alone = [compare(model, ["wanda"], seed=4 + more, draw=more, **settings) for more in range(3)]
+    rises = several.rises("wanda")
+    assert rises == [each.rise("wanda") for each in alone]
+    assert len(set(rises)) == 3  # the windows are others each time
+    assert several.rise("wanda") == pytest.approx(sum(rises) / 3)
+    assert several.deviation("wanda") == pytest.approx(float(torch.tensor(rises, dtype=torch.float64).std()))
+    assert alone[0].deviation("wanda") == 0
+    printed = str(several)
+    assert f"{several.rise('wanda'):.3f} ±{several.deviation('wanda'):.3f}" in printed
+    assert "over 3 seeds" in " ".join(printed.split())
+    assert printed.count("Wanda") == 1
+    assert max(map(len, printed.splitlines())) <= 80
+    assert len(json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]) == 7
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("seeds", "message"), [(0, "seeds is 0; at least 1"), ("x", "seeds")])
+def test_a_number_of_seeds_that_is_none_is_refused(seeds: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compare("no-such-model", ["wanda"], seeds=seeds)
+
+
 def test_only_some_layers_are_pruned(sources: tuple[str, str]) -> None:
     model, text = sources
     settings = {"calibration": text, "text": text, "samples": 4, "eval_samples": 3, "sequence_length": 16}
