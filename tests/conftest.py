@@ -6,10 +6,15 @@ import sys
 from collections import defaultdict
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# how long a case takes is the machine's affair
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
