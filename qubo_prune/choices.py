@@ -13,8 +13,6 @@ Allocation = Literal["uniform", "owl", "fisher", "kron"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 #: Those that need gradients of a loss.
 BY_GRADIENTS = ("fisher", "kron")
-#: Local Hessians of layers: the Gram of the inputs alone, or with the loss's gradient at the outputs beside it.
-LayerHessian = Literal["gram", "kron"]
 #: Certified bounds, the looser the faster: no shift; the smallest eigenvalue of the Gram scaled to a unit diagonal; the
 #: factor analysis, one for all rows; one d for each row; the doubly nonnegative relaxation of each row.
 Bound = Literal["plain", "eigenvalue", "trace", "row", "semidefinite"]

@@ -30,6 +30,7 @@ from qubo_prune.report.report import Report, machine, reset_peak_memory
 from qubo_prune.request import GROUPS, PruneRequest, PruneSettings
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import run_request, save_pruned, signature_of
+from qubo_prune.seeds import checked_seed
 from qubo_prune.tables import shown
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def _runs(asked: PruneRequest, methods: Sequence[str], density: Any, seeds: int)
     if not several:
         raise InputError("No density is given to compare at; name one or more.")
     settings = [Setting.parse(each, asked.budget.pattern) for each in several]
-    first, draw = asked.run.seed, int(asked.data.draw)
+    first, draw = checked_seed(asked.run.seed), int(asked.data.draw)
+    checked_seed(first + seeds - 1)
     runs = [
         _OneRun(entry, setting, request_for(entry, setting, asked).changed({"seed": first + more, "draw": draw + more}))
         for more, setting, entry in itertools.product(range(seeds), settings, entries)

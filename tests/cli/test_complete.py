@@ -55,7 +55,7 @@ def in_fish(line: str) -> list[str]:
         ("qubo-prune pr", ["prune"]),
         ("qubo-prune bench ll", ["llm"]),
         ("qubo-prune prune m --dens", ["--density"]),
-        ("qubo-prune prune m --hessian ", ["gram", "compensated", "fisher"]),
+        ("qubo-prune prune m --hessian ", ["kron"]),
         ("qubo-prune prune m --method w", ["wanda"]),
         ("qubo-prune prune m --update ", ["none", "admm", "refit", "sparsegpt"]),
         ("qubo-prune prune m --allocation ", list(choices.ALLOCATIONS)),

@@ -63,10 +63,13 @@ def test_several_seeds_are_runs_of_their_own(sources: tuple[str, str], tmp_path:
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("seeds", "message"), [(0, "seeds is 0; at least 1"), ("x", "seeds")])
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [(0, "seeds is 0; at least 1"), ("x", "seeds"), (2, "seed is 9223372036854775808; pass a whole number")],
+)
 def test_a_number_of_seeds_that_is_none_is_refused(seeds: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        compare("no-such-model", ["wanda"], seeds=seeds)
+        compare("no-such-model", ["wanda"], seeds=seeds, seed=2**63 - 1)
 
 
 def test_only_some_layers_are_pruned(sources: tuple[str, str]) -> None:
