@@ -134,6 +134,7 @@ JOBS = {
     "2:4 by ADMM, refitted": llama(solver=OneByOne(), pattern="2:4", warm_start="admm", update="refit"),
     "compensated": llama(solver=OneByOne(), method="compensated", max_sweeps=2),
     "compensated, batches": llama(solver=Batched(), method="compensated", pattern="layer", allocation="owl"),
+    "decoder layers fitted": llama(solver=OneByOne(), update="block"),
     "outputs by the loss": llama(
         solver=OneByOne(), method="compensated", pattern="layer", hessian="kron", allocation="kron"
     ),

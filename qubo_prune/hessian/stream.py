@@ -38,6 +38,7 @@ class Seconds:
     forward: float = 0.0
     hessian: float = 0.0
     search: float = 0.0
+    fit: float = 0.0
     loss: float = 0.0
     bounds: float = 0.0
 
@@ -68,6 +69,55 @@ Visit = Callable[[Layer, Gram], None]
 Settle = Callable[[Sequence[Layer], Callable[[], Sequence[Layer]], Callable[[Layer], Gram]], None]
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A block whose layers are visited, and what it is given.
+
+    Attributes:
+        module: the block.
+        layers: those that were visited.
+        calls: of the block.
+        now: hidden states for them in the model as it is, ``None`` where the calls hold all that it is given.
+        dense: the same in the dense model.
+        counted: calls from there on are held out.
+        undone: gives its layers their dense weights temporarily.
+    """
+
+    module: nn.Module
+    layers: Sequence[Layer]
+    calls: Sequence[Call]
+    now: States | list[None]
+    dense: States | list[None]
+    counted: int
+    undone: Callable[[], AbstractContextManager[None]]
+
+    def output(self, number: int) -> Tensor:
+        """What it gives now for a call."""
+        return self._states(self.calls[number].run(self.module, self.now[number]))
+
+    def target(self, number: int) -> Tensor:
+        """What it gives in the dense model, detached."""
+        with torch.no_grad(), self.undone():
+            return self._states(self.calls[number].run(self.module, self.dense[number])).detach()
+
+    def _states(self, output: Any) -> Tensor:
+        found = _first_tensor(getattr(output, "logits", output))
+        if found is None:
+            raise InputError(
+                f"{type(self.module).__name__} returns {type(output).__name__}, which holds no tensor in the first "
+                "place, so its layers cannot be fitted together; give another update, such as 'refit'."
+            )
+        return found
+
+
+#: Called with each block of a stack, or the whole model if it has none, once its layers are visited.
+Fit = Callable[[Block], None]
+
+
+def _fit_nothing(block: Block, /) -> None:
+    """Leave it at what the visits have decided."""
+
+
 def _settle_nothing(
     layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram], /
 ) -> None:
@@ -87,6 +137,7 @@ class _Pass:
     gram_devices: tuple[str, ...] = ()
     settle: Settle = _settle_nothing
     devices: tuple[torch.device, ...] = ()
+    fit: Fit = _fit_nothing
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
@@ -116,6 +167,7 @@ def stream(
     shelf: WeightStorage | None = None,
     gram_devices: tuple[str, ...] = (),
     settle: Settle = _settle_nothing,
+    fit: Fit = _fit_nothing,
 ) -> None:
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -135,11 +187,13 @@ def stream(
         shelf: where the weights are; in memory by default.
         gram_devices: where the layers' inputs are multiplied, batch by batch in turn; where they are, if empty.
         settle: called behind the visits of each block.
+        fit: called before that with each block of the stack, or with the model if it has none; it may change the
+            weights of the block's layers, and needs ``dense``.
     """
     shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
     devices = of_model(model)
-    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle, devices)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle, devices, fit)
     with torch.no_grad(), evaluating(model):
         stack = find_stack(model, layers)
         ahead = (
@@ -149,7 +203,8 @@ def stream(
         if stack is not None and ahead is not None:
             # an embedding by convolution, an encoder: what it makes of the inputs is what the stack is to see
             if ahead:
-                _visit_block(model, ahead, layers, calls, _States.inputs(calls), run, until=stack[0])
+                apart = replace(run, fit=_fit_nothing)
+                _visit_block(model, ahead, layers, calls, _States.inputs(calls), apart, until=stack[0])
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, devices, lambda: _record_stack(stack, model, calls, shelf))
             if recorded is None:
@@ -162,7 +217,9 @@ def stream(
         elif stack is not None:
             _check_whole(shelf)
         if left:
-            _visit_block(model, left, layers, calls, _States.inputs(calls), run)
+            # behind a stack what the model gives is not what these layers alone make of it
+            alone = run if stack is None else replace(run, fit=_fit_nothing)
+            _visit_block(model, left, layers, calls, _States.inputs(calls), alone)
 
 
 def _behind(
@@ -682,6 +739,8 @@ def _visit_block(
         gram = _accumulate(block, stage, inside, calls, states, run, reads, whole) if needed else none
         for layer in stage.layers:
             run.visit(layer, gram)
+
+    run.fit(Block(block, layers, calls, states.now, states.dense, run.counted, lambda: run.undone(inside)))
 
     def moved() -> Sequence[Layer]:
         if reads.moved or not reads.passes:  # what the last stage does may change what runs behind it

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import abc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from qubo_prune.blocks.loss.descent import Keeper, OnStep
 from qubo_prune.blocks.loss.trace import LossTrace
@@ -283,6 +283,54 @@ class ModelMethod(Method):
     def to_dict(self) -> dict[str, Any]:
         """Settings as plain data, for the report."""
         return {name: str(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class JointTask:
+    """A decoder layer (or a whole model that has none) whose layers are decided, for a method that fits them together.
+
+    Attributes:
+        module: the decoder layer.
+        keep: the keep masks of its pruned layers, as matrices.
+        output: what it gives now for the input of that number, with the inputs of the pruned model.
+        target: what it gives in the dense model.
+        counted: inputs to fit to; the numbers from there on are held out.
+        total: all inputs.
+        seed: of random draws.
+        deadline: when to stop.
+    """
+
+    module: nn.Module
+    keep: Mapping[Layer, Bool[Tensor, "d_out d_in"]]
+    output: Callable[[int], Tensor]
+    target: Callable[[int], Tensor]
+    counted: int
+    total: int
+    seed: int
+    deadline: Deadline
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Weights that were fitted together.
+
+    Attributes:
+        weights: matrices by layer name, zero where pruned.
+        before: the error on held-out inputs that it began with, or on all inputs if none are held out.
+        after: the same in the end.
+    """
+
+    weights: Mapping[str, Float[Tensor, "d_out d_in"]]
+    before: float
+    after: float
+
+
+class JointMethod(Method):
+    """Fits the kept weights of all layers of a decoder layer together, once each of them is decided."""
+
+    @abc.abstractmethod
+    def fit(self, task: JointTask) -> Joined:
+        """Fit the weights; masks stay. It may change the weights of the module while it runs."""
 
 
 class SampledStart(LayerMethod):

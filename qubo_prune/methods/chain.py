@@ -22,8 +22,18 @@ from torch import Tensor
 from qubo_prune.clock import Deadline
 from qubo_prune.errors import InputError, QuboPruneError, did_you_mean
 from qubo_prune.masks.keep import Pattern
-from qubo_prune.methods.base import Decision, LayerMethod, LayerTask, Method, ModelMethod, SampledStart, Traits
+from qubo_prune.methods.base import (
+    Decision,
+    JointMethod,
+    LayerMethod,
+    LayerTask,
+    Method,
+    ModelMethod,
+    SampledStart,
+    Traits,
+)
 from qubo_prune.methods.given import GivenMasks
+from qubo_prune.methods.reconstruction import Reconstruction
 from qubo_prune.methods.registry import (
     check_made,
     make_method,
@@ -86,11 +96,11 @@ class Chain:
             wrong = "the first step makes no mask; begin with a score or a published method"
         elif any(step.traits.starts for step in self.steps[1:]):
             wrong = "a step behind the first makes a mask of its own; leave one of the two out"
-        elif any(isinstance(step, ModelMethod) for step in self.steps[:-1]):
-            wrong = "a method for the whole model has to be the last step"
+        elif any(isinstance(step, ModelMethod | JointMethod) for step in self.steps[:-1]):
+            wrong = "a method for the whole model, or for whole decoder layers, has to be the last step"
         elif sum(isinstance(step, RowBlocks) for step in self.steps) > 1:
             wrong = "blocks of rows stand in it twice; take one of them"
-        elif any(step.traits.updates for step in self.steps[1:-1]):
+        elif any(step.traits.updates for step in self.layer_steps[1:-1]):
             wrong = "a step behind an update would undo it; let the update be the last"
         elif self.start.traits.reads == "samples" and self.whole is None:
             wrong = f"{labels[0]} needs samples of a loss; blocks of the loss have to follow"
@@ -121,6 +131,11 @@ class Chain:
     def whole(self) -> ModelMethod | None:
         """The method for the whole model, if there is one."""
         return next((step for step in self.steps if isinstance(step, ModelMethod)), None)
+
+    @property
+    def joint(self) -> JointMethod | None:
+        """The method that fits decoder layers in the end, if there is one."""
+        return next((step for step in self.steps if isinstance(step, JointMethod)), None)
 
     @property
     def blocks(self) -> RowBlocks | None:
@@ -253,7 +268,9 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
     steps: list[Method] = [] if main.traits.starts else _starts(how, main, words)
     begins = name if main.traits.starts else _start_name(how, main)
     steps.append(main)
-    if whole is None and update is not None:
+    if whole is None and update == "block":
+        steps += [make_update("refit"), Reconstruction()]
+    elif whole is None and update is not None:
         steps.append(DenseWeights() if update == "none" else make_update(update))
     return _named(Chain(steps), name, update if whole is None else None, begins)
 
@@ -336,7 +353,7 @@ def _note_old_word(old: str, now: str) -> None:
 def _check_update(update: str | None, whole: ModelMethod | None) -> None:
     if update is None:
         return
-    known = update_names()
+    known = (*update_names(), "block")
     if update not in known and ":" not in update:
         raise InputError(f"There is no update {update!r}{did_you_mean(update, known)}; use one of {', '.join(known)}.")
     if whole is not None and update != "none":

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +30,7 @@ from qubo_prune.hessian.gradients import moments, without_gradient
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.output_factor import OutputFactor, as_tensors, of_tensors, output_factors
 from qubo_prune.hessian.reach import NO_CALL, NO_GRADIENT, NO_INPUT, Uses, uses_of
-from qubo_prune.hessian.stream import stream
+from qubo_prune.hessian.stream import Block, stream
 from qubo_prune.masks.keep import KeepMasks
 from qubo_prune.methods.allocation import (
     by_loss_change,
@@ -41,7 +41,7 @@ from qubo_prune.methods.allocation import (
     predicted_rise,
     protected,
 )
-from qubo_prune.methods.base import Decision, LayerTask, ModelTask, SampledStart
+from qubo_prune.methods.base import Decision, JointTask, LayerTask, ModelTask, SampledStart
 from qubo_prune.methods.correction import corrected
 from qubo_prune.methods.given import GivenMasks
 from qubo_prune.methods.verify import all_decided_by, decided_by
@@ -122,6 +122,7 @@ class LayerRun:
         self._left = sum(layer.parameter.numel() for layer in layers)
         self._dense = shelf.dense_weights()
         self._factors: dict[str, OutputFactor] = {}
+        self._fitted: set[str] = set()
         self._starts: dict[str, Start] = {}
         #: The note of layers that are measured once more in the end; ``None`` if none is.
         self._measured_last: str | None = None
@@ -329,7 +330,7 @@ class LayerRun:
                 advance(layer.parameter.numel(), layer.name)
 
             if self._plan.needs_inputs:
-                dense = self._dense if self._plan.correction else None
+                dense = self._dense if self._plan.correction or self._plan.chain.joint is not None else None
                 stream(
                     model,
                     self._layers,
@@ -342,6 +343,7 @@ class LayerRun:
                     self._shelf,
                     self._plan.gram_devices,
                     self._settle,
+                    self._fit,
                 )
             else:
                 for layer in self._layers:
@@ -464,6 +466,48 @@ class LayerRun:
         self._starts[layer.name] = decided.start
         self.reports.append(decided.report)
 
+    def _fit(self, block: Block) -> None:
+        """Fit the kept weights of a block's layers together, if that is asked for."""
+        joint = self._plan.chain.joint
+        layers = [layer for layer in block.layers if layer.name in self._starts]
+        if joint is None or not layers:
+            return
+        first, began = self._records.number(layers[0]), time.perf_counter()
+        told: dict[str, float] = {}
+
+        def fitted() -> Mapping[str, Tensor]:
+            left = self._allowance(layers[-1])
+            task = JointTask(
+                block.module,
+                {layer: layer.as_matrix(self.masks[layer.parameter_name]) for layer in layers},
+                block.output,
+                block.target,
+                block.counted,
+                len(block.calls),
+                derive_seed(self._plan.seed, first),
+                Deadline(left),
+            )
+            with told_if_full(f"while the layers from {layers[0].name!r} on were fitted together", _SMALLER):
+                found = joint.fit(task)
+            told.update(before=found.before, after=found.after)
+            return found.weights
+
+        weights = self._records.tensors_once(f"fitted-{first}", fitted)
+        for layer in layers:
+            layer.assign(weights[layer.name].to(layer.parameter.device))
+            self._fitted.add(layer.name)
+        self.seconds.fit += time.perf_counter() - began
+        sentence = f"{layers[0].name} to {layers[-1].name} were fitted together."
+        event(
+            _log,
+            "fitted",
+            sentence,
+            layers=[layer.name for layer in layers],
+            before=told.get("before"),
+            after=told.get("after"),
+            elapsed=self.elapsed,
+        )
+
     def _settle(
         self, layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram]
     ) -> None:
@@ -474,6 +518,8 @@ class LayerRun:
         for layer in layers:
             if layer.name in names and layer.name in self._starts:  # else it was left dense
                 self._measure_again(layer, gram(layer), _IN_ANOTHER_ORDER)
+            elif layer.name in self._fitted:
+                self._measure_again(layer, gram(layer), "")
         if self._measured_last is None:
             self._starts.clear()
 

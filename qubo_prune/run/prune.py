@@ -456,6 +456,11 @@ def _check_disk(plan: Plan) -> None:
             "weights is 'disk', and gradients of the loss need the whole model in memory; give the method 'gram' or "
             "'compensated', the allocation 'uniform' or 'owl', and no hessian 'kron'."
         )
+    if plan.chain.joint is not None:
+        raise InputError(
+            "weights is 'disk', and the update 'block' fits a decoder layer to the dense one beside it, which needs "
+            "both in memory; give the update 'refit', or weights='memory'."
+        )
     if request.place.dtype != "auto":
         raise InputError(
             f"weights is 'disk', which keeps the checkpoint's own type, and dtype is {request.place.dtype!r}; leave "
