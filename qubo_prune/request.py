@@ -213,8 +213,9 @@ class MethodSettings:
     Attributes:
         method: Blocks (gram, compensated, or loss = icbs), a score or a published method; qubo-prune methods lists
             them. From Python also an object of ``qubo_prune.methods``, or a chain of them.
-        update: Kept weights on the final mask: none, refit, admm or sparsegpt. By default what the method itself does
-            to them, refit with compensated blocks.
+        update: Kept weights on the final mask: none, refit, admm, sparsegpt, or block. By default what the method
+            itself does to them, refit with compensated blocks. ``block`` fits those of a decoder layer together, to the
+            dense model's states (see :mod:`qubo_prune.methods.reconstruction`).
         method_settings: A setting of the method, a field of its class. It is read as :attr:`solver_settings` are.
         solver: Who decides: a name, package.module:Class, or adapter:package.module:Thing. From Python also a
             :class:`~qubo_prune.Solver`.
