@@ -145,7 +145,7 @@ class _Search:
             optimiser.step()
 
 
-def _relative(output: Tensor, target: Tensor) -> Float[Tensor, " tokens"]:
+def _relative(output: Tensor, target: Tensor) -> Float[Tensor, "*tokens"]:
     """Squared error of each token relative to its power; a token is a position with all its features."""
     features = 1 if output.ndim == 4 else -1
     wide = torch.promote_types(output.dtype, torch.float32)

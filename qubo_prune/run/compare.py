@@ -50,7 +50,7 @@ def compare(
     text: str | Sequence[str] = "pydoc",
     density: float | str | Sequence[float | str] = 0.5,
     eval_samples: int = 24,
-    seeds: int = 1,
+    seeds: int | str = 1,
     progress: bool = False,
     **settings: Unpack[PruneSettings],
 ) -> Comparison:
