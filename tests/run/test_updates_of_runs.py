@@ -222,6 +222,12 @@ def test_a_guard_needs_batches_to_hold_out() -> None:
         prune(linear(), [correlated()], guard=-1)
 
 
+def test_inputs_that_have_not_moved_are_no_other_tokens() -> None:
+    """Layers of the first block that read what the embedding gives have nothing to be corrected for."""
+    report = run(tiny.llama(), method="compensated")
+    assert not [note for layer in report.layers for note in layer.notes if "same tokens" in note]
+
+
 # --- budgets
 
 
