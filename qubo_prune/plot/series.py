@@ -177,8 +177,6 @@ def methods(
     texts = range(len(comparison.texts)) if judged and text is None else [text or 0]
 
     def value(row: ComparisonRow, text: int) -> float:
-        if quantity == "rise":
-            return math.log(row.perplexities[text] / comparison.row("dense").perplexities[text])
         if quantity == "perplexity":
             return row.perplexities[text]
         if quantity == "error":
@@ -188,6 +186,8 @@ def methods(
     def values(entry: str, setting: str, text: int) -> list[float]:
         if (entry, setting) not in found:
             return [math.nan]
+        if quantity == "rise":
+            return comparison.rises(entry, setting, text)
         return [value(row, text) for row in comparison.repeated(entry, setting)]
 
     series, deviations = dict[str, list[float]](), dict[str, list[float]]()

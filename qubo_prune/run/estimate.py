@@ -20,7 +20,6 @@ from rich.text import Text
 from torch import nn
 
 from qubo_prune.blocks.loss.descent import OnStep
-from qubo_prune.choices import BY_GRADIENTS
 from qubo_prune.data.calibration import Calibration
 from qubo_prune.errors import InputError
 from qubo_prune.files.parsing import expanded
@@ -397,7 +396,7 @@ def _unforeseen(checked: Checked, plan: Plan, loaded: LoadedModel) -> list[str]:
         said.append(f"{plan.chain.whole.foreseen(limit)}; their time and memory are not foreseen.")
     if plan.chain.joint is not None:
         said.append("The time of fitting whole decoder layers is not foreseen.")
-    if plan.allocation in BY_GRADIENTS or plan.weighs_outputs:
+    if plan.needs_gradients:
         said.append("The time of the gradients of the loss is not foreseen.")
     if checked.output is not None:
         said.append(f"The result would go to {checked.output}.")

@@ -407,7 +407,8 @@ class LayerRun:
         final = target * keep if result.weight is None else result.weight
         notes = dict(result.notes)
         held_out = _held_out_errors(gram, weight, began_with, final)
-        judged = _held_out_errors(gram, weight, began_with, final, self._output_weights(layer))
+        weights = self._output_weights(layer)
+        judged = held_out if weights is None else _held_out_errors(gram, weight, began_with, final, weights)
         reverted = judged[0] is not None and judged[1] is not None and judged[1] > judged[0]
         if reverted:
             final, keep = began_with, start.keep

@@ -122,6 +122,11 @@ class Plan:
         return self.request.how.hessian == "kron"
 
     @property
+    def needs_gradients(self) -> bool:
+        """True if gradients of a loss are taken before any layer is pruned, for budgets or for outputs."""
+        return self.allocation in BY_GRADIENTS or self.weighs_outputs
+
+    @property
     def needs_output_factors(self) -> bool:
         """True if masks or budgets go by what errors at the outputs cost the loss."""
         return self.weighs_outputs or self.allocation == "kron"
@@ -149,7 +154,7 @@ class Plan:
         if self.loss is not None:
             return self.loss
         given = self.request.data.loss
-        if self.allocation in BY_GRADIENTS or self.weighs_outputs:
+        if self.needs_gradients:
             return choose_loss(given, self.request.calibration)
         return None if given is None else make_loss(given)
 
@@ -268,7 +273,7 @@ def _check_weighted(request: PruneRequest, chain: Chain, pattern: Pattern) -> No
             f"hessian is 'kron' and the method {chain.name!r} goes by the gradients of single weights; give a method "
             "for layers, such as 'gram' or 'compensated', or leave hessian out."
         )
-    if not chain.needs_inputs or request.budget.certify is not None:
+    if request.budget.certify is not None:
         raise InputError(
             "hessian is 'kron' and certify is given, which bounds errors whose outputs count alike; leave one of the "
             "two out."

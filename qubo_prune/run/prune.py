@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.blocks.loss.descent import OnStep
-from qubo_prune.choices import BY_GRADIENTS, WEIGHTS
+from qubo_prune.choices import WEIGHTS
 from qubo_prune.data.calibration import Calibration, Source, digest_of_samples, drawn_from, read_calibration
 from qubo_prune.data.evaluation import perplexity
 from qubo_prune.data.losses import Loss
@@ -451,7 +451,7 @@ def _check_disk(plan: Plan) -> None:
         raise InputError("weights is 'disk' and the model is a module, which is in memory; give a folder's name.")
     if request.run.output is None:
         raise InputError("weights is 'disk' and no output is given, where the pruned weights would go; name a folder.")
-    if plan.chain.whole is not None or plan.allocation in BY_GRADIENTS or plan.weighs_outputs:
+    if plan.chain.whole is not None or plan.needs_gradients:
         raise InputError(
             "weights is 'disk', and gradients of the loss need the whole model in memory; give the method 'gram' or "
             "'compensated', the allocation 'uniform' or 'owl', and no hessian 'kron'."
