@@ -148,18 +148,27 @@ class LayerRun:
                     layer.assign(self._dense[layer.name])
             raise
 
+    @property
+    def _draws(self) -> int:
+        """The seed of what is drawn for gradients before any layer is pruned; the layers have those below."""
+        return derive_seed(self._plan.seed, len(self._layers))
+
+    def _order(self, samples: Samples) -> Tensor:
+        """All samples in a random order."""
+        return torch.randperm(len(samples), generator=torch.Generator().manual_seed(self._draws))
+
     def prepare_loss(self, model: nn.Module, data: Calibration, held_out: Samples | Iterable[Any] | None) -> None:
         """Check the loss on the dense model before the long part; score its weights if that is the warm start."""
-        plan, method, loss = self._plan, self._plan.chain.whole, self._plan.loss
+        method, loss = self._plan.chain.whole, self._plan.loss
         assert method is not None
         assert loss is not None
         assert data.samples is not None
-        seed, draws = derive_seed(plan.seed, len(self._layers)), method.sampling
+        draws = method.sampling
         method.check_layers(self._layers)
-        self._samples = split_held_out(data.samples, held_out, draws.held_out, seed)
+        self._samples = split_held_out(data.samples, held_out, draws.held_out, self._draws)
         self._objective = Objective(model, loss, draws.micro_batch)
         count = min(draws.samples, len(self._samples[0]))
-        batch = torch.randperm(len(self._samples[0]), generator=torch.Generator().manual_seed(seed))[:count]
+        batch = self._order(self._samples[0])[:count]
         self._objective.measure(self._samples[0], batch[: draws.micro_batch])
         if isinstance(self._start, SampledStart):
             masks = self._records.tensors_once("gradient-masks", lambda: self._by_gradient(batch))
@@ -236,12 +245,10 @@ class LayerRun:
             return
         assert loss is not None
         samples = self._plan.samples_of(data)
-        seed = derive_seed(self._plan.seed, len(self._layers))
-        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
 
         def made() -> dict[str, Tensor]:
             objective = Objective(model, loss, LossDescent.preset("language").micro_batch)
-            return as_tensors(output_factors(objective, samples, order, self._layers, seed))
+            return as_tensors(output_factors(objective, samples, self._order(samples), self._layers, self._draws))
 
         with bars.task("gradients at the outputs", None):
             began = time.perf_counter()
@@ -294,9 +301,7 @@ class LayerRun:
                 assert loss is not None
                 assert data.samples is not None
                 objective = Objective(model, loss, LossDescent.preset("language").micro_batch)
-                seed = derive_seed(plan.seed, len(self._layers))
-                order = torch.randperm(len(data.samples), generator=torch.Generator().manual_seed(seed))
-                found = moments(objective, data.samples, order[:_FISHER_SAMPLES], self._layers)
+                found = moments(objective, data.samples, self._order(data.samples)[:_FISHER_SAMPLES], self._layers)
                 rises = {
                     layer.name: predicted_rise(layer.matrix(), found[layer.name].mean, found[layer.name].square)
                     for layer in self._layers
