@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qubo_prune.devices import now, of_model, told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.hessian.gram import Gram, GramAccumulator
-from qubo_prune.models.calls import Call, as_call
+from qubo_prune.hessian.replays import Replays, Room
+from qubo_prune.models.calls import Call, as_call, replaced
 from qubo_prune.models.layers import Layer, within
 from qubo_prune.models.load import evaluating, hooked
 from qubo_prune.models.replay import alike, draws, fresh, is_mutable, spoilt, trace
@@ -114,10 +116,6 @@ class Block:
 Fit = Callable[[Block], None]
 
 
-def _fit_nothing(block: Block, /) -> None:
-    """Leave it at what the visits have decided."""
-
-
 def _settle_nothing(
     layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram], /
 ) -> None:
@@ -137,7 +135,8 @@ class _Pass:
     gram_devices: tuple[str, ...] = ()
     settle: Settle = _settle_nothing
     devices: tuple[torch.device, ...] = ()
-    fit: Fit = _fit_nothing
+    fit: Fit | None = None
+    room: int = 0
 
     @contextmanager
     def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
@@ -167,7 +166,8 @@ def stream(
     shelf: WeightStorage | None = None,
     gram_devices: tuple[str, ...] = (),
     settle: Settle = _settle_nothing,
-    fit: Fit = _fit_nothing,
+    fit: Fit | None = None,
+    room: int = 0,
 ) -> None:
     """Visit every layer with its Gram, in the order in which the layers run.
 
@@ -189,11 +189,12 @@ def stream(
         settle: called behind the visits of each block.
         fit: called before that with each block of the stack, or with the model if it has none; it may change the
             weights of the block's layers, and needs ``dense``.
+        room: bytes for what passes over a block may keep for later ones; what they keep changes no result.
     """
     shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
     devices = of_model(model)
-    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle, devices, fit)
+    run = _Pass(visit, seconds, len(batches), dense, needs_gram, shelf, gram_devices, settle, devices, fit, room)
     with torch.no_grad(), evaluating(model):
         stack = find_stack(model, layers)
         ahead = (
@@ -203,7 +204,7 @@ def stream(
         if stack is not None and ahead is not None:
             # an embedding by convolution, an encoder: what it makes of the inputs is what the stack is to see
             if ahead:
-                apart = replace(run, fit=_fit_nothing)
+                apart = replace(run, fit=None)
                 _visit_block(model, ahead, layers, calls, _States.inputs(calls), apart, until=stack[0])
                 left = [layer for layer in left if layer not in ahead]
             recorded = _timed(seconds, devices, lambda: _record_stack(stack, model, calls, shelf))
@@ -218,7 +219,7 @@ def stream(
             _check_whole(shelf)
         if left:
             # behind a stack what the model gives is not what these layers alone make of it
-            alone = run if stack is None else replace(run, fit=_fit_nothing)
+            alone = run if stack is None else replace(run, fit=None)
             _visit_block(model, left, layers, calls, _States.inputs(calls), alone)
 
 
@@ -335,7 +336,7 @@ def _record_first(stack: list[nn.Module], model: nn.Module, calls: Sequence[Call
     def stop(*args: Any, **kwargs: Any) -> None:
         raise _Stop
 
-    with _replaced(stack[1:2], lambda number, original: stop):
+    with replaced(stack[1:2], lambda number, original: stop):
         return _record_stack(stack[:1], model, calls, InMemory(model))
 
 
@@ -512,7 +513,7 @@ class _Recorder:
             _NotAChain: the blocks do not run one after another, or more than hidden states goes between them.
         """
         self._taken, self._handed_on = [], None
-        with _replaced(self._blocks, self._look_at if full else self._pass_through), suppress(_Stop):
+        with replaced(self._blocks, self._look_at if full else self._pass_through), suppress(_Stop):
             call.run(model)
         if [number for number, _ in self._taken] != list(range(len(self._blocks))):
             raise _NotAChain
@@ -639,22 +640,6 @@ def _shared(value: Any, like: Any) -> Any:
     return value
 
 
-@contextmanager
-def _replaced(blocks: list[nn.Module], make: Callable[[int, Callable[..., Any]], Any]) -> Iterator[None]:
-    """Temporarily replace the forward of each block."""
-    own = [block.__dict__.get("forward") for block in blocks]
-    for number, block in enumerate(blocks):
-        block.__dict__["forward"] = make(number, block.forward)
-    try:
-        yield
-    finally:
-        for block, before in zip(blocks, own, strict=True):
-            if before is None:
-                del block.__dict__["forward"]
-            else:  # a library such as accelerate had wrapped it
-                block.__dict__["forward"] = before
-
-
 def _first_tensor(output: Any) -> Tensor | None:
     """The hidden states among the outputs of a block."""
     if isinstance(output, Tensor):
@@ -686,22 +671,44 @@ def _stream_stack(
         calls, recorded.calls[number] = recorded.calls[number], []
         inside = list(within(layers, block))
         with run.shelf.resident(block):
-            if inside:
-                _visit_block(block, inside, inside, calls, states, run)
+            kept = _visit_block(block, inside, inside, calls, states, run, further=number < last) if inside else _Kept()
             if number < last:
                 if run.dense is not None:
                     with run.undone(inside):
-                        _advance(block, calls, dense, run)
-                _advance(block, calls, hidden, run)
+                        _advance(block, calls, dense, run, given=kept.outputs)
+                _advance(block, calls, hidden, run, kept.replays)
 
 
-def _advance(block: nn.Module, calls: Sequence[Call], hidden: States, run: _Pass) -> None:
-    """From what a block is given to what the next one is."""
+def _advance(
+    block: nn.Module,
+    calls: Sequence[Call],
+    hidden: States,
+    run: _Pass,
+    replays: Replays | None = None,
+    given: Mapping[int, Tensor] | None = None,
+) -> None:
+    """From what a block is given to what the next one is, where a pass before has not given that."""
     for batch, call in enumerate(calls):
-        output = _timed(run.seconds, run.devices, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]
-        tensor = _first_tensor(output)
+        tensor = given.get(batch) if given else None
+        if tensor is None:
+            with replays.over(batch) if replays is not None else nullcontext():
+                output = _timed(run.seconds, run.devices, lambda c=call, h=hidden[batch]: c.run(block, h))  # type: ignore[misc]
+            tensor = _first_tensor(output)
         assert tensor is not None
         hidden[batch] = tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What the visit of a block leaves for the pass to the next one.
+
+    Attributes:
+        outputs: of the block in the dense model, by batch.
+        replays: what its layers have given since they were visited, if nothing has changed them again.
+    """
+
+    outputs: Mapping[int, Tensor] = field(default_factory=dict)
+    replays: Replays | None = None
 
 
 def _visit_block(
@@ -712,7 +719,8 @@ def _visit_block(
     states: _States,
     run: _Pass,
     until: nn.Module | None = None,
-) -> None:
+    further: bool = False,
+) -> _Kept:
     """Visit layers of a block stage by stage.
 
     Args:
@@ -723,6 +731,7 @@ def _visit_block(
         states: hidden states for them.
         run: the run.
         until: no layer to visit runs behind this module, so that passes may end there.
+        further: its outputs are needed.
     """
     with _repeatable(block, layers, calls[0], states.now[0]):
         stages = _timed(run.seconds, run.devices, lambda: _all_stages(block, layers, calls, states))
@@ -730,17 +739,26 @@ def _visit_block(
         stages = _timed(run.seconds, run.devices, lambda: with_residuals(block, stages, calls[0], states.now[0]))
     last = max((number for number, stage in enumerate(stages) if stage.calls), default=-1)
     reads = _Reads(block, stages, until)
+    # what no batch calls has no Gram
+    needed = [stage for stage in stages if stage.calls > 0 and any(run.needs_gram(layer) for layer in stage.layers)]
+    room = Room(run.room)
+    beside, replays = _Beside(block, needed, inside, calls, states, run, room, further), Replays(room)
     for number, stage in enumerate(stages):
-        # what no batch calls has no Gram
-        needed = stage.calls > 0 and any(run.needs_gram(layer) for layer in stage.layers)
         leader = stage.layers[0]
-        none = Gram.of_nothing(leader.shape[1], leader.parameter.device)
-        whole = number == last  # behind it nothing changes any more, so its passes may see all that runs
-        gram = _accumulate(block, stage, inside, calls, states, run, reads, whole) if needed else none
+        gram = Gram.of_nothing(leader.shape[1], leader.parameter.device)
+        if stage in needed:
+            whole = number == last  # behind it nothing changes any more, so its passes may see all that runs
+            gram = _accumulate(block, stage, calls, states, run, beside, reads, whole, replays)
         for layer in stage.layers:
             run.visit(layer, gram)
+        if stage in needed and stage.calls == 1:
+            replays.add(stage.layers)
+        if reads.moved:  # a layer may have run ahead of what was visited before it
+            replays.close()
 
-    run.fit(Block(block, layers, calls, states.now, states.dense, run.counted, lambda: run.undone(inside)))
+    if run.fit is not None:
+        replays.close()
+        run.fit(Block(block, layers, calls, states.now, states.dense, run.counted, lambda: run.undone(inside)))
 
     def moved() -> Sequence[Layer]:
         if reads.moved or not reads.passes:  # what the last stage does may change what runs behind it
@@ -749,9 +767,11 @@ def _visit_block(
         return reads.moved
 
     def gram_now(layer: Layer) -> Gram:
-        return _accumulate(block, Stage((layer,), 0), inside, calls, states, run)
+        stage = Stage((layer,), 0)
+        return _accumulate(block, stage, calls, states, run, _Beside(block, [stage], inside, calls, states, run))
 
     run.settle(layers, moved, gram_now)
+    return _Kept(beside.outputs, replays)
 
 
 @contextmanager
@@ -1005,12 +1025,13 @@ def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 def _accumulate(
     block: nn.Module,
     stage: Stage,
-    inside: Sequence[Layer],
     calls: Sequence[Call],
     states: _States,
     run: _Pass,
+    beside: _Beside,
     reads: _Reads | None = None,
     whole: bool = False,
+    replays: Replays | None = None,
 ) -> Gram:
     """The Gram of a stage's common input over all batches; each pass stops once it is seen, unless it is to be whole.
 
@@ -1021,13 +1042,11 @@ def _accumulate(
     held_out = GramAccumulator(leader.name, leader.groups, own_drift=True, devices=run.gram_devices)
     paired = moved = bool(run.dense)  # with no layer changed so far there is no drift
     for number, call in enumerate(calls):
-        into, dense = (counted if number < run.counted else held_out), list[Given]()
-        if paired:
-            with run.undone(inside):
-                take = dense.append if stage.calls == 1 else lambda given, to=dense: to.append(fresh(given))
-                _feed(block, stage, call, states.dense[number], run, take)
+        into = counted if number < run.counted else held_out
+        dense = beside.given(stage, number) if paired else []
         feed = _Feed(leader, into, dense, paired)
-        _feed(block, stage, call, states.now[number], run, feed.add, reads, whole)
+        with replays.over(number) if replays is not None else nullcontext():
+            _feed(block, stage, call, states.now[number], run, feed.add, reads, whole)
         paired = paired and feed.paired and not dense
     began = now(run.devices)
     with _gram_fits(leader):
@@ -1073,6 +1092,87 @@ class _Feed:
             self.into.add(rows, others, behind)
 
 
+class _Beside:
+    """What the dense model gives to the stages of a block: from one pass a batch, as far as there is room to keep it.
+
+    A batch's first pass keeps what that stage and all behind it are given, and the block's output if that is needed; a
+    batch for which there is no room has a pass for every stage, which ends there.
+
+    Args:
+        block: the block.
+        stages: those that will ask, each batch once.
+        inside: the layers that get their dense weights for a pass.
+        calls: of the block.
+        states: hidden states for them.
+        run: the run.
+        room: for what is kept; none by default.
+        further: the block's outputs are needed.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        stages: Sequence[Stage],
+        inside: Sequence[Layer],
+        calls: Sequence[Call],
+        states: _States,
+        run: _Pass,
+        room: Room | None = None,
+        further: bool = False,
+    ) -> None:
+        self._block, self._stages, self._inside, self._calls = block, stages, inside, calls
+        self._states, self._run, self._further = states, run, further
+        self._room, self._full = room or Room(0), room is None
+        self._kept: dict[int, dict[Stage, list[Given]]] = {}
+        self.outputs: dict[int, Tensor] = {}
+
+    def given(self, stage: Stage, number: int) -> list[Given]:
+        """What the calls of a stage's module are given in a batch."""
+        if number not in self._kept and not self._full:
+            self._kept[number] = self._all_from(stage, number)
+        kept = self._kept.get(number, {}).pop(stage, None)
+        if kept is not None:
+            self._room.give_back(kept)
+            return kept
+        found: list[Given] = []
+        with self._run.undone(self._inside):
+            take = found.append if stage.calls == 1 else lambda given: found.append(fresh(given))
+            _feed(self._block, stage, self._calls[number], self._states.dense[number], self._run, take)
+        return found
+
+    def _all_from(self, stage: Stage, number: int) -> dict[Stage, list[Given]]:
+        """What a stage and those behind it are given in a batch; nothing if there is not room for all of it."""
+        kept: dict[Stage, list[Given]] = {each: [] for each in self._stages[self._stages.index(stage) :]}
+        taken: list[Any] = []
+
+        def keep(each: Stage) -> Callable[[Given], None]:
+            def take(given: Given) -> None:
+                if each.calls == 1 and kept[each]:
+                    return  # the dense model calls it again, where a pass for this stage alone had ended
+                if not self._room.take(given):
+                    raise _Stop
+                taken.append(given)
+                kept[each].append(fresh(given))
+
+            return take
+
+        with self._run.undone(self._inside), ExitStack() as watched:
+            for each in kept:
+                watched.enter_context(hooked(_looks(each, keep(each))))
+            output = None
+            with suppress(_Stop):
+                hidden, call = self._states.dense[number], self._calls[number]
+                output = _timed(self._run.seconds, self._run.devices, lambda: call.run(self._block, hidden))
+        if output is None:
+            self._room.give_back(taken)
+            self._full = True  # other batches are of about the same size
+            return {}
+        tensor = _first_tensor(output) if self._further else None
+        if tensor is not None and self._room.take(tensor):
+            self.outputs[number] = tensor
+        return kept
+
+
 def _shapes(given: Given) -> list[tuple[int, ...] | None]:
     return [None if tensor is None else tuple(tensor.shape) for tensor in given]
 
@@ -1088,26 +1188,35 @@ def _feed(
     whole: bool = False,
 ) -> None:
     """Run a block until all calls of a stage's module are seen, and hand on what the module is given."""
-    residual: list[Tensor | None] = [None]
-
-    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        residual[0] = _first_of(args, kwargs)
 
     @pinned()  # the model may have an autocast of its own
-    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def see(given: Given) -> None:
         began = now(run.devices)
         with _gram_fits(stage.layers[0]):
-            take((_input_of(args, kwargs), residual[0]))
+            take(given)
         run.seconds.hessian += now(run.devices) - began
         if stage.calls == 1 and not whole:
             raise _Stop
 
-    handles = [module.register_forward_pre_hook(see, with_kwargs=True) for module in stage.layers[0].modules]
-    if stage.added_to is not None:
-        handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
-    with hooked(handles), suppress(_Stop):
+    with hooked(_looks(stage, see)), suppress(_Stop):
         if reads is not None and whole:
             _timed(run.seconds, run.devices, lambda: reads.watch(call, hidden))
         else:
             with reads.before(stage) if reads is not None else nullcontext():
                 _timed(run.seconds, run.devices, lambda: call.run(block, hidden))
+
+
+def _looks(stage: Stage, see: Callable[[Given], None]) -> list[RemovableHandle]:
+    """Hooks that hand on what a stage's module is given in a pass."""
+    residual: list[Tensor | None] = [None]
+
+    def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        residual[0] = _first_of(args, kwargs)
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see((_input_of(args, kwargs), residual[0]))
+
+    handles = [module.register_forward_pre_hook(look, with_kwargs=True) for module in stage.layers[0].modules]
+    if stage.added_to is not None:
+        handles.append(stage.added_to.register_forward_pre_hook(remember, with_kwargs=True))
+    return handles

@@ -16,11 +16,14 @@ from qubo_prune.hessian.linalg import (
     in_threads,
     padded_columns,
     padded_square,
+    unit_diagonal,
 )
 from qubo_prune.methods.base import Traits, Update
 
-#: Inputs up to which a row is refitted by a Cholesky factorisation, by conjugate gradients beyond.
+#: Inputs up to which rows that descend too slowly are refitted by a Cholesky factorisation each.
 CHOLESKY_LIMIT = 4096
+#: Share of its first residual to which a row's residual has to fall.
+_ACCURACY = 1e-10
 
 
 def refit(
@@ -28,22 +31,121 @@ def refit(
 ) -> Float[Tensor, "r d"]:
     """``v_F = w_F + (H_FF)^-1 (H (w - w_F))_F``, which is ``(H_FF)^-1 (H w)_F``, of every row.
 
-    By Cholesky factorisations, of as many rows at once as suits the memory, or by conjugate gradients if
-    ``d`` is above :data:`CHOLESKY_LIMIT`. The factors are of single precision and the residuals of float64,
-    which refine the solution to that; rows where they do not fall are factored in float64.
+    By :func:`descend`, all rows at once. Rows that do not get there are solved by a Cholesky factorisation each, or by
+    conjugate gradients of float64 if ``d`` is above :data:`CHOLESKY_LIMIT`.
+
+    Raises:
+        NotPositiveDefinite: an ``H_FF`` is singular.
+    """
+    values, left = weight.masked_fill(~keep, 0), keep.any(1)
+    unit, scale = unit_diagonal(hessian)
+    factor, failed = torch.linalg.cholesky_ex(unit)
+    if not failed:
+        found, left = descend(weight * scale, unit, keep, torch.cholesky_inverse(factor).float())
+        values = torch.where(left[:, None], values, found / scale)
+    rows = left.nonzero()[:, 0]
+    if len(rows) and weight.shape[1] > CHOLESKY_LIMIT:
+        solved, open_rows = conjugate_gradients(weight[rows], hessian, keep[rows], values[rows], 2000, 1e-9)
+        if open_rows:
+            notes["The conjugate gradients of a row stopped before they converged."] += open_rows
+        values[rows] = solved
+    elif len(rows):
+        values[rows] = _by_factors(weight[rows], hessian, keep[rows])
+    return values
+
+
+def descend(
+    weight: Float[Tensor, "r d"],
+    hessian: Float[Tensor, "d d"],
+    keep: Bool[Tensor, "r d"],
+    inverse: Float[Tensor, "d d"],
+    restarts: int = 6,
+    steps: int = 40,
+) -> tuple[Float[Tensor, "r d"], Bool[Tensor, " r"]]:
+    """Minimise ``1/2 (v - w)'H(v - w)`` over v on the support F of every row, by one set of products for all rows.
+
+    Conjugate gradients, preconditioned by ``(H^-1)_FF``, which is the inverse of what H leaves of F once the pruned
+    inputs are eliminated. They run in single precision, on residuals that are taken anew in float64 with each restart,
+    and go on with the rows that need it.
+
+    Args:
+        weight: dense, in the scale of a unit diagonal.
+        hessian: with a unit diagonal.
+        keep: supports.
+        inverse: of the Hessian, single precision.
+        restarts: most of them.
+        steps: most between two of them.
+
+    Returns:
+        the weights, and the rows whose residuals did not fall to 1e-10 of those of the masked dense weights.
+    """
+    values, single = weight.masked_fill(~keep, 0), hessian.float()
+    rows = torch.arange(len(weight), device=weight.device)
+    first = last = None
+    for _ in range(restarts):
+        residual = ((weight[rows] - values[rows]) @ hessian).masked_fill_(~keep[rows], 0)
+        size = residual.abs().amax(1)
+        first = size if first is None else first
+        going = size > _ACCURACY * first
+        if last is not None and bool((size[going] > 0.5 * last[going]).any()):
+            break  # single precision does not lead there
+        rows, residual, size, first = rows[going], residual[going], size[going, None], first[going]
+        last = size[:, 0]
+        if not len(rows):
+            break
+        values[rows] += size * _steps((residual / size).float(), single, keep[rows], inverse, steps)
+    left = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    left[rows] = True
+    return values, left
+
+
+def _steps(
+    residual: Float[Tensor, "r d"],
+    hessian: Float[Tensor, "d d"],
+    keep: Bool[Tensor, "r d"],
+    inverse: Float[Tensor, "d d"],
+    most: int,
+    fall: float = 1e-5,
+) -> Float[Tensor, "r d"]:
+    """Steps of preconditioned conjugate gradients from zero, until the largest residual of a row has fallen."""
+    result = torch.zeros_like(residual)
+    rows = torch.arange(len(residual), device=residual.device)
+    step, support = torch.zeros_like(residual), keep.to(residual.dtype)
+    ahead = (residual @ inverse) * support
+    direction, slope = ahead, (residual * ahead).sum(1)
+    for number in range(1, most + 1):
+        pushed = (direction @ hessian) * support
+        curvature = (direction * pushed).sum(1)
+        length = torch.where(curvature > 0, slope / curvature, 0)[:, None]
+        step += length * direction
+        residual = residual - length * pushed
+        if number % 4 == 0 or number == most:
+            going = (residual.abs().amax(1) > fall) & (curvature > 0)
+            result[rows] = step
+            if not going.any():
+                break
+            if going.sum() < 0.8 * len(going):  # what is copied costs less than steps that are not needed
+                rows, step, residual, support = rows[going], step[going], residual[going], support[going]
+                direction, slope = direction[going], slope[going]
+        ahead = (residual @ inverse) * support
+        before, slope = slope, (residual * ahead).sum(1)
+        direction = ahead + torch.where(before > 0, slope / before, 0)[:, None] * direction
+    return result
+
+
+def _by_factors(
+    weight: Float[Tensor, "r d"], hessian: Float[Tensor, "d d"], keep: Bool[Tensor, "r d"]
+) -> Float[Tensor, "r d"]:
+    """The same by Cholesky factorisations, of as many rows at once as suits the memory.
+
+    The factors are of single precision and the residuals of float64, which refine the solution to that; rows where
+    they do not fall are factored in float64.
 
     Raises:
         NotPositiveDefinite: an ``H_FF`` is singular.
     """
     masked = weight.masked_fill(~keep, 0)
-    if weight.shape[1] > CHOLESKY_LIMIT:
-        values, open_rows = conjugate_gradients(weight, hessian, keep, masked, 2000, 1e-9)
-        if open_rows:
-            notes["The conjugate gradients of a row stopped before they converged."] += open_rows
-        return values
     pull = (weight - masked) @ hessian
-    counts = keep.sum(1)
-
     single = hessian.float()
 
     def solve(rows: Tensor) -> None:
@@ -62,7 +164,7 @@ def refit(
             step = torch.cholesky_solve(wanted[:, :, None], cholesky(padded_square(hessian, columns, valid)))[:, :, 0]
         masked[rows] += whole(step)
 
-    in_threads(solve, list(_chunks(counts)), weight.device)
+    in_threads(solve, list(_chunks(keep.sum(1))), weight.device)
     return masked
 
 
@@ -71,7 +173,7 @@ def _refined(
     wanted: Float[Tensor, "r n"],
     times: Callable[[Tensor], Tensor],
     most: int = 6,
-    accuracy: float = 1e-10,
+    accuracy: float = _ACCURACY,
 ) -> Float[Tensor, "r n"] | None:
     """``matrix^-1 wanted`` by refinement on factors of single precision; ``None`` if it does not converge.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qubo_prune.devices import told_if_full
 from qubo_prune.models.replay import fresh
@@ -55,3 +56,19 @@ def as_call(batch: Any) -> Call:
     if isinstance(batch, (tuple, list)):
         return Call(tuple(batch), {})
     return Call((batch,), {})
+
+
+@contextmanager
+def replaced(modules: Sequence[nn.Module], make: Callable[[int, Callable[..., Any]], Any]) -> Iterator[None]:
+    """Temporarily replace the forward of each module by what ``make`` returns for its number and its own forward."""
+    own = [module.__dict__.get("forward") for module in modules]
+    for number, module in enumerate(modules):
+        module.__dict__["forward"] = make(number, module.forward)
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, own, strict=True):
+            if before is None:
+                del module.__dict__["forward"]
+            else:  # a library such as accelerate had wrapped it
+                module.__dict__["forward"] = before

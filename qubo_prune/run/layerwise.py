@@ -23,7 +23,7 @@ from qubo_prune.clock import Deadline
 from qubo_prune.data.calibration import Calibration, split_held_out
 from qubo_prune.data.losses import Loss, Objective
 from qubo_prune.data.samples import Samples
-from qubo_prune.devices import now, told_if_full
+from qubo_prune.devices import now, room, told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.events import event
 from qubo_prune.hessian.gradients import moments, without_gradient
@@ -53,6 +53,7 @@ from qubo_prune.models.storage import InMemory, WeightStorage
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.report.report import LayerReport
+from qubo_prune.run.memory import available_memory
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.records import Decided, Records, Start
 from qubo_prune.solver.interface import derive_seed
@@ -348,13 +349,22 @@ class LayerRun:
                     self._shelf,
                     self._plan.gram_devices,
                     self._settle,
-                    self._fit,
+                    None if self._plan.chain.joint is None else self._fit,
+                    self._room(),
                 )
             else:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
         if not self.reports:
             raise nothing_reached(self._layers, self.left_dense[0].reason, "inputs that go through them")
+
+    def _room(self) -> int:
+        """Bytes that passes may keep for later ones: a quarter of what is there, none if weights are on the disk."""
+        if not self._shelf.in_memory:
+            return 0
+        devices = {layer.parameter.device for layer in self._layers}
+        left = [available_memory(), *filter(None, map(room, devices))]
+        return min(left) // 4
 
     def _why_left_dense(self, layer: Layer, gram: Gram) -> str | None:
         """Why a layer stays as it is: nothing was seen of it, and it was not asked for by its full name."""
@@ -475,8 +485,9 @@ class LayerRun:
     def _fit(self, block: Block) -> None:
         """Fit the kept weights of a block's layers together, if that is asked for."""
         joint = self._plan.chain.joint
+        assert joint is not None
         layers = [layer for layer in block.layers if layer.name in self._starts]
-        if joint is None or not layers:
+        if not layers:
             return
         first, began = self._records.number(layers[0]), time.perf_counter()
         told: dict[str, float] = {}
