@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -158,19 +159,42 @@ def test_rows_of_any_count_are_refitted_on_any_number_of_threads(rng, threads):
     torch.testing.assert_close(found.weight, least_squares(layer, keep, 0.01), rtol=1e-7, atol=1e-9)
 
 
-def test_wide_rows_are_refitted_by_conjugate_gradients(rng, monkeypatch):
-    layer = random_layer(rng, 12, 30)
-    # inputs of very different size, which the preconditioner takes away
+def uneven_inputs(rng: np.random.Generator, tokens: int = 90) -> Layer:
+    """A layer with inputs of very different size, which a scaling takes away."""
+    layer = random_layer(rng, 12, 30, tokens=tokens)
     sizes = torch.logspace(-3, 3, 30, dtype=torch.float64)
-    layer = replace(layer, inputs=layer.inputs * sizes, gram=Gram(layer.gram.matrix * sizes * sizes[:, None], 90))
-    keep = uneven_mask(rng, 12, 30)
-    exact = update("refit", layer.weight, layer.gram, keep, 1e-4)
-    monkeypatch.setattr(module, "CHOLESKY_LIMIT", 29)
-    found = update("refit", layer.weight, layer.gram, keep, 1e-4)
+    return replace(layer, inputs=layer.inputs * sizes, gram=Gram(layer.gram.matrix * sizes * sizes[:, None], 90))
+
+
+@pytest.mark.parametrize("damping", [1e-4, 0.3])
+def test_rows_descend_to_the_least_squares_solution_all_at_once(rng, monkeypatch, damping):
+    layer, keep = uneven_inputs(rng), uneven_mask(rng, 12, 30)
+    monkeypatch.setattr(module, "_by_factors", None)  # no row is left for it
+    found = update("refit", layer.weight, layer.gram, keep, damping)
     assert found.notes == {}
-    slow = least_squares(layer, keep, 1e-4)
-    torch.testing.assert_close(exact.weight, slow, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.weight, slow, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.weight, least_squares(layer, keep, damping), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("limit", [4096, 29])
+def test_rows_that_single_precision_does_not_solve_are_solved_otherwise(rng, monkeypatch, limit):
+    layer, keep = uneven_inputs(rng, tokens=20), uneven_mask(rng, 12, 30)
+    # in the scale of a unit diagonal its condition is beyond what single precision resolves
+    hessian = damped(layer.gram, 0.0) + torch.diag(1e-9 * layer.gram.diagonal)
+    unit, scale = module.unit_diagonal(hessian)
+    inverse = torch.linalg.inv(unit).float()
+    _, left = module.descend(layer.weight * scale, unit, keep, inverse)
+    assert 0 < int(left.sum()) < 12
+    monkeypatch.setattr(module, "CHOLESKY_LIMIT", limit)
+    notes = Counter()
+    found = module.refit(layer.weight, hessian, keep, notes)
+
+    def error(values: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ri,ij,rj->r", values - layer.weight, hessian, values - layer.weight)
+
+    exact = module._by_factors(layer.weight, hessian, keep)
+    assert not notes
+    assert torch.equal(found != 0, keep)
+    assert bool((error(found) <= error(exact) * (1 + 1e-6) + 1e-12 * error(torch.zeros_like(exact))).all())
 
 
 def test_conjugate_gradients_count_the_rows_that_they_leave_open(layer):
