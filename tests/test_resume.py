@@ -135,6 +135,7 @@ JOBS = {
     "compensated": llama(solver=OneByOne(), method="compensated", max_sweeps=2),
     "compensated, batches": llama(solver=Batched(), method="compensated", pattern="layer", allocation="owl"),
     "decoder layers fitted": llama(solver=OneByOne(), update="block"),
+    "all layers fitted": llama(solver=OneByOne(), update="block+distill"),
     "outputs by the loss": llama(
         solver=OneByOne(), method="compensated", pattern="layer", hessian="kron", allocation="kron"
     ),

@@ -83,6 +83,7 @@ class Block:
         dense: the same in the dense model.
         counted: calls from there on are held out.
         undone: gives its layers their dense weights temporarily.
+        is_whole: it is the model, behind the visits of all its layers.
     """
 
     module: nn.Module
@@ -92,6 +93,12 @@ class Block:
     dense: States | list[None]
     counted: int
     undone: Callable[[], AbstractContextManager[None]]
+    is_whole: bool = False
+
+    def gives_logits(self) -> bool:
+        """Whether what it gives are logits, by name."""
+        with torch.no_grad():
+            return hasattr(self.calls[0].run(self.module, self.now[0]), "logits")
 
     def output(self, number: int) -> Tensor:
         """What it gives now for a call."""
@@ -116,6 +123,41 @@ class Block:
 Fit = Callable[[Block], None]
 
 
+def whole_block(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Sequence[Any],
+    held_out: Sequence[Any],
+    dense: Mapping[str, Tensor],
+) -> Block:
+    """A model with all its layers as one block, which is given the model's inputs.
+
+    Args:
+        model: the model.
+        layers: those that have been visited.
+        batches: its inputs.
+        held_out: more of them.
+        dense: matrices of the layers that have changed, by name.
+    """
+    calls = [as_call(batch) for batch in (*batches, *held_out)]
+    nothing: list[None] = [None] * len(calls)
+    return Block(model, layers, calls, nothing, nothing, len(batches), lambda: _undone(layers, dense), is_whole=True)
+
+
+@contextmanager
+def _undone(layers: Sequence[Layer], dense: Mapping[str, Tensor]) -> Iterator[None]:
+    """Temporarily give those of the layers that have changed their dense weights."""
+    changed = [layer for layer in layers if layer.name in dense]
+    now = [layer.parameter.data for layer in changed]
+    try:
+        for layer in changed:
+            layer.parameter.data = layer.stored(dense[layer.name])
+        yield
+    finally:
+        for layer, data in zip(changed, now, strict=True):
+            layer.parameter.data = data
+
+
 def _settle_nothing(
     layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram], /
 ) -> None:
@@ -138,19 +180,9 @@ class _Pass:
     fit: Fit | None = None
     room: int = 0
 
-    @contextmanager
-    def undone(self, layers: Sequence[Layer]) -> Iterator[None]:
+    def undone(self, layers: Sequence[Layer]) -> AbstractContextManager[None]:
         """Temporarily give those of the layers that have changed their dense weights."""
-        changed = [layer for layer in layers if self.dense and layer.name in self.dense]
-        now = [layer.parameter.data for layer in changed]
-        try:
-            for layer in changed:
-                assert self.dense is not None
-                layer.parameter.data = layer.stored(self.dense[layer.name])
-            yield
-        finally:
-            for layer, data in zip(changed, now, strict=True):
-                layer.parameter.data = data
+        return _undone(layers, self.dense or {})
 
 
 @pinned()

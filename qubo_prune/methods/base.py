@@ -298,6 +298,7 @@ class JointTask:
         total: all inputs.
         seed: of random draws.
         deadline: when to stop.
+        gives_logits: what it gives are logits, as a language model's or a classifier's with a ``logits`` field.
     """
 
     module: nn.Module
@@ -308,6 +309,7 @@ class JointTask:
     total: int
     seed: int
     deadline: Deadline
+    gives_logits: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,7 +328,13 @@ class Joined:
 
 
 class JointMethod(Method):
-    """Fits the kept weights of all layers of a decoder layer together, once each of them is decided."""
+    """Fits the kept weights of all layers of a decoder layer together, once each of them is decided.
+
+    Attributes:
+        whole_model: it fits those of all decoder layers together, once the whole model is pruned.
+    """
+
+    whole_model: ClassVar[bool] = False
 
     @abc.abstractmethod
     def fit(self, task: JointTask) -> Joined:

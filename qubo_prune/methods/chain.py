@@ -33,7 +33,7 @@ from qubo_prune.methods.base import (
     Traits,
 )
 from qubo_prune.methods.given import GivenMasks
-from qubo_prune.methods.reconstruction import Reconstruction
+from qubo_prune.methods.reconstruction import Distillation, Reconstruction
 from qubo_prune.methods.registry import (
     check_made,
     make_method,
@@ -53,6 +53,12 @@ _log = logging.getLogger(__name__)
 
 #: What the words of ``hessian`` are called now.
 _OLD_HESSIANS = {"gram": "gram", "compensated": "compensated", "fisher": "loss"}
+#: Updates that fit layers together, behind a refit.
+JOINT_UPDATES: dict[str, tuple[type[JointMethod], ...]] = {
+    "block": (Reconstruction,),
+    "distill": (Distillation,),
+    "block+distill": (Reconstruction, Distillation),
+}
 _TIME_OVER = "The time was over, so the layer has the weights of its warm start."
 
 
@@ -96,8 +102,12 @@ class Chain:
             wrong = "the first step makes no mask; begin with a score or a published method"
         elif any(step.traits.starts for step in self.steps[1:]):
             wrong = "a step behind the first makes a mask of its own; leave one of the two out"
-        elif any(isinstance(step, ModelMethod | JointMethod) for step in self.steps[:-1]):
-            wrong = "a method for the whole model, or for whole decoder layers, has to be the last step"
+        elif any(isinstance(step, ModelMethod) for step in self.steps[:-1]):
+            wrong = "a method for the whole model has to be the last step"
+        elif [_reach_of(step) for step in self.steps] != sorted(map(_reach_of, self.steps)):
+            wrong = "what fits decoder layers comes behind the steps of single layers, and before what fits all of them"
+        elif len(self.joints) != len({step.whole_model for step in self.joints}):
+            wrong = "two steps fit the same layers together; leave one of them out"
         elif sum(isinstance(step, RowBlocks) for step in self.steps) > 1:
             wrong = "blocks of rows stand in it twice; take one of them"
         elif any(step.traits.updates for step in self.layer_steps[1:-1]):
@@ -133,9 +143,13 @@ class Chain:
         return next((step for step in self.steps if isinstance(step, ModelMethod)), None)
 
     @property
-    def joint(self) -> JointMethod | None:
-        """The method that fits decoder layers in the end, if there is one."""
-        return next((step for step in self.steps if isinstance(step, JointMethod)), None)
+    def joints(self) -> list[JointMethod]:
+        """The methods that fit layers together in the end: one for decoder layers, one for the whole, or none."""
+        return [step for step in self.steps if isinstance(step, JointMethod)]
+
+    def joint(self, whole_model: bool) -> JointMethod | None:
+        """The method that fits each decoder layer, or the whole model, in the end, if there is one."""
+        return next((step for step in self.joints if step.whole_model == whole_model), None)
 
     @property
     def blocks(self) -> RowBlocks | None:
@@ -195,6 +209,13 @@ class Chain:
             so_far = decided_by(step, replace(task, deadline=Deadline(left())), so_far)
             notes += Counter(so_far.notes)
         return replace(so_far, notes=dict(notes), weight=so_far.weight if self.updates else None)
+
+
+def _reach_of(step: Method) -> int:
+    """Over what a step decides at once: 0 a layer, 1 a decoder layer, 2 the whole model."""
+    if isinstance(step, ModelMethod):
+        return 2
+    return 1 + step.whole_model if isinstance(step, JointMethod) else 0
 
 
 def _as_steps(given: Any) -> tuple[Method, ...]:
@@ -268,8 +289,8 @@ def chain_of(how: MethodSettings, workers: int | str | None = None) -> Chain:
     steps: list[Method] = [] if main.traits.starts else _starts(how, main, words)
     begins = name if main.traits.starts else _start_name(how, main)
     steps.append(main)
-    if whole is None and update == "block":
-        steps += [make_update("refit"), Reconstruction()]
+    if whole is None and update in JOINT_UPDATES:
+        steps += [make_update("refit"), *(fit() for fit in JOINT_UPDATES[update])]
     elif whole is None and update is not None:
         steps.append(DenseWeights() if update == "none" else make_update(update))
     return _named(Chain(steps), name, update if whole is None else None, begins)
@@ -353,7 +374,7 @@ def _note_old_word(old: str, now: str) -> None:
 def _check_update(update: str | None, whole: ModelMethod | None) -> None:
     if update is None:
         return
-    known = (*update_names(), "block")
+    known = (*update_names(), *JOINT_UPDATES)
     if update not in known and ":" not in update:
         raise InputError(f"There is no update {update!r}{did_you_mean(update, known)}; use one of {', '.join(known)}.")
     if whole is not None and update != "none":

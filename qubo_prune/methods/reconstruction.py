@@ -1,4 +1,4 @@
-"""Kept weights of a decoder layer fitted together, to the hidden states of the dense model.
+"""Kept weights fitted together: those of a decoder layer to the dense model's states, all to its predictions.
 
 Updates of single layers fit each matrix to its own outputs. What leaves a decoder layer also depends on how the errors
 of its matrices meet behind attention and activation. So the kept weights of all its pruned layers are fitted once more,
@@ -8,9 +8,11 @@ by gradients, to what the dense model's decoder layer gives, as is done for quan
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,15 +28,12 @@ _LEAST = 1e-6
 
 
 @dataclass(frozen=True)
-class Reconstruction(JointMethod):
-    """Fits the kept weights of a decoder layer to the dense model's states, by Adam; pruned ones stay zero.
+class Fitting(JointMethod):
+    """Fits kept weights together to what the dense model gives, by Adam; pruned ones stay zero.
 
-    With the states ``y_t`` that the decoder layer gives at token t for the inputs that it has in the pruned model, and
-    ``z_t`` that it gives in the dense model, it lowers ``1/N sum_t ||y_t - z_t||^2 / ||z_t||^2``: relative to each
-    token's power, since a few massive activations would rule a plain mean of squares. After each epoch the same is
-    measured on held-out inputs; the weights that are best there are the result, which may be those it began with.
-    Without held-out inputs the calibration's own error decides. All targets are kept meanwhile, as large as the
-    calibration's hidden states.
+    Subclasses say by :meth:`distance` what is lowered. After each epoch the same is measured on held-out inputs; the
+    weights that are best there are the result, which may be those it began with. Without held-out inputs the
+    calibration's own error decides. A step whose gradient is not finite is left out.
 
     Attributes:
         learning_rate: of Adam; it falls to zero linearly.
@@ -42,16 +41,21 @@ class Reconstruction(JointMethod):
         batch: inputs (windows of a text) of a step.
     """
 
-    traits = Traits("reconstruction", starts=False, updates=True, correction=0.5)
+    #: Whether all targets are kept meanwhile, or each is computed when it is needed.
+    keeps_targets: ClassVar[bool] = True
 
     learning_rate: float = setting(2e-4, above=0)
     epochs: int = setting(4, least=0)
     batch: int = setting(1, least=1)
 
+    @abc.abstractmethod
+    def distance(self, output: Tensor, target: Tensor, task: JointTask) -> Float[Tensor, "*tokens"]:
+        """How far what is given now is from what the dense model gives, at each token."""
+
     @pinned()
     def fit(self, task: JointTask) -> Joined:
-        """See :class:`Reconstruction`."""
-        search = _Search(task)
+        """See the class."""
+        search = _Search(task, self)
         before = best = search.error()
         weights = search.weights()
         steps = self.epochs * -(-task.counted // self.batch)
@@ -74,11 +78,55 @@ class Reconstruction(JointMethod):
         return Joined(weights, before, best)
 
 
-class _Search:
-    """The weights of a decoder layer while they are fitted."""
+@dataclass(frozen=True)
+class Reconstruction(Fitting):
+    """Fits the kept weights of a decoder layer to the dense model's states; see :class:`Fitting`.
 
-    def __init__(self, task: JointTask) -> None:
-        self._task = task
+    With the states ``y_t`` that the decoder layer gives at token t for the inputs that it has in the pruned model, and
+    ``z_t`` that it gives in the dense model, it lowers ``1/N sum_t ||y_t - z_t||^2 / ||z_t||^2``: relative to each
+    token's power, since a few massive activations would rule a plain mean of squares. The targets that are kept
+    meanwhile are as large as the calibration's hidden states.
+    """
+
+    traits = Traits("reconstruction", starts=False, updates=True, correction=0.5)
+
+    def distance(self, output: Tensor, target: Tensor, task: JointTask) -> Float[Tensor, "*tokens"]:
+        """Squared error relative to the token's power."""
+        return _relative(output, target)
+
+
+@dataclass(frozen=True)
+class Distillation(Fitting):
+    """Fits all kept weights of the model to the dense model's predictions, once every layer is pruned.
+
+    Where the model gives logits, with the distributions ``p_t`` of the dense model and ``q_t`` of the pruned one at
+    token t it lowers their mean divergence ``1/N sum_t sum_k p_tk log(p_tk / q_tk)``, in nats (G. Hinton et al., arXiv
+    1503.02531, at temperature 1); else the relative squared error of :class:`Reconstruction`. Each step runs the dense
+    model as well; weights, gradients and Adam's two moments of all pruned layers take 16 bytes a weight.
+    """
+
+    traits = Traits("distillation", starts=False, updates=True, correction=0.5)
+    whole_model = True
+    keeps_targets = False
+
+    learning_rate: float = setting(2e-5, above=0)
+    epochs: int = setting(2, least=0)
+    batch: int = setting(1, least=1)
+
+    def distance(self, output: Tensor, target: Tensor, task: JointTask) -> Float[Tensor, "*tokens"]:
+        """The divergence of the predictions."""
+        if not task.gives_logits:
+            return _relative(output, target)
+        wide = torch.promote_types(output.dtype, torch.float32)
+        now, dense = (torch.log_softmax(logits.to(wide), -1) for logits in (output, target))
+        return (dense.exp() * (dense - now)).sum(-1)
+
+
+class _Search:
+    """The weights of a decoder layer, or of a model, while they are fitted."""
+
+    def __init__(self, task: JointTask, method: Fitting) -> None:
+        self._task, self._method = task, method
         self._layers = list(task.keep)
         keep = [layer.stored(task.keep[layer]).to(layer.parameter.device) for layer in self._layers]
         self._pruned = [~mask for mask in keep]
@@ -89,7 +137,12 @@ class _Search:
         ]
         judges = range(task.counted, task.total)
         self._judges = judges if len(judges) else range(task.total)
-        self._targets = [task.target(at) for at in range(task.total)]
+        self._targets = [task.target(at) for at in range(task.total)] if method.keeps_targets else None
+
+    def _distance(self, at: int) -> Tensor:
+        """The mean over the tokens of an input."""
+        target = self._task.target(at) if self._targets is None else self._targets[at]
+        return self._method.distance(self._task.output(at), target, self._task).mean()
 
     def weights(self) -> dict[str, Tensor]:
         """The matrices as they are now, in their own dtype."""
@@ -106,7 +159,7 @@ class _Search:
         """On held-out inputs, or on all where there are none; NaN counts as infinite."""
         self._put()
         with torch.no_grad():
-            found = [float(_relative(self._task.output(at), self._targets[at]).double().mean()) for at in self._judges]
+            found = [float(self._distance(at)) for at in self._judges]
         mean = sum(found) / len(found)
         return mean if mean < float("inf") else float("inf")
 
@@ -132,9 +185,8 @@ class _Search:
         sums = [torch.zeros_like(master) for master in self.masters]
         for at in inputs:
             with torch.enable_grad():
-                loss = _relative(self._task.output(at), self._targets[at]).mean()
                 parameters = [layer.parameter for layer in self._layers]
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                found = torch.autograd.grad(self._distance(at), parameters, allow_unused=True)
             for total, grad in zip(sums, found, strict=True):
                 if grad is not None:
                     total += grad.to(total.dtype) / len(inputs)

@@ -394,8 +394,8 @@ def _unforeseen(checked: Checked, plan: Plan, loaded: LoadedModel) -> list[str]:
     if plan.chain.whole is not None:
         limit = "" if plan.max_time is None else duration(plan.max_time)
         said.append(f"{plan.chain.whole.foreseen(limit)}; their time and memory are not foreseen.")
-    if plan.chain.joint is not None:
-        said.append("The time of fitting whole decoder layers is not foreseen.")
+    if plan.chain.joints:
+        said.append("The time of fitting layers together is not foreseen.")
     if plan.needs_gradients:
         said.append("The time of the gradients of the loss is not foreseen.")
     if checked.output is not None:

@@ -30,7 +30,7 @@ from qubo_prune.hessian.gradients import moments, without_gradient
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.output_factor import OutputFactor, as_tensors, of_tensors, output_factors
 from qubo_prune.hessian.reach import NO_CALL, NO_GRADIENT, NO_INPUT, Uses, uses_of
-from qubo_prune.hessian.stream import Block, stream
+from qubo_prune.hessian.stream import Block, stream, whole_block
 from qubo_prune.masks.keep import KeepMasks
 from qubo_prune.methods.allocation import (
     by_loss_change,
@@ -48,6 +48,7 @@ from qubo_prune.methods.verify import all_decided_by, decided_by
 from qubo_prune.methods.weighting import unweighted, weighted
 from qubo_prune.models.coverage import LeftDense
 from qubo_prune.models.layers import Layer, Removed, check_finite, tied_to_others
+from qubo_prune.models.load import evaluating
 from qubo_prune.models.names import kinds
 from qubo_prune.models.storage import InMemory, WeightStorage
 from qubo_prune.precision import pinned
@@ -320,7 +321,7 @@ class LayerRun:
         if self._plan.needs_inputs and self._shelf.in_memory:
             if tied_to_others(model, self._layers):
                 self._measured_last = _TIED
-            elif self._plan.chain.whole is not None:
+            elif self._plan.chain.whole is not None or self._plan.chain.joint(whole_model=True) is not None:
                 self._measured_last = ""
         with bars.task(f"pruning ({self._plan.chain.name})", self._left) as advance:
 
@@ -336,7 +337,7 @@ class LayerRun:
                 advance(layer.parameter.numel(), layer.name)
 
             if self._plan.needs_inputs:
-                dense = self._dense if self._plan.correction or self._plan.chain.joint is not None else None
+                dense = self._dense if self._plan.correction or self._plan.chain.joints else None
                 stream(
                     model,
                     self._layers,
@@ -349,7 +350,7 @@ class LayerRun:
                     self._shelf,
                     self._plan.gram_devices,
                     self._settle,
-                    None if self._plan.chain.joint is None else self._fit,
+                    self._fit if self._plan.chain.joint(whole_model=False) else None,
                     self._room(),
                 )
             else:
@@ -482,14 +483,22 @@ class LayerRun:
         self._starts[layer.name] = decided.start
         self.reports.append(decided.report)
 
+    def fit_all(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
+        """Fit all kept weights together, if that is asked for, and measure the layers once more."""
+        if self._plan.chain.joint(whole_model=True) is None:
+            return
+        with bars.task("fitting all layers", None), evaluating(model):
+            self._fit(whole_block(model, self._layers, data.inputs, data.held_out, self._dense))
+
     def _fit(self, block: Block) -> None:
-        """Fit the kept weights of a block's layers together, if that is asked for."""
-        joint = self._plan.chain.joint
+        """Fit the kept weights of a block's layers together."""
+        joint = self._plan.chain.joint(block.is_whole)
         assert joint is not None
         layers = [layer for layer in block.layers if layer.name in self._starts]
         if not layers:
             return
         first, began = self._records.number(layers[0]), time.perf_counter()
+        name = "fitted-all" if joint.whole_model else f"fitted-{first}"
         told: dict[str, float] = {}
 
         def fitted() -> Mapping[str, Tensor]:
@@ -503,13 +512,14 @@ class LayerRun:
                 len(block.calls),
                 derive_seed(self._plan.seed, first),
                 Deadline(left),
+                block.gives_logits(),
             )
             with told_if_full(f"while the layers from {layers[0].name!r} on were fitted together", _SMALLER):
                 found = joint.fit(task)
             told.update(before=found.before, after=found.after)
             return found.weights
 
-        weights = self._records.tensors_once(f"fitted-{first}", fitted)
+        weights = self._records.tensors_once(name, fitted)
         for layer in layers:
             layer.assign(weights[layer.name].to(layer.parameter.device))
             self._fitted.add(layer.name)

@@ -229,6 +229,7 @@ def _pruned(
         if plan.chain.whole is not None:
             passed.prepare_loss(loaded.model, data, judging)
         passed.all_layers(loaded.model, data, bars)
+        passed.fit_all(loaded.model, data, bars)
         trace = passed.decide_all(bars, on_step) if plan.chain.whole is not None else None
         passed.measure_all(loaded.model, data, bars)
         after = _perplexity(loaded.model, judges, bars)
@@ -456,10 +457,10 @@ def _check_disk(plan: Plan) -> None:
             "weights is 'disk', and gradients of the loss need the whole model in memory; give the method 'gram' or "
             "'compensated', the allocation 'uniform' or 'owl', and no hessian 'kron'."
         )
-    if plan.chain.joint is not None:
+    if plan.chain.joints:
         raise InputError(
-            "weights is 'disk', and the update 'block' fits a decoder layer to the dense one beside it, which needs "
-            "both in memory; give the update 'refit', or weights='memory'."
+            "weights is 'disk', and the updates 'block' and 'distill' fit layers to the dense ones beside them, which "
+            "needs both in memory; give the update 'refit', or weights='memory'."
         )
     if request.place.dtype != "auto":
         raise InputError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qubo_prune import Chain, InputError, prune
 from qubo_prune.clock import Deadline
 from qubo_prune.methods.base import JointTask
-from qubo_prune.methods.reconstruction import Reconstruction
+from qubo_prune.methods.reconstruction import Distillation, Reconstruction
 from qubo_prune.methods.refit import Refit
 from qubo_prune.methods.wanda import Wanda
 from qubo_prune.models.layers import find_layers
@@ -143,9 +143,48 @@ def test_decoder_layers_of_a_run_come_nearer_to_the_dense_ones(kind: Callable[[]
     assert ends["block"] < ends["refit"]
 
 
-def test_errors_of_a_report_are_those_of_the_fitted_weights() -> None:
+def divergence(one: Tensor, other: Tensor) -> float:
+    """Mean of ``KL(one || other)`` over the tokens, from logits."""
+    p, q = (logits.double().softmax(-1) for logits in (one, other))
+    return float((p * (p / q).log()).sum(-1).mean())
+
+
+def test_distillation_brings_the_predictions_nearer_and_keeps_zeros() -> None:
+    ids, dense = tiny.tokens(16, 24), tiny.llama()
+    ends = {}
+    for steps in ([], [Distillation(learning_rate=3e-3, epochs=3)], [Reconstruction(1e-3), Distillation(3e-3)]):
+        model = tiny.llama()
+        report = prune(model, list(torch.split(ids, 1)), 0.4, method=Chain([Wanda(), Refit(), *steps]), guard=3)
+        assert report.totals()["kept"] == sum(int(mask.sum()) for mask in report.masks.values())
+        for name, mask in report.masks.items():
+            assert not bool(dict(model.named_parameters())[name][~mask].any())
+        with torch.no_grad():
+            ends[len(steps)] = divergence(dense(ids).logits, model(ids).logits)
+        names = {name for name, _ in model.named_parameters()}
+        assert names == {name for name, _ in dense.named_parameters()}
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+        for name, parameter in dense.named_parameters():  # norms and embeddings are the dense ones
+            assert name in report.masks or torch.equal(parameter, dict(model.named_parameters())[name])
+    assert ends[1] < 0.9 * ends[0]
+    assert ends[2] < ends[0]
+
+
+def test_what_distillation_lowers_is_the_divergence() -> None:
+    torch.manual_seed(0)
+    logits = [torch.randn(1, 5, 7) for _ in range(2)]
+    task, _ = task_of(gives_logits=True)
+    found = Distillation().distance(logits[1], logits[0], task)
+    assert found.shape == (1, 5)
+    assert float(found.mean()) == pytest.approx(divergence(logits[0], logits[1]), rel=1e-5)
+    task, _ = task_of()
+    found = Distillation().distance(logits[1], logits[0], task)
+    torch.testing.assert_close(found, Reconstruction().distance(logits[1], logits[0], task))
+
+
+@pytest.mark.parametrize("update", ["block", "distill", "block+distill"])
+def test_errors_of_a_report_are_those_of_the_fitted_weights(update: str) -> None:
     ids, dense, model = tiny.tokens(12, 24), tiny.llama(), tiny.llama()
-    report = prune(model, list(torch.split(ids, 1)), 0.5, method="wanda", update="block")
+    report = prune(model, list(torch.split(ids, 1)), 0.5, method="wanda", update=update)
     seen: list[Tensor] = []
     layer = model.model.layers[1].mlp.down_proj
     handle = layer.register_forward_hook(
@@ -160,10 +199,11 @@ def test_errors_of_a_report_are_those_of_the_fitted_weights() -> None:
     assert told.error_after == pytest.approx(float(error), rel=1e-4)
 
 
-def test_a_model_without_decoder_layers_is_fitted_as_a_whole() -> None:
+@pytest.mark.parametrize("update", ["block", "distill"])
+def test_a_model_without_decoder_layers_is_fitted_as_a_whole(update: str) -> None:
     images = tiny.images()
     model = tiny.cnn()
-    report = prune(model, list(torch.split(images, 4)), 0.4, method="wanda", update="block", guard=1)
+    report = prune(model, list(torch.split(images, 4)), 0.4, method="wanda", update=update, guard=1)
     assert report.seconds["fit"] > 0
     for name, mask in report.masks.items():
         assert not bool(dict(model.named_parameters())[name][~mask].any())
@@ -181,14 +221,22 @@ def test_what_cannot_be_fitted_is_refused(settings: dict[str, Any], message: str
         prune(tiny.llama(), tiny.tokens(), 0.5, **settings)
 
 
-def test_it_has_to_be_the_last_step() -> None:
-    with pytest.raises(InputError, match="has to be the last step"):
-        Chain([Wanda(), Reconstruction(), Refit()])
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([Wanda(), Reconstruction(), Refit()], "comes behind the steps of single layers"),
+        ([Wanda(), Distillation(), Reconstruction()], "before what fits all of them"),
+        ([Wanda(), Reconstruction(), Reconstruction()], "two steps fit the same layers together"),
+    ],
+)
+def test_what_fits_layers_together_comes_in_order(steps: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Chain(steps)
 
 
 def test_a_run_on_the_disk_is_refused(tmp_path: Path) -> None:
     tiny.llama().save_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match="the update 'block' fits a decoder layer to the dense one"):
+    with pytest.raises(InputError, match="the updates 'block' and 'distill' fit layers to the dense ones"):
         prune(
             str(tmp_path / "model"),
             tiny.tokens(),
