@@ -163,15 +163,12 @@ def _grow(
                 continue
             variable[d], phase[d] = k, _FIRST
             _child(matrix, labels, y, gradient, fixed, counts, value, d, k, y[d, k] >= 0.5)
-        elif phase[d] == _FIRST:
-            phase[d] = _BOTH
-            if bound[d] >= limits[0] - tolerance:
-                limits[1] = min(limits[1], bound[d])
-                place[0] -= 1
-                continue
-            k = variable[d]
+        elif phase[d] == _FIRST and bound[d] < limits[0] - tolerance:
+            phase[d], k = _BOTH, variable[d]
             _child(matrix, labels, y, gradient, fixed, counts, value, d, k, y[d, k] < 0.5)
         else:
+            if phase[d] == _FIRST:
+                limits[1] = min(limits[1], bound[d])
             place[0] -= 1
             continue
         phase[d + 1] = _OPEN
