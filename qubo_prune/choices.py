@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-#: Densities of the layers: the same everywhere, by outliers, or by the predicted change of the loss, from the gradients
-#: of single weights or from the factors of each layer.
-Allocation = Literal["uniform", "owl", "fisher", "kron"]
+#: Densities of the layers: the same everywhere, falling with depth, by outliers, by the predicted change of the loss,
+#: from the gradients of single weights or from the factors of each layer, or searched from there.
+Allocation = Literal["uniform", "progression", "owl", "fisher", "kron", "qubo", "evolution"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 #: Those that need gradients of a loss.
-BY_GRADIENTS = ("fisher", "kron")
+BY_GRADIENTS = ("fisher", "kron", "qubo", "evolution")
+#: Those that begin with the factors of each layer and try budgets on the masked model.
+SEARCHED = ("qubo", "evolution")
 #: Certified bounds, the looser the faster: no shift; the smallest eigenvalue of the Gram scaled to a unit diagonal; the
 #: factor analysis, one for all rows; one d for each row; the doubly nonnegative relaxation of each row.
 Bound = Literal["plain", "eigenvalue", "trace", "row", "semidefinite"]

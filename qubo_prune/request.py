@@ -86,9 +86,12 @@ class Budget:
 
     Attributes:
         pattern: Where the budget is balanced: row, layer, or n:m such as 2:4 (whose density is n/m).
-        allocation: Densities of the layers: uniform, owl (more where scores have outliers), fisher (by the predicted
-            change of the loss) or kron (by that from the factors of each layer). The whole keeps the density of the
-            run; see :mod:`qubo_prune.methods.allocation`.
+        allocation: Densities of the layers: uniform, progression (falling with depth), owl (more where scores have
+            outliers), fisher (by the predicted change of the loss), kron (by that from the factors of each layer), qubo
+            (from there by problems over density levels) or evolution (from there by mutations). The whole keeps the
+            density of the run; see :mod:`qubo_prune.methods.allocation`.
+        allocation_settings: A setting of the search for budgets, with qubo or evolution: a field of
+            :class:`~qubo_prune.methods.budget_search.BudgetSearch`.
         densities: Kept share of layers by a shell-style pattern of their names, such as ``'*.mlp.*=0.4'``. Of several
             patterns that match a layer the last counts.
         protect: Share of a layer, its highest Wanda scores, that nothing may prune (compensated blocks, or a score
@@ -106,6 +109,7 @@ class Budget:
 
     pattern: str = option("row", BUDGETS, words=("row", "layer", "2:4", "4:8"))
     allocation: Allocation = option("uniform", BUDGETS, entry=True)
+    allocation_settings: Mapping[str, Any] | None = option(None, BUDGETS, flag="--allocation-set", metavar="NAME=VALUE")
     densities: Mapping[str, float] | None = option(
         None, BUDGETS, read=as_shares, flag="--layer-density", metavar="PATTERN=SHARE"
     )
@@ -285,6 +289,7 @@ class PruneSettings(TypedDict, total=False):
 
     pattern: str
     allocation: Allocation
+    allocation_settings: Mapping[str, Any] | None
     densities: Mapping[str, float] | None
     protect: float | str
     certify: Bound | None

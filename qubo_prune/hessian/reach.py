@@ -20,6 +20,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.models.calls import as_call
 from qubo_prune.models.layers import Layer
 from qubo_prune.models.load import evaluating, hooked
+from qubo_prune.models.names import kinds
 from qubo_prune.models.replay import draws
 from qubo_prune.models.sharing import extent
 
@@ -215,3 +216,12 @@ def _makes_new(func: Any) -> bool:
     """True of operations that take a tensor for its shape and type only."""
     name: str = func.overloadpacket.__name__
     return name.startswith("new_") or name.endswith("_like")
+
+
+def nothing_reached(layers: Sequence[Layer], reason: str, instead: str) -> InputError:
+    """What is said if a run would leave all its layers dense."""
+    names = ", ".join(kinds([layer.name for layer in layers])[:4])
+    return InputError(
+        f"All {len(layers)} layers that are to be pruned ({names}) are {reason}, so nothing would be pruned; give "
+        f"{instead}."
+    )

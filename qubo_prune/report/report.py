@@ -27,6 +27,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.files.atomic import atomic_write
 from qubo_prune.files.parsing import limited_text, one_line, strict_json
 from qubo_prune.masks.keep import KeepMasks
+from qubo_prune.methods.budget_search import BudgetTrace
 from qubo_prune.models.coverage import Coverage, LeftDense, percent, sentences
 from qubo_prune.models.names import DottedName, folded
 from qubo_prune.solver.block_counts import NONE, THE_SOLVER, BlockCounts, total
@@ -166,6 +167,7 @@ class Report(Shown):
             ``checkpoints``, what the run's folder took of this process.
         masks: the keep masks by parameter name (saved apart, not part of :meth:`to_dict`).
         loss: the steps of a descent on the loss, if there was one.
+        budgets: the steps of a search for budgets between parts of the model, if there was one.
         held_out_perplexity: of the dense and of the pruned model on the held-out windows of a calibration text, if
             there are any.
         memory_estimate_bytes: what was foreseen of that before the run; ``None`` where it is not known.
@@ -186,6 +188,7 @@ class Report(Shown):
     seconds: dict[str, float]
     masks: KeepMasks = field(default_factory=KeepMasks, repr=False)
     loss: LossTrace | None = None
+    budgets: BudgetTrace | None = None
     held_out_perplexity: tuple[float, float] | None = None
     memory_estimate_bytes: int | None = None
     left_dense: tuple[LeftDense, ...] = ()
@@ -308,6 +311,7 @@ class Report(Shown):
             "peak_memory_bytes": self.peak_memory_bytes,
             "totals": self.totals(),
             "loss": self.loss.to_dict() if self.loss else None,
+            "budgets": self.budgets.to_dict() if self.budgets else None,
             "held_out_perplexity": _finite(self.held_out_perplexity),
             "layers": [layer.to_dict() for layer in self.layers],
             "left_dense": [dataclasses.asdict(layer) for layer in self.left_dense],
@@ -364,6 +368,11 @@ class Report(Shown):
                 f"{trace.seconds:.0f} s. {trace.stopped}\n"
             )
         )
+        if self.budgets is not None:
+            loss += (
+                f"budgets: divergence of the masked model {self.budgets.start:.4f} to {self.budgets.end:.4f} nats in "
+                f"{self.budgets.passes:.0f} short passes\n"
+            )
         judged = self.held_out_perplexity
         loss += f"held-out perplexity {judged[0]:.2f} to {judged[1]:.2f}\n" if judged else ""
         if self.gap is not None:

@@ -25,7 +25,7 @@ from qubo_prune.errors import InputError
 from qubo_prune.files.parsing import expanded
 from qubo_prune.files.safetensors import is_checkpoint
 from qubo_prune.hessian.gram import Drift, Gram
-from qubo_prune.hessian.reach import NO_INPUT, uses_of
+from qubo_prune.hessian.reach import NO_INPUT, nothing_reached, uses_of
 from qubo_prune.hessian.stream import Sampled, sample
 from qubo_prune.models.coverage import Coverage, LeftDense, percent
 from qubo_prune.models.coverage import sentences as lines_of
@@ -37,7 +37,7 @@ from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.request import PruneRequest
 from qubo_prune.run.folder import check_free
-from qubo_prune.run.layerwise import densities_of, named_in_full, nothing_reached, prune_alone
+from qubo_prune.run.layerwise import densities_of, named_in_full, prune_alone
 from qubo_prune.run.memory import MemoryEstimate, available_memory, estimate, resident_memory
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import Checked, check_fits, check_request, plan_layers, request_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -26,22 +25,15 @@ from qubo_prune.data.samples import Samples
 from qubo_prune.devices import now, room, told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.events import event
-from qubo_prune.hessian.gradients import moments, without_gradient
+from qubo_prune.hessian.gradients import without_gradient
 from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.output_factor import OutputFactor, as_tensors, of_tensors, output_factors
-from qubo_prune.hessian.reach import NO_CALL, NO_GRADIENT, NO_INPUT, Uses, uses_of
+from qubo_prune.hessian.reach import NO_CALL, NO_GRADIENT, Uses, nothing_reached, uses_of
 from qubo_prune.hessian.stream import Block, stream, whole_block
 from qubo_prune.masks.keep import KeepMasks
-from qubo_prune.methods.allocation import (
-    by_loss_change,
-    counts_of,
-    densities_by_name,
-    outlier_share,
-    owl,
-    predicted_rise,
-    protected,
-)
+from qubo_prune.methods.allocation import densities_by_name, protected
 from qubo_prune.methods.base import Decision, JointTask, LayerTask, ModelTask, SampledStart
+from qubo_prune.methods.budget_search import BudgetTrace
 from qubo_prune.methods.correction import corrected
 from qubo_prune.methods.given import GivenMasks
 from qubo_prune.methods.verify import all_decided_by, decided_by
@@ -49,11 +41,11 @@ from qubo_prune.methods.weighting import unweighted, weighted
 from qubo_prune.models.coverage import LeftDense
 from qubo_prune.models.layers import Layer, Removed, check_finite, tied_to_others
 from qubo_prune.models.load import evaluating
-from qubo_prune.models.names import kinds
 from qubo_prune.models.storage import InMemory, WeightStorage
 from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.report.report import LayerReport
+from qubo_prune.run.densities import Allocated, Allocator
 from qubo_prune.run.memory import available_memory
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.records import Decided, Records, Start
@@ -64,8 +56,6 @@ _log = logging.getLogger(__name__)
 
 #: What takes less memory of a device than a layer took.
 _SMALLER = "give a smaller block_size, method='gram', update='none' or a device with more room, or exclude that layer"
-#: Samples that the allocation by the loss takes its gradients from.
-_FISHER_SAMPLES = 64
 #: Why the error of a layer is not the one that was measured when it was pruned.
 _IN_ANOTHER_ORDER = "It ran on other inputs once all was pruned, so its errors were measured again on those."
 _TIED = (
@@ -119,6 +109,8 @@ class LayerRun:
         self._removed: list[Removed] = []
         self.reports: list[LayerReport] = []
         self.masks = KeepMasks()
+        #: What a search for budgets did, if there was one.
+        self.budgets: BudgetTrace | None = None
         self.seconds = records.seconds
         self._densities = densities_of(plan, layers)
         self._left = sum(layer.parameter.numel() for layer in layers)
@@ -261,60 +253,22 @@ class LayerRun:
 
     def allocate(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
         """Give the layers densities of their own, if that is asked for; the whole keeps the plan's."""
-        if self._plan.allocation != "uniform":
-            found = self._records.once("budgets", lambda: self._allocated(model, data, loss, bars))
-            self._uniform = self._densities.keys() - found.keys()
-            self._densities |= found
-
-    def _allocated(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> dict[str, float]:
-        """Densities of the layers of which something is known; the others take no part in the budget."""
         plan = self._plan
-        with bars.task(f"budgets of the layers ({plan.allocation})", None):
-            if plan.allocation == "owl":
-                outliers: dict[str, float] = {}
+        if plan.allocation == "uniform":
+            return
 
-                def visit(layer: Layer, gram: Gram) -> None:
-                    if gram.tokens:
-                        outliers[layer.name] = outlier_share(layer.matrix().to(gram.matrix.device), gram)
+        def made() -> dict[str, Any]:
+            allocator = Allocator(
+                plan, self._layers, self._factors, self._shelf, self.seconds, self._order, self._draws
+            )
+            left = None if plan.max_time is None else max(0.0, plan.max_time - self.elapsed) / 2
+            with bars.task(f"budgets of the layers ({plan.allocation})", None):
+                return allocator.allocated(model, data, loss, Deadline(left)).to_dict()
 
-                stream(
-                    model,
-                    self._layers,
-                    data.inputs,
-                    visit,
-                    self.seconds,
-                    shelf=self._shelf,
-                    gram_devices=plan.gram_devices,
-                )
-                if not outliers:
-                    raise nothing_reached(self._layers, NO_INPUT, "inputs that go through them")
-                sizes = {layer.name: layer.parameter.numel() for layer in self._layers if layer.name in outliers}
-                shares = owl(outliers, plan.density, sizes=sizes)
-            elif plan.allocation == "kron":
-                shares = by_loss_change(
-                    {
-                        layer.name: self._factors[layer.name].rises(layer.matrix())
-                        for layer in self._layers
-                        if layer.name in self._factors
-                    },
-                    plan.density,
-                )
-            else:
-                assert loss is not None
-                assert data.samples is not None
-                objective = Objective(model, loss, LossDescent.preset("language").micro_batch)
-                found = moments(objective, data.samples, self._order(data.samples)[:_FISHER_SAMPLES], self._layers)
-                rises = {
-                    layer.name: predicted_rise(layer.matrix(), found[layer.name].mean, found[layer.name].square)
-                    for layer in self._layers
-                    if found[layer.name].reached
-                }
-                if not rises:
-                    raise nothing_reached(self._layers, NO_GRADIENT, "the allocation 'owl' or 'uniform'")
-                shares = by_loss_change(rises, plan.density)
-        shapes = {layer.name: layer.shape for layer in self._layers if layer.name in shares}
-        kept = counts_of(shares, shapes, plan.density, plan.pattern)
-        return {name: count / math.prod(shapes[name]) for name, count in kept.items()}
+        found = Allocated.from_dict(self._records.once("budgets", made))
+        self._uniform = self._densities.keys() - found.densities.keys()
+        self._densities |= found.densities
+        self.budgets = found.trace
 
     def all_layers(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
         """Stream the calibration data through the model and prune each layer when its turn comes."""
@@ -779,15 +733,6 @@ def _report_of(layer: Layer, gram: Gram, found: Decision, errors: _Errors, secon
         held_out_before=errors.held_out_before,
         held_out_after=errors.held_out_after,
         blocks=search.blocks,
-    )
-
-
-def nothing_reached(layers: Sequence[Layer], reason: str, instead: str) -> InputError:
-    """What is said if a run would leave all its layers dense."""
-    names = ", ".join(kinds([layer.name for layer in layers])[:4])
-    return InputError(
-        f"All {len(layers)} layers that are to be pruned ({names}) are {reason}, so nothing would be pruned; give "
-        f"{instead}."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qubo_prune.choices import BY_GRADIENTS
+from qubo_prune.choices import BY_GRADIENTS, SEARCHED
 from qubo_prune.data.calibration import Calibration, choose_loss
 from qubo_prune.data.losses import Loss, make_loss
 from qubo_prune.data.samples import Samples, TensorSamples, split
@@ -19,6 +19,7 @@ from qubo_prune.hessian.compensated import DAMPING
 from qubo_prune.masks.keep import Pattern
 from qubo_prune.methods.allocation import check_allocation, check_protect
 from qubo_prune.methods.base import Method, ModelMethod, SampledStart, Sampling
+from qubo_prune.methods.budget_search import BudgetSearch
 from qubo_prune.methods.chain import Chain, chain_of
 from qubo_prune.methods.correction import CORRECTION_DAMPING
 from qubo_prune.methods.given import GivenMasks
@@ -28,7 +29,9 @@ from qubo_prune.models.load import usable_device
 from qubo_prune.problem.bounds import check_kind
 from qubo_prune.request import PruneRequest
 from qubo_prune.seeds import checked_seed
+from qubo_prune.settings import checked_settings
 from qubo_prune.solver.interface import Solver, derive_seed
+from qubo_prune.solver.registry import make_solver
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,12 @@ class Plan:
     @property
     def needs_output_factors(self) -> bool:
         """True if masks or budgets go by what errors at the outputs cost the loss."""
-        return self.weighs_outputs or self.allocation == "kron"
+        return self.weighs_outputs or self.allocation in ("kron", *SEARCHED)
+
+    @property
+    def budget_search(self) -> BudgetSearch:
+        """How budgets are searched, if they are."""
+        return _search_of(self.request.budget.allocation_settings)
 
     def samples_of(self, data: Calibration) -> Samples:
         """What the gradients at the outputs come from: the windows of a text, or at most so many samples as Grams."""
@@ -213,6 +221,13 @@ def _compared_step(step: Method) -> Any:
     return {name: value for name, value in found.items() if name not in ("workers", "made", "handling")}
 
 
+def _search_of(settings: Mapping[str, Any] | None) -> BudgetSearch:
+    """The settings of a search for budgets, with a solver that there is."""
+    found = BudgetSearch(**checked_settings("allocation", BudgetSearch, settings or {}))
+    make_solver(found.solver)
+    return found
+
+
 def _plain(value: Any) -> Any:
     """A setting as JSON can hold it."""
     if value is None or isinstance(value, str | int | float):
@@ -242,6 +257,13 @@ def _check_budget(request: PruneRequest, chain: Chain, pattern: Pattern) -> None
     if budget.densities and budget.allocation != "uniform":
         raise InputError(
             f"The allocation is {budget.allocation!r} and densities are given by layer; give one of the two."
+        )
+    if budget.allocation in SEARCHED:
+        _search_of(budget.allocation_settings)
+    elif budget.allocation_settings:
+        raise InputError(
+            f"allocation_settings are given and the allocation {budget.allocation!r} has none; give the allocation "
+            "'qubo' or 'evolution', or leave them out."
         )
     check_protect(float(budget.protect), request.density)
     if budget.protect and not chain.protects:

@@ -241,6 +241,7 @@ def _pruned(
         seconds=vars(passed.seconds) | {"total": passed.elapsed, "checkpoints": 0.0},
         masks=passed.masks,
         loss=trace,
+        budgets=passed.budgets,
         held_out_perplexity=None if before is None or after is None else (before, after),
         memory_estimate_bytes=None if foreseen is None else foreseen.total,
         left_dense=tuple(passed.left_dense),
