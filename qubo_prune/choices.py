@@ -15,6 +15,8 @@ ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 BY_GRADIENTS = ("fisher", "kron", "qubo", "evolution")
 #: Those that begin with the factors of each layer and try budgets on the masked model.
 SEARCHED = ("qubo", "evolution")
+#: Settings that are good together, the dearer the better.
+Effort = Literal["fast", "balanced", "best"]
 #: Certified bounds, the looser the faster: no shift; the smallest eigenvalue of the Gram scaled to a unit diagonal; the
 #: factor analysis, one for all rows; one d for each row; the doubly nonnegative relaxation of each row.
 Bound = Literal["plain", "eigenvalue", "trace", "row", "semidefinite"]

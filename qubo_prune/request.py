@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from qubo_prune.arguments import as_block_size, as_count, as_names, as_number, as_shares, as_time
-from qubo_prune.choices import Allocation, Bound, DtypeName, Weights, WholeRow
-from qubo_prune.errors import did_you_mean
+from qubo_prune.choices import Allocation, Bound, DtypeName, Effort, Weights, WholeRow
+from qubo_prune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,10 +86,11 @@ class Budget:
 
     Attributes:
         pattern: Where the budget is balanced: row, layer, or n:m such as 2:4 (whose density is n/m).
-        allocation: Densities of the layers: uniform, progression (falling with depth), owl (more where scores have
-            outliers), fisher (by the predicted change of the loss), kron (by that from the factors of each layer), qubo
-            (from there by problems over density levels) or evolution (from there by mutations). The whole keeps the
-            density of the run; see :mod:`qubo_prune.methods.allocation`.
+        allocation: Densities of the layers: uniform, progression (falling with depth), owl (outliers), fisher or kron
+            (predicted change of the loss), qubo or evolution (searched from kron). The change is predicted from the
+            gradients of single weights with fisher, from the factors of each layer with kron; qubo solves problems over
+            density levels, evolution tries mutations. The whole keeps the density of the run; see
+            :mod:`qubo_prune.methods.allocation`.
         allocation_settings: A setting of the search for budgets, with qubo or evolution: a field of
             :class:`~qubo_prune.methods.budget_search.BudgetSearch`.
         densities: Kept share of layers by a shell-style pattern of their names, such as ``'*.mlp.*=0.4'``. Of several
@@ -217,9 +218,13 @@ class MethodSettings:
     Attributes:
         method: Blocks (gram, compensated, or loss = icbs), a score or a published method; qubo-prune methods lists
             them. From Python also an object of ``qubo_prune.methods``, or a chain of them.
-        update: Kept weights on the final mask: none, refit, admm, sparsegpt, or block. By default what the method
-            itself does to them, refit with compensated blocks. ``block`` fits those of a decoder layer together, to the
-            dense model's states (see :mod:`qubo_prune.methods.reconstruction`).
+        update: Kept weights on the final mask: none, refit, admm, sparsegpt, block, distill, or block+distill. By
+            default what the method itself does to them, refit with compensated blocks. ``block`` fits those of a
+            decoder layer together, to the dense model's states, ``distill`` those of the model, to its predictions (see
+            :mod:`qubo_prune.methods.reconstruction`).
+        effort: Settings that are good together: fast, balanced or best, see
+            :data:`qubo_prune.request.EFFORTS`. What is given besides comes before them; the pattern n:m, where budgets
+            cannot move, goes without kron.
         method_settings: A setting of the method, a field of its class. It is read as :attr:`solver_settings` are.
         solver: Who decides: a name, package.module:Class, or adapter:package.module:Thing. From Python also a
             :class:`~qubo_prune.Solver`.
@@ -251,6 +256,7 @@ class MethodSettings:
 
     method: Any = option("gram", WHAT, words="method_names")
     update: str | None = option(None, WHAT, words="update_names", shown="the method's own")
+    effort: Effort | None = option(None, WHAT)
     method_settings: Mapping[str, Any] | None = option(None, WHAT, flag="--method-set", metavar="NAME=VALUE")
     solver: Any = option("greedy", BLOCKS, words="solver_names", entry=True)
     solver_settings: Mapping[str, Any] | None = option(None, BLOCKS, flag="--set", metavar="NAME=VALUE")
@@ -287,6 +293,7 @@ class MethodSettings:
 class PruneSettings(TypedDict, total=False):
     """Keywords of :func:`qubo_prune.prune`: the fields of the groups by their names, for editors and type checkers."""
 
+    effort: Effort | None
     pattern: str
     allocation: Allocation
     allocation_settings: Mapping[str, Any] | None
@@ -331,6 +338,24 @@ class PruneSettings(TypedDict, total=False):
     damping: float | None
     correction: float | None
     loss_settings: Mapping[str, Any] | None
+
+
+_FAST: Mapping[str, Any] = {
+    "method": "admm",
+    "update": "refit",
+    "correction": 0.5,
+    "damping": 0.3,
+    "hessian": "kron",
+    "allocation": "kron",
+    "pattern": "layer",
+}
+#: What ``effort`` stands for: masks by ADMM, rows and layers by what their errors cost the loss, a refit that makes up
+#: for layers before; four times the calibration windows; and kept weights fitted together, by gradients.
+EFFORTS: Mapping[str, Mapping[str, Any]] = {
+    "fast": _FAST,
+    "balanced": {**_FAST, "samples": 128},
+    "best": {**_FAST, "samples": 128, "update": "block+distill"},
+}
 
 
 #: The groups of settings, by the name of the argument of :func:`qubo_prune.prune` and the field of a request.
@@ -412,6 +437,19 @@ class PruneRequest:
             for group in GROUPS
         }
         return replace(self, **made)
+
+    def with_effort(self) -> PruneRequest:
+        """The same with what its effort stands for in place of defaults."""
+        if self.how.effort is None:
+            return self
+        if self.how.effort not in EFFORTS:
+            near = did_you_mean(self.how.effort, EFFORTS)
+            raise InputError(f"effort is {self.how.effort!r}{near}; give one of {', '.join(EFFORTS)}.")
+        usual = PruneRequest(self.model)
+        meant = {name: value for name, value in EFFORTS[self.how.effort].items() if self[name] == usual[name]}
+        if ":" in self.budget.pattern:
+            meant = {name: value for name, value in meant.items() if value != "kron"}
+        return self.changed(meant)
 
     def __getitem__(self, name: str) -> Any:
         """The value of a setting, by its name."""

@@ -13,6 +13,7 @@ import torch
 from qubo_prune import estimate_run, prune
 from qubo_prune.errors import InputError
 from qubo_prune.request import (
+    EFFORTS,
     GROUPS,
     HOME,
     Budget,
@@ -180,3 +181,34 @@ def test_a_group_of_a_subclass_is_a_group() -> None:
         more: int = 3
 
     assert PruneRequest.of("m", groups={"budget": Mine(pattern="layer")}).budget.pattern == "layer"
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_an_effort_stands_for_settings_and_gives_way_to_what_is_said(effort: Any) -> None:
+    found = PruneRequest.of("m", settings={"effort": effort}).with_effort()
+    assert {name: found[name] for name in EFFORTS[effort]} == EFFORTS[effort]
+    own = PruneRequest.of(
+        "m", settings={"effort": effort, "method": "wanda", "damping": 0.1, "samples": 8}
+    ).with_effort()
+    assert (own["method"], own["damping"], own["samples"]) == ("wanda", 0.1, 8)
+    assert own["correction"] == 0.5
+    grouped = PruneRequest.of("m", settings={"effort": effort, "pattern": "2:4"}).with_effort()
+    assert (grouped["pattern"], grouped["hessian"], grouped["allocation"]) == ("2:4", None, "uniform")
+    assert grouped["method"] == "admm"
+
+
+def test_an_effort_that_there_is_not_is_rejected() -> None:
+    with pytest.raises(InputError, match="did you mean 'best'"):
+        prune(tiny.llama(), tiny.tokens(), effort="bst")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="names its methods and their settings"):
+        compare("smollm2-135m", ["wanda"], effort="best")
+
+
+@pytest.mark.parametrize("effort", ["fast", "best"])
+def test_runs_of_an_effort(effort: Any) -> None:
+    model = tiny.llama()
+    report = prune(model, list(torch.split(tiny.tokens(8, 16), 1)), effort=effort, loss="next-token", guard=2)
+    assert report.settings["method"] == "admm"
+    assert report.settings["allocation"] == "kron"
+    assert report.settings["update"] == EFFORTS[effort]["update"]
+    assert report.totals()["kept"] == report.totals()["weights"] // 2

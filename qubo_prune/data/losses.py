@@ -285,9 +285,9 @@ class Objective:
         Raises:
             InputError: a loss is not finite, or a sample has no label that counts.
         """
+        prediction = self.predicted(batch, len(indices))
         try:
             with caller_defaults(), fits(len(indices)):
-                prediction = self.loss.predict(self.model, batch)
                 losses = self.loss.losses(prediction, batch)
         except NoLabel as error:
             raise InputError(f"Sample {int(indices[error.row])} has no label but {IGNORED}; leave it out.") from None
@@ -296,6 +296,16 @@ class Objective:
                 f"The loss function returned {len(losses)} values for a batch of {len(indices)} samples; one value "
                 "per sample is needed."
             )
+        self.check_finite(losses, batch, indices)
+        return prediction, losses
+
+    def predicted(self, batch: Any, count: int) -> Tensor:
+        """Prediction of one micro-batch of that many samples."""
+        with caller_defaults(), fits(count):
+            return self.loss.predict(self.model, batch)
+
+    def check_finite(self, losses: Float[Tensor, " m"], batch: Any, indices: Int[Tensor, " m"]) -> None:
+        """Raise :class:`InputError` if a loss of a micro-batch is NaN or infinite."""
         if not torch.isfinite(losses).all():
             wrong = int(indices[(~torch.isfinite(losses)).nonzero()[0, 0]])
             raise InputError(
@@ -303,7 +313,6 @@ class Objective:
                 f"{int(indices[-1])}{self._origin(batch)}); check that sample and the model, or use a wider dtype such "
                 "as float32."
             )
-        return prediction, losses
 
     def _origin(self, batch: Any) -> str:
         """Which module's output is the first that is not finite, for a message; empty if all are finite."""

@@ -436,14 +436,22 @@ def backward(
     consume_drawn: Consume | None = None,
     drawn: torch.Generator | None = None,
 ) -> Float[Tensor, " B"]:
-    """One pass over a batch, and a backward pass for the given labels, for drawn ones, or both; the losses, float64."""
+    """One pass over a batch, and a backward pass for the given labels, for drawn ones, or both.
+
+    Returns:
+        the losses of the given labels, float64, if those are consumed; else nothing.
+    """
     watch = _Watch(layers, layers[0].parameter.device)
     losses: list[tuple[Tensor, Tensor]] = []
     with _watching(objective.model, layers, watch), torch.enable_grad():
         for part in objective.parts(samples, indices):
             watch.rows = part.rows
-            prediction, own = objective.losses_of(part.batch, indices[part.rows])
-            losses.append((part.rows, own.detach().double()))
+            chosen = indices[part.rows]
+            if consume is None:
+                prediction = own = objective.predicted(part.batch, len(chosen))
+            else:
+                prediction, own = objective.losses_of(part.batch, chosen)
+                losses.append((part.rows, own.detach().double()))
             watch.consume = consume
             if consume is not None and own.requires_grad:  # else it depends on none of the layers
                 with caller_defaults(), fits(len(part.rows)):  # checkpoints run the model again
@@ -454,11 +462,12 @@ def backward(
                 watch.consume = consume_drawn
                 with caller_defaults(), fits(len(part.rows)):
                     own = objective.loss.drawn(prediction, drawn, part.batch)
+                    objective.check_finite(own, part.batch, chosen)
                     if own.requires_grad:
                         torch.autograd.backward(own.sum())
                 watch.finish()
             watch.forget(inputs=True)
-    return in_order(losses)
+    return in_order(losses) if losses else torch.empty(0, dtype=torch.float64)
 
 
 @contextmanager

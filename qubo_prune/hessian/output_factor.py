@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from qubo_prune.data.losses import Objective
 from qubo_prune.data.samples import Samples
@@ -68,7 +69,7 @@ def output_factors(
     positions: dict[str, int] = {}
 
     def add(layer: Layer, rows: Tensor, inputs: Tensor, outputs: Tensor) -> None:
-        parts = [outputs.square().sum((0, 1)), inputs.square().sum((0, 1))]
+        parts = [vector_norm(each, dim=(0, 1)).square() for each in (outputs, inputs)]
         sums[layer.name] = (
             [a + b for a, b in zip(sums[layer.name], parts, strict=True)] if layer.name in sums else parts
         )

@@ -162,7 +162,7 @@ class PartLevels:
         """Logarithms of the predictions for a sample."""
         with torch.no_grad(), evaluating(self._objective.model):
             found = [
-                self._objective.losses_of(part.batch, torch.tensor([at])[part.rows])[0]
+                self._objective.predicted(part.batch, len(part.rows))
                 for part in self._objective.parts(self._samples, torch.tensor([at]))
             ]
         logits = torch.cat([each.flatten(0, -2) for each in found])

@@ -112,6 +112,10 @@ def _runs(asked: PruneRequest, methods: Sequence[str], density: Any, seeds: int)
     """All methods at all settings and seeds, each checked as far as it can be without the model."""
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; at least 1 is needed.")
+    if asked.how.effort is not None:
+        raise InputError(
+            "effort is given, and a comparison names its methods and their settings; leave it out, or give it to prune."
+        )
     if not methods:
         raise InputError(f"No method is given to compare; name one or more of {', '.join(method_names())}.")
     entries = [Entry.parse(method) for method in methods]

@@ -280,6 +280,7 @@ def estimate_run(
 
 def estimate_request(request: PruneRequest, on_step: OnStep | None = None, progress: bool = False) -> RunEstimate:
     """Tell what a request asks for; see :func:`estimate_run`."""
+    request = request.with_effort()
     checked, model = check_request(request, on_step), request.model
     check_free(request.run.run_folder, request.run.resume)
     bars = Progress(progress)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qubo_prune.blocks.certificate import BlockOptima, block_optima, least_error
-from qubo_prune.blocks.loss.descent import LossDescent, OnStep
+from qubo_prune.blocks.loss.descent import OnStep
 from qubo_prune.blocks.loss.trace import LossTrace
 from qubo_prune.blocks.rows import DescentResult
 from qubo_prune.choices import BY_GRADIENTS
@@ -56,6 +56,8 @@ _log = logging.getLogger(__name__)
 
 #: What takes less memory of a device than a layer took.
 _SMALLER = "give a smaller block_size, method='gram', update='none' or a device with more room, or exclude that layer"
+#: Tokens that go through the model at once for gradients at the layers' outputs, unless a window has more.
+_TOKENS = 1024
 #: Why the error of a layer is not the one that was measured when it was pruned.
 _IN_ANOTHER_ORDER = "It ran on other inputs once all was pruned, so its errors were measured again on those."
 _TIED = (
@@ -235,13 +237,15 @@ class LayerRun:
 
     def weigh_outputs(self, model: nn.Module, data: Calibration, loss: Loss | None, bars: Progress) -> None:
         """Learn from the dense model what errors at the layers' outputs cost the loss, if anything goes by that."""
-        if not self._plan.needs_output_factors:
+        plan = self._plan
+        if not plan.needs_output_factors:
             return
         assert loss is not None
-        samples = self._plan.samples_of(data)
+        samples = plan.samples_of(data)
 
         def made() -> dict[str, Tensor]:
-            objective = Objective(model, loss, LossDescent.preset("language").micro_batch)
+            tokens = int(plan.request.data.sequence_length) if isinstance(plan.request.calibration, str) else 256
+            objective = Objective(model, loss, max(1, _TOKENS // tokens))
             return as_tensors(output_factors(objective, samples, self._order(samples), self._layers, self._draws))
 
         with bars.task("gradients at the outputs", None):

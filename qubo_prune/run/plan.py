@@ -33,6 +33,9 @@ from qubo_prune.settings import checked_settings
 from qubo_prune.solver.interface import Solver, derive_seed
 from qubo_prune.solver.registry import make_solver
 
+#: Tokens that gradients at the layers' outputs come from, at most.
+_TOKENS = 16_384
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -140,10 +143,16 @@ class Plan:
         return _search_of(self.request.budget.allocation_settings)
 
     def samples_of(self, data: Calibration) -> Samples:
-        """What the gradients at the outputs come from: the windows of a text, or at most so many samples as Grams."""
+        """What the gradients at the outputs come from, evenly spread.
+
+        Windows of a text up to 16,384 tokens, since a mean over these is known well and a backward pass is dear; or at
+        most so many samples as Grams.
+        """
         assert data.samples is not None
         if isinstance(self.request.calibration, str):
-            return TensorSamples(torch.cat(data.inputs).cpu())
+            windows = torch.cat(data.inputs).cpu()
+            most = max(1, _TOKENS // windows.shape[1])
+            return TensorSamples(windows[torch.linspace(0, len(windows) - 1, min(most, len(windows))).long()])
         most = min(len(data.samples), int(self.request.data.gram_samples))
         return split(data.samples, [most], derive_seed(0, len(data.samples)))[0]
 

@@ -171,6 +171,7 @@ def run_request(request: PruneRequest, on_step: OnStep | None = None, progress: 
     """Do what a request asks for; see :func:`prune`."""
     began = time.perf_counter()
     check_alone()
+    request = request.with_effort()
     checked = check_request(request, on_step)
     bars, where = Progress(progress), request.run
     target = None if checked.output is None else made_output(checked.output)
