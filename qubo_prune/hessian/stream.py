@@ -291,7 +291,8 @@ class Sampled:
         stack: all blocks of it.
         loading: seconds until its weights were there.
         passes: seconds of the passes that its Grams took, without visits.
-        advance: seconds of the pass to the next block.
+        onward: seconds until the next block has its inputs, in the dense model too if that runs beside.
+        advance: seconds of one pass in which nothing was kept before.
     """
 
     layers: tuple[Layer, ...]
@@ -300,6 +301,7 @@ class Sampled:
     stack: int
     loading: float
     passes: float
+    onward: float
     advance: float
 
 
@@ -313,6 +315,7 @@ def sample(
     paired: bool = False,
     shelf: WeightStorage | None = None,
     gram_devices: tuple[str, ...] = (),
+    room: int = 0,
 ) -> Sampled:
     """Do of a :func:`stream` what the first block with layers takes, and nothing behind it; say how long that took.
 
@@ -325,6 +328,7 @@ def sample(
         paired: the dense model is run beside the other.
         shelf: where the weights are; in memory by default.
         gram_devices: as for a run.
+        room: likewise.
     """
     shelf = shelf or InMemory(model)
     calls = [as_call(batch) for batch in (*batches, *held_out)]
@@ -349,16 +353,37 @@ def sample(
             there = now(devices)
             dense = {layer.name: layer.matrix() for layer in inside} if paired else None
             run = _Pass(
-                timed_visit, Seconds(), len(batches), dense, lambda layer: True, shelf, gram_devices, devices=devices
+                timed_visit,
+                Seconds(),
+                len(batches),
+                dense,
+                lambda layer: True,
+                shelf,
+                gram_devices,
+                devices=devices,
+                room=room,
             )
-            _visit_block(block, inside, inside, calls, states, run)
+            kept = _visit_block(block, inside, inside, calls, states, run, further=len(stack) > 1)
             visited = now(devices)
+            for number, (call, state) in enumerate(zip(calls, states.now, strict=True)):
+                if paired and number not in kept.outputs:
+                    call.run(block, state)
+                with kept.replays.over(number):
+                    call.run(block, state)
+            went_on = now(devices)
             for call, state in zip(calls, states.now, strict=True):
                 call.run(block, state)
             ended = now(devices)
     last = max(number for number, each in enumerate(stack) if any(each is other for other in holding))
     return Sampled(
-        inside, len(holding), last + 1, len(stack), there - began, visited - there - visiting.search, ended - visited
+        inside,
+        len(holding),
+        last + 1,
+        len(stack),
+        there - began,
+        visited - there - visiting.search,
+        went_on - visited,
+        ended - went_on,
     )
 
 
@@ -709,6 +734,7 @@ def _stream_stack(
                     with run.undone(inside):
                         _advance(block, calls, dense, run, given=kept.outputs)
                 _advance(block, calls, hidden, run, kept.replays)
+            kept.replays.close()
 
 
 def _advance(
@@ -739,8 +765,8 @@ class _Kept:
         replays: what its layers have given since they were visited, if nothing has changed them again.
     """
 
-    outputs: Mapping[int, Tensor] = field(default_factory=dict)
-    replays: Replays | None = None
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    replays: Replays = field(default_factory=lambda: Replays(Room(0)))
 
 
 def _visit_block(

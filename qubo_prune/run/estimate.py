@@ -38,7 +38,7 @@ from qubo_prune.progress import Progress
 from qubo_prune.request import PruneRequest
 from qubo_prune.run.folder import check_free
 from qubo_prune.run.layerwise import densities_of, named_in_full, prune_alone
-from qubo_prune.run.memory import MemoryEstimate, available_memory, estimate, resident_memory
+from qubo_prune.run.memory import MemoryEstimate, available_memory, estimate, resident_memory, room_for_passes
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.prune import Checked, check_fits, check_request, plan_layers, request_of
 from qubo_prune.solver.block_counts import NONE
@@ -435,13 +435,11 @@ class _Measured:
         one = self._sample(inputs[:1], [], _ignore)
         some = self._sample(inputs, held_out, self._time_some_rows)
         seen = len(inputs) + len(held_out)
-        passes, advance = (
-            _extended([(1, first), (seen, more)], len(windows))
-            for first, more in ((one.passes, some.passes), (one.advance, some.advance))
-        )
+        pairs = ((one.passes, some.passes), (one.onward, some.onward), (one.advance, some.advance))
+        passes, onward, advance = (_extended([(1, first), (seen, more)], len(windows)) for first, more in pairs)
         both = 2 if self._plan.correction else 1
         times = 2 if self._plan.allocation == "owl" else 1
-        forward = times * (some.blocks * passes + both * some.behind * advance)
+        forward = times * (some.blocks * passes + some.behind * onward)
         # the first window goes through the whole model, and those by which the result is judged do so twice
         whole = both * times + 2 * len(self._data.held_out)
         forward += whole * some.stack * advance / len(windows)
@@ -452,7 +450,15 @@ class _Measured:
     def _sample(self, inputs: Sequence[Any], held_out: Sequence[Any], visit: Callable[[Layer, Gram], None]) -> Sampled:
         plan, loaded = self._plan, self._loaded
         return sample(
-            loaded.model, self._layers, inputs, visit, held_out, bool(plan.correction), loaded.shelf, plan.gram_devices
+            loaded.model,
+            self._layers,
+            inputs,
+            visit,
+            held_out,
+            bool(plan.correction),
+            loaded.shelf,
+            plan.gram_devices,
+            room_for_passes(self._layers, loaded.shelf),
         )
 
     def _told(self, some: Sampled, seen: int) -> str:

@@ -22,7 +22,7 @@ from qubo_prune.clock import Deadline
 from qubo_prune.data.calibration import Calibration, split_held_out
 from qubo_prune.data.losses import Loss, Objective
 from qubo_prune.data.samples import Samples
-from qubo_prune.devices import now, room, told_if_full
+from qubo_prune.devices import now, told_if_full
 from qubo_prune.errors import InputError
 from qubo_prune.events import event
 from qubo_prune.hessian.gradients import without_gradient
@@ -46,7 +46,7 @@ from qubo_prune.precision import pinned
 from qubo_prune.progress import Progress
 from qubo_prune.report.report import LayerReport
 from qubo_prune.run.densities import Allocated, Allocator
-from qubo_prune.run.memory import available_memory
+from qubo_prune.run.memory import room_for_passes
 from qubo_prune.run.plan import Plan
 from qubo_prune.run.records import Decided, Records, Start
 from qubo_prune.solver.interface import derive_seed
@@ -309,21 +309,13 @@ class LayerRun:
                     self._plan.gram_devices,
                     self._settle,
                     self._fit if self._plan.chain.joint(whole_model=False) else None,
-                    self._room(),
+                    room_for_passes(self._layers, self._shelf),
                 )
             else:
                 for layer in self._layers:
                     visit(layer, Gram.of_nothing(layer.shape[1], layer.parameter.device))
         if not self.reports:
             raise nothing_reached(self._layers, self.left_dense[0].reason, "inputs that go through them")
-
-    def _room(self) -> int:
-        """Bytes that passes may keep for later ones: a quarter of what is there, none if weights are on the disk."""
-        if not self._shelf.in_memory:
-            return 0
-        devices = {layer.parameter.device for layer in self._layers}
-        left = [available_memory(), *filter(None, map(room, devices))]
-        return min(left) // 4
 
     def _why_left_dense(self, layer: Layer, gram: Gram) -> str | None:
         """Why a layer stays as it is: nothing was seen of it, and it was not asked for by its full name."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from qubo_prune.devices import room
 from qubo_prune.methods.row_blocks import RowBlocks
 from qubo_prune.models.layers import Layer, within
+from qubo_prune.models.storage import WeightStorage
 from qubo_prune.run.plan import Plan
 
 _CPU = torch.device("cpu")
@@ -264,6 +265,14 @@ def available_memory() -> int:
     if limit != resource.RLIM_INFINITY:
         bounds.append(limit - psutil.Process().memory_info().vms)
     return max(0, int(min(bounds)))
+
+
+def room_for_passes(layers: Sequence[Layer], shelf: WeightStorage) -> int:
+    """Bytes that passes may keep for later ones: a quarter of what is there, none if weights are on the disk."""
+    if not shelf.in_memory:
+        return 0
+    devices = {layer.parameter.device for layer in layers}
+    return min([available_memory(), *filter(None, map(room, devices))]) // 4
 
 
 def _left_in_groups() -> list[int]:
