@@ -91,8 +91,8 @@ class Budget:
             gradients of single weights with fisher, from the factors of each layer with kron; qubo solves problems over
             density levels, evolution tries mutations. The whole keeps the density of the run; see
             :mod:`qubo_prune.methods.allocation`.
-        allocation_settings: A setting of the search for budgets, with qubo or evolution: a field of
-            :class:`~qubo_prune.methods.budget_search.BudgetSearch`.
+        allocation_settings: A setting of the search for budgets, with qubo or evolution, such as passes=400. It is a
+            field of :class:`~qubo_prune.methods.budget_search.BudgetSearch`.
         densities: Kept share of layers by a shell-style pattern of their names, such as ``'*.mlp.*=0.4'``. Of several
             patterns that match a layer the last counts.
         protect: Share of a layer, its highest Wanda scores, that nothing may prune (compensated blocks, or a score
