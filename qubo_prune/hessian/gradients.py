@@ -439,7 +439,7 @@ def backward(
     """One pass over a batch, and a backward pass for the given labels, for drawn ones, or both.
 
     Returns:
-        the losses of the given labels, float64, if those are consumed; else nothing.
+        the losses of the given labels, float64; NaN if those are not consumed.
     """
     watch = _Watch(layers, layers[0].parameter.device)
     losses: list[tuple[Tensor, Tensor]] = []
@@ -467,7 +467,7 @@ def backward(
                         torch.autograd.backward(own.sum())
                 watch.finish()
             watch.forget(inputs=True)
-    return in_order(losses) if losses else torch.empty(0, dtype=torch.float64)
+    return in_order(losses) if losses else torch.full((len(indices),), torch.nan, dtype=torch.float64)
 
 
 @contextmanager

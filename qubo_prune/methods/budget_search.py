@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -67,6 +67,7 @@ class Moves:
     features: Float[NDArray[np.float32], "n f"]
 
 
+@runtime_checkable
 class Landscape(Protocol):
     """A model whose parts keep as many weights as one says."""
 
