@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from qubo_prune.devices import room
 from qubo_prune.methods.row_blocks import RowBlocks
 from qubo_prune.models.layers import Layer, within
+from qubo_prune.models.stack import find_stack
 from qubo_prune.models.storage import WeightStorage
 from qubo_prune.run.plan import Plan
 
 _CPU = torch.device("cpu")
 #: Float64 entries that batches of rows take at most at a time on the CPU, in each of a few arrays.
 _ENTRIES, _ARRAYS = 2**23, 4
+#: Bytes of a float32.
+_FLOAT = 4
 #: Bytes of Python, torch and transformers at least, and of the compiled searches that are loaded when they are used.
 _LIBRARIES, _KERNELS = 350 * 2**20, 100 * 2**20
 
@@ -161,6 +164,11 @@ def estimate(
         own = [layer for layer in layers if _place(layer.parameter, device) == place]
         here, weights, undo = _resident(model, own, plan, blocks, place, device)
         work = max((_work(layer, plan, bool(held_out)) for layer in own), default=0)
+        if own and plan.chain.joints:
+            logits = longest * vocabulary * item
+            work = max(
+                work, _fitting(plan, own, find_stack(model, layers) or [model], tokens * width * item, longest, logits)
+            )
         return _Parts(here, weights, undo, states if own else 0, work)
 
     host = parts(_CPU)
@@ -237,6 +245,32 @@ def _work(layer: Layer, plan: Plan, guarded: bool) -> int:
     elif plan.chain.blocks is not None:  # fields and costs of flips
         work += 4 * 8 * matrix + _row_problems(plan.chain.blocks, square)
     return gram + work
+
+
+def _fitting(
+    plan: Plan, own: Sequence[Layer], blocks: Sequence[nn.Module], states: int, longest: int, logits: int
+) -> int:
+    """Bytes that it takes to fit layers together: weights in float32, gradients, Adam's moments, activations.
+
+    Args:
+        plan: of the run.
+        own: the layers on a device.
+        blocks: the decoder layers.
+        states: bytes of the calibration's hidden states, the targets of a decoder layer.
+        longest: tokens of the longest window.
+        logits: bytes of its predictions.
+    """
+    held = [list(within(own, block)) for block in blocks]
+    # what a layer reads and gives is kept for the backward pass, and about as much between layers
+    activations = [sum(2 * sum(layer.shape) * longest * _FLOAT for layer in block) for block in held]
+    weights = [4 * _FLOAT * sum(layer.parameter.numel() for layer in block) for block in held]
+    need = 0
+    for joint in plan.chain.joints:
+        if joint.whole_model:
+            need = max(need, sum(weights) + sum(activations) + 6 * logits)
+        else:
+            need = max(need, max(map(sum, zip(weights, activations, strict=True)), default=0) + states)
+    return need
 
 
 def _row_problems(blocks: RowBlocks, square: int) -> int:

@@ -221,6 +221,7 @@ def _pruned(
     )
     coverage = Coverage.of(loaded.model, planned.layers, request.budget.include, request.budget.exclude)
     _tell_memory(foreseen, bars)
+    _check_fitting(plan, foreseen)
     judges = data.held_out if isinstance(request.calibration, str) else []
     with passed.undone_on_failure():
         before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
@@ -440,6 +441,17 @@ def _tell_memory(foreseen: MemoryEstimate | None, bars: Progress) -> None:
         **asdict(foreseen),
     )
     bars.say(sentence)
+
+
+def _check_fitting(plan: Plan, foreseen: MemoryEstimate | None) -> None:
+    """Raise :class:`InputError` if layers are to be fitted together and the memory will not hold that."""
+    available = available_memory() + resident_memory()
+    if foreseen is not None and plan.chain.joints and foreseen.short(available):
+        raise InputError(
+            f"{foreseen.sentence(available)} Layers are to be fitted together (update {plan.chain.update_name!r}), and "
+            "that would not come to its end; give shorter or fewer windows, the update 'refit' (or 'block' in place of "
+            "'distill'), or a device with more room."
+        )
 
 
 def _identify(folder: RunFolder | None, part: str, given: Callable[[], Mapping[str, Any]]) -> None:

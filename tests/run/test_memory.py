@@ -13,6 +13,7 @@ import tiny
 import torch
 from test_large import run
 
+from qubo_prune import prune
 from qubo_prune.errors import InputError
 from qubo_prune.models.layers import find_layers
 from qubo_prune.request import PruneRequest
@@ -48,6 +49,28 @@ def test_whole_rows_have_a_matrix_each_only_where_the_solver_needs_one() -> None
     one, two = (foreseen(plan(block_size="row", solver="neal", workers=count)) for count in (1, 2))
     assert usual.layer < one.layer < two.layer
     assert two.layer - one.layer == one.layer - usual.layer > 0
+
+
+def test_fitting_layers_together_takes_moments_and_activations() -> None:
+    def layer_bytes(update: str, depth: int, windows: int = 4) -> int:
+        return foreseen(plan(method="wanda", update=update), windows=windows, num_hidden_layers=depth).layer
+
+    weights = sum(layer.parameter.numel() for layer in find_layers(tiny.llama(num_hidden_layers=40)))
+    assert layer_bytes("distill", 40) > 16 * weights
+    assert layer_bytes("distill", 80) > 1.9 * layer_bytes("distill", 40)
+    assert layer_bytes("block+distill", 40) == layer_bytes("distill", 40)
+    assert layer_bytes("refit", 40) == layer_bytes("refit", 2) <= layer_bytes("block", 2) == layer_bytes("block", 40)
+    assert layer_bytes("block", 2, 4000) > 2 * layer_bytes("block", 2)  # targets
+
+
+def test_a_run_whose_fitting_the_memory_does_not_hold_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama()
+    before = [parameter.clone() for parameter in model.parameters()]
+    monkeypatch.setattr("qubo_prune.run.prune.available_memory", lambda: -(2**50))
+    with pytest.raises(InputError, match=r"update 'distill'.*would not come to its end; give shorter or fewer windows"):
+        prune(model, tiny.tokens(), 0.5, method="wanda", update="distill")
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    prune(model, tiny.tokens(), 0.5, method="wanda", update="refit")  # which is only warned about
 
 
 def test_on_the_disk_more_decoder_layers_and_windows_take_no_more_but_for_masks() -> None:
