@@ -95,6 +95,8 @@ class Budget:
             field of :class:`~qubo_prune.methods.budget_search.BudgetSearch`.
         densities: Kept share of layers by a shell-style pattern of their names, such as ``'*.mlp.*=0.4'``. Of several
             patterns that match a layer the last counts.
+        reorder: Reorder the channels of MLPs before a pattern n:m, which leaves the model as it is and lets the pattern
+            prune less. Weights and masks are of that order.
         protect: Share of a layer, its highest Wanda scores, that nothing may prune (compensated blocks, or a score
             alone). Fewer are protected where a budget does not hold them.
         certify: Prove how much better masks could be, by a bound: plain, eigenvalue, trace, row or semidefinite, the
@@ -114,6 +116,7 @@ class Budget:
     densities: Mapping[str, float] | None = option(
         None, BUDGETS, read=as_shares, flag="--layer-density", metavar="PATTERN=SHARE"
     )
+    reorder: bool = option(False, BUDGETS, entry=True)
     protect: float | str = option(0.0, BUDGETS, read=as_number, entry=True)
     certify: Bound | None = option(None, BLOCKS)
     include: str | Sequence[str] = option((), WHAT, read=as_names)
@@ -298,6 +301,7 @@ class PruneSettings(TypedDict, total=False):
     allocation: Allocation
     allocation_settings: Mapping[str, Any] | None
     densities: Mapping[str, float] | None
+    reorder: bool
     protect: float | str
     certify: Bound | None
     include: str | Sequence[str]

@@ -30,6 +30,7 @@ from qubo_prune.hessian.gram import Gram
 from qubo_prune.hessian.output_factor import OutputFactor, as_tensors, of_tensors, output_factors
 from qubo_prune.hessian.reach import NO_CALL, NO_GRADIENT, Uses, nothing_reached, uses_of
 from qubo_prune.hessian.stream import Block, stream, whole_block
+from qubo_prune.masks.channel_order import channel_order
 from qubo_prune.masks.keep import KeepMasks
 from qubo_prune.methods.allocation import densities_by_name, protected
 from qubo_prune.methods.base import Decision, JointTask, LayerTask, ModelTask, SampledStart
@@ -38,6 +39,8 @@ from qubo_prune.methods.correction import corrected
 from qubo_prune.methods.given import GivenMasks
 from qubo_prune.methods.verify import all_decided_by, decided_by
 from qubo_prune.methods.weighting import unweighted, weighted
+from qubo_prune.models.calls import as_call
+from qubo_prune.models.channels import Channels, candidates, first_tensor, input_power, reordered
 from qubo_prune.models.coverage import LeftDense
 from qubo_prune.models.layers import Layer, Removed, check_finite, tied_to_others
 from qubo_prune.models.load import evaluating
@@ -56,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 #: What takes less memory of a device than a layer took.
 _SMALLER = "give a smaller block_size, method='gram', update='none' or a device with more room, or exclude that layer"
+#: Batches by whose inputs channels are ordered.
+_ORDERING = 8
 #: Tokens that go through the model at once for gradients at the layers' outputs, unless a window has more.
 _TOKENS = 1024
 #: Why the error of a layer is not the one that was measured when it was pruned.
@@ -113,6 +118,9 @@ class LayerRun:
         self.masks = KeepMasks()
         #: What a search for budgets did, if there was one.
         self.budgets: BudgetTrace | None = None
+        #: Names of the layers whose inputs have another order than in the model that was given.
+        self.reordered: list[str] = []
+        self._orders: list[tuple[Channels, Tensor]] = []
         self.seconds = records.seconds
         self._densities = densities_of(plan, layers)
         self._left = sum(layer.parameter.numel() for layer in layers)
@@ -142,6 +150,8 @@ class LayerRun:
             for layer in self._layers:
                 if layer.name in self._dense:
                     layer.assign(self._dense[layer.name])
+            for channels, order in reversed(self._orders):
+                channels.reorder(order.argsort())
             raise
 
     @property
@@ -228,6 +238,34 @@ class LayerRun:
             self.masks[layer.parameter_name] = layer.stored(found.decisions[layer.name].keep).cpu()
         self.seconds.loss = past + time.perf_counter() - began
         return found.trace
+
+    def reorder(self, model: nn.Module, data: Calibration, bars: Progress) -> None:
+        """Put channels between layers into an order in which the pattern prunes less, if that is asked for."""
+        plan = self._plan
+        if not plan.request.budget.reorder:
+            return
+        found = {each.reader.name: each for each in candidates(model, self._layers)}
+        calls = [as_call(batch) for batch in data.inputs]
+
+        def made() -> dict[str, Tensor]:
+            readers = [each.reader for each in found.values() if each.reader.shape[1] % plan.pattern.of == 0]
+            power = input_power(model, readers, calls[:_ORDERING])
+            orders = {}
+            for layer in readers:
+                scores = layer.matrix().double().square().cpu() * power[layer.name].double().cpu()
+                order = channel_order(scores.T.numpy(), plan.pattern.keep, plan.pattern.of, seed=plan.seed)
+                orders[layer.name] = torch.from_numpy(order)
+            return orders
+
+        def output() -> Tensor:
+            with torch.no_grad():
+                return first_tensor(calls[0].run(model))
+
+        with bars.task("order of channels", None), evaluating(model):
+            orders = self._records.tensors_once("channel-orders", made)
+            chosen = [found[name] for name in orders]
+            self._orders = [(each, orders[each.reader.name]) for each in reordered(chosen, orders, output)]
+        self.reordered = [each.reader.name for each, _ in self._orders]
 
     def look(self, model: nn.Module, data: Calibration) -> None:
         """See in one forward pass which layers' weights are used, and how."""

@@ -274,6 +274,15 @@ def _check_budget(request: PruneRequest, chain: Chain, pattern: Pattern) -> None
             f"allocation_settings are given and the allocation {budget.allocation!r} has none; give the allocation "
             "'qubo' or 'evolution', or leave them out."
         )
+    if budget.reorder and not pattern.of:
+        raise InputError(
+            f"reorder is given and the pattern is {pattern.name}, to which the order of channels is all the same; give "
+            "a pattern such as 2:4, or leave reorder out."
+        )
+    if budget.reorder and isinstance(chain.start, GivenMasks):
+        raise InputError(
+            "reorder is given and masks are too, which are of the order that the model has; leave one of the two out."
+        )
     check_protect(float(budget.protect), request.density)
     if budget.protect and not chain.protects:
         raise InputError(

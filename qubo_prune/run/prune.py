@@ -225,6 +225,7 @@ def _pruned(
     judges = data.held_out if isinstance(request.calibration, str) else []
     with passed.undone_on_failure():
         before = records.once("perplexity", lambda: _perplexity(loaded.model, judges, bars))
+        passed.reorder(loaded.model, data, bars)
         passed.look(loaded.model, data)
         passed.weigh_outputs(loaded.model, data, planned.reading, bars)
         passed.allocate(loaded.model, data, planned.reading, bars)
@@ -238,7 +239,7 @@ def _pruned(
     return Report(
         layers=tuple(passed.reports),
         model=loaded.name,
-        settings=plan.settings(),
+        settings=plan.settings() | ({"reordered": passed.reordered} if request.budget.reorder else {}),
         calibration=data.described,
         seconds=vars(passed.seconds) | {"total": passed.elapsed, "checkpoints": 0.0},
         masks=passed.masks,
@@ -471,6 +472,8 @@ def _check_disk(plan: Plan) -> None:
             "weights is 'disk', and gradients of the loss need the whole model in memory; give the method 'gram' or "
             "'compensated', the allocation 'uniform' or 'owl', and no hessian 'kron'."
         )
+    if request.budget.reorder:
+        raise InputError("weights is 'disk' and reorder is given, which needs the model in memory; leave it out.")
     if plan.chain.joints:
         raise InputError(
             "weights is 'disk', and the updates 'block' and 'distill' fit layers to the dense ones beside them, which "
