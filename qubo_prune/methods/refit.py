@@ -81,21 +81,21 @@ def descend(
     """
     values, single = weight.masked_fill(~keep, 0), hessian.float()
     rows = torch.arange(len(weight), device=weight.device)
-    first = last = None
-    for _ in range(restarts):
+    left = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+    wanted = last = torch.full((len(weight),), torch.inf, dtype=weight.dtype, device=weight.device)
+    for number in range(restarts + 1):
         residual = ((weight[rows] - values[rows]) @ hessian).masked_fill_(~keep[rows], 0)
         size = residual.abs().amax(1)
-        first = size if first is None else first
-        going = size > _ACCURACY * first
-        if last is not None and bool((size[going] > 0.5 * last[going]).any()):
-            break  # single precision does not lead there
-        rows, residual, size, first = rows[going], residual[going], size[going, None], first[going]
-        last = size[:, 0]
-        if not len(rows):
+        wanted = _ACCURACY * size if number == 0 else wanted
+        going = size > wanted
+        # where single precision does not lead on, and in the end, a row is left
+        left[rows] = going & (size > 0.5 * last) if number < restarts else going
+        chosen = (going & ~left[rows]).nonzero()[:, 0]  # the one wait for the device of a restart
+        if not len(chosen):
             break
-        values[rows] += size * _steps((residual / size).float(), single, keep[rows], inverse, steps)
-    left = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-    left[rows] = True
+        rows, residual, wanted, last = (each.index_select(0, chosen) for each in (rows, residual, wanted, size))
+        step = _steps((residual / last[:, None]).float(), single, keep[rows], inverse, steps)
+        values[rows] += last[:, None] * step
     return values, left
 
 
@@ -120,13 +120,14 @@ def _steps(
         step += length * direction
         residual = residual - length * pushed
         if number % 4 == 0 or number == most:
-            going = (residual.abs().amax(1) > fall) & (curvature > 0)
             result[rows] = step
-            if not going.any():
+            going = ((residual.abs().amax(1) > fall) & (curvature > 0)).nonzero()[:, 0]
+            if not len(going):
                 break
-            if going.sum() < 0.8 * len(going):  # what is copied costs less than steps that are not needed
-                rows, step, residual, support = rows[going], step[going], residual[going], support[going]
-                direction, slope = direction[going], slope[going]
+            if len(going) < 0.8 * len(rows):  # what is copied costs less than steps that are not needed
+                rows, step, residual, support, direction, slope = (
+                    each.index_select(0, going) for each in (rows, step, residual, support, direction, slope)
+                )
         ahead = (residual @ inverse) * support
         before, slope = slope, (residual * ahead).sum(1)
         direction = ahead + torch.where(before > 0, slope / before, 0)[:, None] * direction
