@@ -333,7 +333,8 @@ class LayerRun:
                 advance(layer.parameter.numel(), layer.name)
 
             if self._plan.needs_inputs:
-                dense = self._dense if self._plan.correction or self._plan.chain.joints else None
+                beside = self._plan.correction or self._plan.chain.joint(whole_model=False) is not None
+                dense = self._dense if beside else None
                 stream(
                     model,
                     self._layers,
@@ -559,6 +560,7 @@ class LayerRun:
                 data.held_out,
                 shelf=self._shelf,
                 gram_devices=self._plan.gram_devices,
+                room=room_for_passes(self._layers, self._shelf),
             )
 
     def _measure_again(self, layer: Layer, gram: Gram, why: str) -> None:
