@@ -67,8 +67,8 @@ Visit = Callable[[Layer, Gram], None]
 
 #: Called once all layers of a block are visited and their inputs do not change any more, with those layers, what finds
 #: the ones whose inputs are others now than in their visit (they run several times, or in another order in another
-#: batch), and what takes the Gram of the inputs that a layer has now.
-Settle = Callable[[Sequence[Layer], Callable[[], Sequence[Layer]], Callable[[Layer], Gram]], None]
+#: batch), and what takes the Gram of the inputs that a layer has now, told whether no layer of the block is such a one.
+Settle = Callable[[Sequence[Layer], Callable[[], Sequence[Layer]], Callable[[Layer, bool], Gram]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ def _undone(layers: Sequence[Layer], dense: Mapping[str, Tensor]) -> Iterator[No
 
 
 def _settle_nothing(
-    layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram], /
+    layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer, bool], Gram], /
 ) -> None:
     """Leave it at what the visits have seen."""
 
@@ -824,12 +824,61 @@ def _visit_block(
                 _timed(run.seconds, run.devices, lambda c=call, h=states.now[number]: reads.watch(c, h))  # type: ignore[misc]
         return reads.moved
 
-    def gram_now(layer: Layer) -> Gram:
-        stage = Stage((layer,), 0)
-        return _accumulate(block, stage, calls, states, run, _Beside(block, [stage], inside, calls, states, run))
-
-    run.settle(layers, moved, gram_now)
+    again = _Again(block, stages, inside, calls, states, run)
+    run.settle(layers, moved, again.gram)
+    again.close()
     return _Kept(beside.outputs, replays)
+
+
+class _Again:
+    """Grams of the inputs that a block's layers have now, once their weights do not change any more.
+
+    Those that read one input, once in a pass and in their turn, have one Gram, and passes keep what they can.
+
+    Args:
+        block: the block.
+        stages: its layers by their inputs.
+        inside: all layers that it holds.
+        calls: of the block.
+        states: hidden states for them.
+        run: the run.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        stages: Sequence[Stage],
+        inside: Sequence[Layer],
+        calls: Sequence[Call],
+        states: _States,
+        run: _Pass,
+    ) -> None:
+        self._block, self._inside, self._calls, self._states, self._run = block, inside, calls, states, run
+        room = Room(run.room)
+        once = [stage for stage in stages if stage.calls == 1]
+        self._stages = {layer: stage for stage in once for layer in stage.layers}
+        self._beside = _Beside(block, once, inside, calls, states, run, room)
+        self._replays = Replays(room)
+        self._latest: tuple[Stage, Gram] | None = None
+
+    def gram(self, layer: Layer, in_turn: bool) -> Gram:
+        """Of one layer's inputs; where layers ran in their turn, those of a stage still read the same."""
+        block, calls, states, run = self._block, self._calls, self._states, self._run
+        stage = self._stages.get(layer) if in_turn else None
+        if stage is None:
+            alone = Stage((layer,), 0)
+            beside = _Beside(block, [alone], self._inside, calls, states, run)
+            return _accumulate(block, alone, calls, states, run, beside)
+        if self._latest is None or self._latest[0] is not stage:
+            found = _accumulate(block, stage, calls, states, run, self._beside, replays=self._replays)
+            self._latest = stage, found
+            self._replays.add(stage.layers)
+        return self._latest[1]
+
+    def close(self) -> None:
+        """Keep nothing any more."""
+        self._latest = None
+        self._replays.close()
 
 
 @contextmanager

@@ -525,7 +525,7 @@ class LayerRun:
         )
 
     def _settle(
-        self, layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer], Gram]
+        self, layers: Sequence[Layer], moved: Callable[[], Sequence[Layer]], gram: Callable[[Layer, bool], Gram]
     ) -> None:
         """Measure again those of a block's layers whose inputs have changed since they were pruned."""
         names = self._records.once(
@@ -533,9 +533,9 @@ class LayerRun:
         )
         for layer in layers:
             if layer.name in names and layer.name in self._starts:  # else it was left dense
-                self._measure_again(layer, gram(layer), _IN_ANOTHER_ORDER)
+                self._measure_again(layer, gram(layer, False), _IN_ANOTHER_ORDER)
             elif layer.name in self._fitted:
-                self._measure_again(layer, gram(layer), "")
+                self._measure_again(layer, gram(layer, not names), "")
         if self._measured_last is None:
             self._starts.clear()
 
