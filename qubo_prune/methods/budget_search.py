@@ -8,9 +8,9 @@ of the dense model's predictions from the masked one's changes, to second order 
     E(x) = sum_a m_a x_a + sum_{a != b} Q_ab x_a x_b,    Q_ab = 1/2 mean_t v_a(t)' (diag q_t - q_t q_t') v_b(t),
 
 with ``q_t`` the predictions now and ``m_a`` the change that was measured of option a alone, in nats. The whole budget
-is linear: ``sum_a (weights that a prunes) x_a >= `` what the model has to prune. Any solver decides; the answer is
-taken if the divergence on other windows falls, a half or a quarter of its way if the whole does not, and a problem is
-emitted anew from there. Where nothing falls, the options come nearer.
+is linear: ``sum_a c_a x_a >= C``, with ``c_a`` the weights that option a prunes and C those that the model has to
+prune. Any solver decides; the answer is taken if the divergence on other windows falls, a half or a quarter of its way
+if the whole does not, and a problem is emitted anew from there. Where nothing falls, the options come nearer.
 """
 
 from __future__ import annotations
