@@ -39,6 +39,7 @@ UNCHECKED = (
     "qubo_prune.solver.swaps.kernels",
     "qubo_prune.solver.swaps.budgets",
     "qubo_prune.solver.swaps.feasible",
+    "qubo_prune.masks.channel_order",
     "qubo_prune.cli.app",
     "qubo_prune.cli.block_study",
     "qubo_prune.request",
