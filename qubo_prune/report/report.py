@@ -370,7 +370,7 @@ class Report(Shown):
         )
         if self.budgets is not None:
             loss += (
-                f"budgets: divergence of the masked model {self.budgets.start:.4f} to {self.budgets.end:.4f} nats in "
+                f"budgets: divergence of the masked model {self.budgets.start:.4g} to {self.budgets.end:.4g} nats in "
                 f"{self.budgets.passes:.0f} short passes\n"
             )
         judged = self.held_out_perplexity
